@@ -1,0 +1,6 @@
+//! The node agent of Divert.
+//!
+//! Data flows one way: manifests → world → compile → plan → apply, and for bytes:
+//! accept → detect → decide → forward.
+
+pub mod plan;

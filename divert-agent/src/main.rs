@@ -1,0 +1,3 @@
+//! `divert-agent`, the program.
+
+fn main() {}

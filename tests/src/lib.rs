@@ -1,0 +1,1 @@
+//! Guards and helpers for tests through a real kernel.
