@@ -4,3 +4,5 @@
 //! accept → detect → decide → forward.
 
 pub mod plan;
+pub mod splice;
+pub mod table;

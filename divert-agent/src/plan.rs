@@ -60,6 +60,19 @@ pub struct Plan {
     pub pods: BTreeMap<PodRef, PodPlan>,
 }
 
+/// A step from one plan to the next: what compile hands to apply. From nothing, it is a whole plan.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PlanChange {
+    /// Captures that are new or whose target has changed.
+    pub captures: Vec<(Capture, Arc<Target>)>,
+    /// Captures that are gone.
+    pub released: Vec<Capture>,
+    /// Pods that are new or have changed.
+    pub pods: Vec<(PodRef, PodPlan)>,
+    /// Pods that are gone.
+    pub pods_gone: Vec<PodRef>,
+}
+
 /// A pod to register.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct PodPlan {

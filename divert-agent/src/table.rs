@@ -1,0 +1,104 @@
+//! The routing table: what each label stands for right now.
+//!
+//! Written by apply alone, read by every worker. A worker looks a label up once per connection and
+//! then holds its [`Slot`]; a change of routing swaps the slot's target, so the next request on a
+//! connection that is long open sees it. Readers never wait: both levels are atomic swaps.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use divert_common::label::Label;
+
+use crate::plan::Target;
+
+/// A label in use.
+#[derive(Debug)]
+pub struct Slot {
+    /// The label.
+    pub label: Label,
+    /// The destination that the application asked for.
+    pub original: SocketAddr,
+    target: ArcSwap<Target>,
+    connections: AtomicUsize,
+}
+
+impl Slot {
+    /// A slot without connections.
+    pub fn new(label: Label, original: SocketAddr, target: Arc<Target>) -> Self {
+        Self { label, original, target: ArcSwap::new(target), connections: AtomicUsize::new(0) }
+    }
+
+    /// Who takes requests to this destination now.
+    pub fn target(&self) -> arc_swap::Guard<Arc<Target>> {
+        self.target.load()
+    }
+
+    /// Changes who takes requests, from the next request on.
+    pub fn set_target(&self, target: Arc<Target>) {
+        self.target.store(target);
+    }
+
+    /// Connections accepted on the label and still held.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Acquire)
+    }
+}
+
+/// A connection's claim on its label: while one exists, the label is not given to another target.
+#[derive(Debug)]
+pub struct Claim(Arc<Slot>);
+
+impl std::ops::Deref for Claim {
+    type Target = Slot;
+    fn deref(&self) -> &Slot {
+        &self.0
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// All labels in use.
+#[derive(Debug, Default)]
+pub struct Table(ArcSwap<imbl::HashMap<u32, Arc<Slot>>>);
+
+impl Table {
+    /// Claims the slot of a label for a connection; `None` when the label is not live.
+    pub fn claim(&self, label: Label) -> Option<Claim> {
+        let slot = self.0.load().get(&label.index()).cloned()?;
+        slot.connections.fetch_add(1, Ordering::AcqRel);
+        Some(Claim(slot))
+    }
+
+    /// The slot of a label, without a claim.
+    pub fn get(&self, label: Label) -> Option<Arc<Slot>> {
+        self.0.load().get(&label.index()).cloned()
+    }
+
+    /// Adds and removes slots in one step. Only apply writes, so load and store need no loop.
+    pub fn update(&self, add: impl IntoIterator<Item = Arc<Slot>>, remove: impl IntoIterator<Item = Label>) {
+        let mut slots = imbl::HashMap::clone(&self.0.load());
+        for label in remove {
+            slots.remove(&label.index());
+        }
+        for slot in add {
+            slots.insert(slot.label.index(), slot);
+        }
+        self.0.store(Arc::new(slots));
+    }
+
+    /// Number of labels in use.
+    pub fn len(&self) -> usize {
+        self.0.load().len()
+    }
+
+    /// Whether no label is in use.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
