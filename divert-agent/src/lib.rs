@@ -3,6 +3,7 @@
 //! Data flows one way: manifests → world → compile → plan → apply, and for bytes:
 //! accept → detect → decide → forward.
 
+pub mod apply;
 pub mod kernel;
 pub mod plan;
 pub mod splice;

@@ -18,16 +18,16 @@ pub const QUARANTINE: Duration = Duration::from_secs(180);
 
 /// A captured destination as the kernel keys it: capture set and address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct CaptureKey {
+pub(super) struct CaptureKey {
     /// Capture set id.
-    pub set: u32,
+    pub(super) set: u32,
     /// Destination.
-    pub address: SocketAddr,
+    pub(super) address: SocketAddr,
 }
 
 /// All labels: in use, resting, free.
 #[derive(Debug)]
-pub struct Labels {
+pub(super) struct Labels {
     /// Indices from here up have never been used.
     unused: u32,
     /// End of the indices.
@@ -70,7 +70,7 @@ impl Labels {
 
     /// The label for a destination: the one it has, the one it had and that still rests, or one that
     /// means nothing. `None` when every label is in use or resting.
-    pub fn take(&mut self, key: CaptureKey) -> Option<Label> {
+    pub(super) fn take(&mut self, key: CaptureKey) -> Option<Label> {
         if let Some(label) = self.used.get(&key) {
             return Some(*label);
         }
@@ -92,7 +92,7 @@ impl Labels {
     }
 
     /// The capture of `key` is gone from the kernel: its label rests from `now`.
-    pub fn release(&mut self, key: CaptureKey, now: Duration) {
+    pub(super) fn release(&mut self, key: CaptureKey, now: Duration) {
         if let Some(label) = self.used.remove(&key) {
             let resting = Resting { label, released: now };
             self.resting.insert(key, resting);
@@ -100,12 +100,15 @@ impl Labels {
         }
     }
 
-    /// Frees what has rested long enough and is not held, and says which labels those are: they leave
-    /// the routing table, and only then may be taken again, which the borrow of `self` by the caller's
-    /// next [`Labels::take`] puts in order.
+    /// Frees what has rested long enough and is not held, and says which those are and what they meant: the caller
+    /// takes them out of the routing table before it asks for another label.
     ///
-    /// `now` is on the clock of [`Labels::release`] and must not run while the agent is stopped.
-    pub fn expire(&mut self, now: Duration, is_held: impl Fn(Label) -> bool) -> Vec<Label> {
+    /// `now` is on the clock of [`Labels::release`], which must not run while the agent is stopped.
+    pub(super) fn expire(
+        &mut self,
+        now: Duration,
+        is_held: impl Fn(Label) -> bool,
+    ) -> Vec<(CaptureKey, Label)> {
         let mut due = std::mem::take(&mut self.held);
         while let Some(entry) = self.quarantine.pop_front_if(|(_, it)| it.released + QUARANTINE <= now) {
             due.push(entry);
@@ -120,20 +123,15 @@ impl Labels {
             } else {
                 self.resting.remove(&key);
                 self.free.push_back(entry.label);
-                freed.push(entry.label);
+                freed.push((key, entry.label));
             }
         }
         freed
     }
 
-    /// Labels of captures that exist.
-    pub fn used(&self) -> usize {
-        self.used.len()
-    }
-
-    /// Labels of captures that are gone, not yet free.
-    pub fn resting(&self) -> usize {
-        self.resting.len()
+    /// Whether a label is to be had.
+    pub(super) fn has_free(&self) -> bool {
+        self.unused < self.end || !self.free.is_empty()
     }
 }
 
@@ -161,7 +159,7 @@ mod tests {
         let first = labels.take(key(1)).unwrap();
         assert_ne!(labels.take(key(2)), Some(first));
         assert_eq!(labels.take(key(1)), Some(first));
-        assert_eq!(labels.used(), 2);
+        assert_eq!(labels.used.len(), 2);
     }
 
     #[test]
@@ -178,7 +176,7 @@ mod tests {
         labels.release(key(1), at(10));
         assert_eq!(labels.expire(at(10) + QUARANTINE - Duration::from_nanos(1), NEVER_HELD), []);
         assert_eq!(labels.take(key(2)), None);
-        assert_eq!(labels.expire(at(10) + QUARANTINE, NEVER_HELD), [label]);
+        assert_eq!(labels.expire(at(10) + QUARANTINE, NEVER_HELD), [(key(1), label)]);
         assert_eq!(labels.take(key(2)), Some(label));
     }
 
@@ -189,8 +187,8 @@ mod tests {
         labels.release(key(1), at(0));
         assert_eq!(labels.expire(at(10_000), |_| true), []);
         assert_eq!(labels.expire(at(20_000), |_| true), []);
-        assert_eq!(labels.expire(at(20_000), NEVER_HELD), [label]);
-        assert_eq!(labels.resting(), 0);
+        assert_eq!(labels.expire(at(20_000), NEVER_HELD), [(key(1), label)]);
+        assert_eq!(labels.resting.len(), 0);
     }
 
     #[test]
@@ -203,7 +201,7 @@ mod tests {
         // A second rest starts anew, whatever the first one left in the queue.
         labels.release(key(1), at(1_000));
         assert_eq!(labels.expire(at(1_001), NEVER_HELD), []);
-        assert_eq!(labels.expire(at(1_000) + QUARANTINE, NEVER_HELD), [label]);
+        assert_eq!(labels.expire(at(1_000) + QUARANTINE, NEVER_HELD), [(key(1), label)]);
     }
 
     #[test]
@@ -212,7 +210,7 @@ mod tests {
         let [a, b] = [1, 2].map(|n| labels.take(key(n)).unwrap());
         labels.release(key(2), at(0));
         labels.release(key(1), at(1));
-        assert_eq!(labels.expire(at(1_000), NEVER_HELD), [b, a]);
+        assert_eq!(labels.expire(at(1_000), NEVER_HELD), [(key(2), b), (key(1), a)]);
         assert_eq!(labels.take(key(3)).unwrap().index(), 2, "never used comes first");
         assert_eq!(labels.take(key(4)), Some(b), "then what was freed first");
         assert_eq!(labels.take(key(5)), Some(a));
@@ -269,7 +267,7 @@ mod tests {
                     Step::Hold(n) => if meaning.contains_key(&n) { held.insert(n); },
                     Step::Drop(n) => { held.remove(&n); }
                 }
-                for label in labels.expire(now, |it| held.contains(&it.index())) {
+                for (_, label) in labels.expire(now, |it| held.contains(&it.index())) {
                     let (_, released) = meaning.remove(&label.index()).unwrap();
                     prop_assert!(released.is_some_and(|it| it + QUARANTINE <= now));
                     prop_assert!(!held.contains(&label.index()));

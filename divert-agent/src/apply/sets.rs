@@ -6,10 +6,12 @@ use divert_common::map::EVERYONE;
 
 use crate::plan::CaptureSet;
 
-/// Numbers in use. A set has one as long as a capture or a pod refers to it.
+/// Numbers in use. A set has one as long as a capture, a resting label or a
+/// pod refers to it.
 #[derive(Debug, Default)]
-pub struct SetIds {
-    by_set: HashMap<CaptureSet, (u32, usize)>,
+pub(super) struct SetIds {
+    by_set: HashMap<CaptureSet, u32>,
+    references: HashMap<u32, (CaptureSet, usize)>,
     free: BTreeSet<u32>,
     /// How many numbers besides [`EVERYONE`] have ever been given out.
     highest: u32,
@@ -17,47 +19,46 @@ pub struct SetIds {
 
 impl SetIds {
     /// The number of a set, with one reference more. Everyone's set is [`EVERYONE`] and not counted.
-    pub fn acquire(&mut self, set: &CaptureSet) -> u32 {
+    pub(super) fn acquire(&mut self, set: &CaptureSet) -> u32 {
         if set.0.is_empty() {
             return EVERYONE;
         }
-        if let Some((id, references)) = self.by_set.get_mut(set) {
-            *references += 1;
+        if let Some(id) = self.by_set.get(set) {
+            if let Some((_, count)) = self.references.get_mut(id) {
+                *count += 1;
+            }
             return *id;
         }
         let id = self.free.pop_first().unwrap_or_else(|| {
             self.highest += 1;
             self.highest
         });
-        self.by_set.insert(set.clone(), (id, 1));
+        self.by_set.insert(set.clone(), id);
+        self.references.insert(id, (set.clone(), 1));
         id
     }
 
     /// The number of a set that is referred to.
-    pub fn get(&self, set: &CaptureSet) -> Option<u32> {
-        if set.0.is_empty() { Some(EVERYONE) } else { self.by_set.get(set).map(|(id, _)| *id) }
+    pub(super) fn get(&self, set: &CaptureSet) -> Option<u32> {
+        if set.0.is_empty() { Some(EVERYONE) } else { self.by_set.get(set).copied() }
     }
 
     /// Takes one reference back. With the last one the number is free: by then no key in the kernel
-    /// may carry it, nor any pod.
-    pub fn release(&mut self, set: &CaptureSet) {
-        if let Some((id, references)) = self.by_set.get_mut(set) {
-            *references -= 1;
-            if *references == 0 {
-                self.free.insert(*id);
-                self.by_set.remove(set);
-            }
+    /// may carry it, nor any pod, nor a slot in the routing table.
+    pub(super) fn release(&mut self, id: u32) {
+        let Some((set, count)) = self.references.get_mut(&id) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.by_set.remove(set);
+            self.references.remove(&id);
+            self.free.insert(id);
         }
     }
 
     /// Number of sets besides everyone's.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
         self.by_set.len()
-    }
-
-    /// Whether there is no set but everyone's.
-    pub fn is_empty(&self) -> bool {
-        self.by_set.is_empty()
     }
 }
 
@@ -74,8 +75,8 @@ mod tests {
         let mut ids = SetIds::default();
         assert_eq!(ids.get(&set(&[])), Some(EVERYONE));
         assert_eq!(ids.acquire(&set(&[])), EVERYONE);
-        ids.release(&set(&[]));
-        assert!(ids.is_empty());
+        ids.release(EVERYONE);
+        assert_eq!(ids.count(), 0);
     }
 
     #[test]
@@ -86,11 +87,11 @@ mod tests {
         assert_eq!(ids.acquire(&set(&["staging"])), staging);
         let both = ids.acquire(&set(&["staging", "qa"]));
         assert_ne!(both, staging);
-        ids.release(&set(&["staging"]));
+        ids.release(staging);
         assert_eq!(ids.get(&set(&["staging"])), Some(staging));
-        ids.release(&set(&["staging"]));
+        ids.release(staging);
         assert_eq!(ids.get(&set(&["staging"])), None);
         assert_eq!(ids.acquire(&set(&["qa"])), staging, "the number is free again");
-        assert_eq!(ids.len(), 2);
+        assert_eq!(ids.count(), 2);
     }
 }

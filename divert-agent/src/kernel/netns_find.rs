@@ -147,10 +147,10 @@ pub fn match_pods<'a, P: Copy + Ord>(
     for (pod, addresses) in pods {
         let found: BTreeSet<NetNsId> =
             addresses.iter().filter_map(|it| holders.get(it)).flatten().copied().collect();
-        let mut found = found.into_iter();
-        for id in found.clone() {
-            *pods_in.entry(id).or_default() += 1;
+        for id in &found {
+            *pods_in.entry(*id).or_default() += 1;
         }
+        let mut found = found.into_iter();
         let matched = match (found.next(), found.next()) {
             (None, _) => Err(NoMatch::NotFound),
             (Some(id), None) => Ok(id),
