@@ -3,6 +3,7 @@
 //! Data flows one way: manifests → world → compile → plan → apply, and for bytes:
 //! accept → detect → decide → forward.
 
+pub mod decide;
 pub mod plan;
 pub mod splice;
 pub mod table;

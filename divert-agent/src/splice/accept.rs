@@ -30,8 +30,10 @@ pub(super) fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Listeners) -
         .filter_map(|listener| {
             let listener = Socket::from(listener);
             // Accepted sockets inherit the options, which spares the calls for each.
-            let registered = dial::tune(&listener)
-                .and_then(|()| AsyncFd::with_interest(listener, Interest::READABLE));
+            let registered = dial::tune(&listener).and_then(|()| {
+                // SAFETY: a Socket owns its descriptor and lives in the AsyncFd until that is dropped.
+                Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? })
+            });
             match registered {
                 Ok(listener) => {
                     let task = tokio::task::spawn_local(accept(Rc::clone(worker), Arc::clone(pod), listener));

@@ -9,7 +9,6 @@ use super::dial::Unreachable;
 use crate::plan::{ServiceRef, Unavailable};
 
 /// Why the agent answers.
-#[derive(Debug)]
 pub(super) enum Answer<'a> {
     /// RFC 9112 6.3: the request could be read in two ways.
     Ambiguous(&'a dyn std::fmt::Display),

@@ -47,8 +47,7 @@ impl Buffer {
     /// Room at the back: never empty unless [`Self::is_full`].
     pub(super) fn space(&mut self) -> &mut [u8] {
         if self.block.is_empty() {
-            self.block =
-                IDLE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BLOCK].into_boxed_slice());
+            self.block = IDLE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BLOCK].into_boxed_slice());
         }
         // Short room at the back would mean short reads: move up what is left, which is little.
         if self.start > 0 && self.block.len() - self.end < self.block.len() / 4 {

@@ -38,7 +38,10 @@ pub(super) enum ShortRead {
 impl Conn {
     /// Registers a non-blocking socket with the runtime of this thread.
     pub(super) fn new(socket: Socket) -> io::Result<Self> {
-        Ok(Self { fd: AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE)? })
+        // SAFETY: a Socket owns its descriptor, is never replaced in here, and closes after the AsyncFd
+        // has deregistered it.
+        let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)? };
+        Ok(Self { fd })
     }
 
     /// The socket, for options.
@@ -103,7 +106,10 @@ impl Conn {
         pipe: &mut Pipe,
         limit: usize,
     ) -> Poll<io::Result<usize>> {
-        debug_assert_eq!(pipe.held, 0, "a pipe that is not empty may be full, and its EAGAIN is not the socket's");
+        debug_assert_eq!(
+            pipe.held, 0,
+            "a pipe that is not empty may be full, and its EAGAIN is not the socket's"
+        );
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match splice(self.socket(), None, &pipe.write, None, limit, SPLICE) {
@@ -160,9 +166,9 @@ impl Conn {
         let _ = self.socket().set_linger(Some(Duration::ZERO));
     }
 
-    /// Closes with RST, behind the bytes already written: what the kernel has not sent yet gets up to
+    /// Prepares to close with RST, behind the bytes already written: what the kernel has not sent yet gets up to
     /// a second to leave, so that a reset does not overtake data that came before it.
-    pub(super) async fn abort(self) {
+    pub(super) async fn abort(&self) {
         for _ in 0..ABORT_POLLS {
             if self.unsent() == 0 {
                 break;

@@ -28,7 +28,7 @@ pub(super) struct Downstream {
 }
 
 /// What of a request its exchange needs to know.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Outgoing {
     /// Bytes at the front of the inbox that are the head.
     pub(super) head_len: usize,

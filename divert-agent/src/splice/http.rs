@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -43,8 +44,11 @@ struct Wanted {
 
 /// An upstream for one request.
 enum Upstream {
-    Original { conn: Conn, carried: bool },
-    Developer { kept: Kept, reused: bool },
+    Original(Conn),
+    Developer {
+        kept: Kept,
+        reused: bool,
+    },
     /// There is none, and the client was told.
     Answered,
 }
@@ -98,9 +102,9 @@ impl Session {
 
     /// Reads and decides the request at the front of the inbox; `None` while it is incomplete.
     fn read_request(&mut self) -> Result<Option<Step>, End> {
-        let config = Arc::clone(&self.worker.config);
+        let worker = Rc::clone(&self.worker);
         let bytes = self.client.inbox.bytes();
-        match parse_request(bytes, &mut self.scan, &config.names) {
+        match parse_request(bytes, &mut self.scan, &worker.config.names) {
             Request::Partial => {
                 if self.client.inbox.is_full() {
                     self.client.inbox.grow();
@@ -153,7 +157,7 @@ impl Session {
         Ok(())
     }
 
-    async fn serve_request(&mut self, mut wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
+    async fn serve_request(&mut self, wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
         let upstream = match &route {
             None => self.original_upstream().await?,
             Some(route) => self.developer_upstream(route, &wanted).await?,
@@ -164,18 +168,25 @@ impl Session {
                 self.client.inbox.consume(wanted.outgoing.head_len);
                 Ok(())
             }
-            Upstream::Original { conn, carried } => {
+            Upstream::Original(conn) => {
                 self.count(Count::RequestsOriginal);
-                wanted.outgoing.target = None;
-                let outcome = self.exchange(&conn, wanted.outgoing).await;
-                match self.settle(&conn, outcome).await? {
-                    true => self.original = Original::Open { conn, carried: true },
-                    false => return Err(no_response(carried)),
+                let mut outgoing = wanted.outgoing;
+                if outgoing.target.is_some() {
+                    outgoing.target = self.claim.target().services.first().map(|it| it.service.to_string());
                 }
+                let outcome = self.exchange(&conn, outgoing).await;
+                if !self.settle(&conn, outcome).await? {
+                    // The client gets the end that the server gave.
+                    return Err(End::Close);
+                }
+                self.original = Original::Open { conn, carried: true };
                 Ok(())
             }
             Upstream::Developer { kept, reused } => {
                 self.count(Count::RequestsDiverted);
+                if matches!(self.original, Original::Failed) {
+                    self.original = Original::Absent;
+                }
                 self.divert(kept, reused, wanted, route.as_deref()).await
             }
         }
@@ -239,13 +250,12 @@ impl Session {
                 }
                 Err(self.refuse(&Answer::Ambiguous(&"a chunk of its body is malformed")))
             }
-            Ok(Outcome::Tunnel(server)) => Err(self.relay_tunnel(conn, server).await),
+            Ok(Outcome::Tunnel(server)) => Err(self.tunnel(conn, server, false).await),
         }
     }
 
     async fn original_upstream(&mut self) -> Result<Upstream, End> {
-        let (conn, carried) = self.original_conn().await?;
-        Ok(Upstream::Original { conn, carried })
+        Ok(Upstream::Original(self.original_conn().await?))
     }
 
     async fn developer_upstream(&mut self, route: &Arc<Route>, wanted: &Wanted) -> Result<Upstream, End> {
@@ -367,11 +377,6 @@ fn developer(route: &Route, endpoint: SocketAddr, conn: Conn) -> Upstream {
     Upstream::Developer { kept: Kept { service: route.service.clone(), endpoint, conn }, reused: false }
 }
 
-/// An original that ends without an answer: the client gets the end that the server gave.
-fn no_response(_carried: bool) -> End {
-    End::Close
-}
-
 fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted {
     let rewritten = head.h2c_offer.then(|| {
         let mut without = Vec::with_capacity(head.len);
@@ -389,7 +394,8 @@ fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted
             method: head.method,
             rewritten,
             close: head.close,
-            target: head.debug.then(|| route.map(|route| route.service.to_string())).flatten(),
+            // The name of the shared service is filled in where it turns out to be that.
+            target: head.debug.then(|| route.map(|route| route.service.to_string()).unwrap_or_default()),
             retain: false,
         },
     }

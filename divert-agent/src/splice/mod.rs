@@ -27,10 +27,12 @@ mod conn;
 pub mod counts;
 mod dial;
 mod exchange;
+mod http;
 mod opaque;
 mod pipe;
 mod pump;
 mod session;
+mod upstream;
 mod worker;
 
 use counts::Counts;
@@ -70,7 +72,10 @@ pub struct SpliceConfig {
 
 impl fmt::Debug for SpliceConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpliceConfig").field("ranges", &self.ranges).field("mark", &self.mark).finish_non_exhaustive()
+        f.debug_struct("SpliceConfig")
+            .field("ranges", &self.ranges)
+            .field("mark", &self.mark)
+            .finish_non_exhaustive()
     }
 }
 

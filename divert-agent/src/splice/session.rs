@@ -164,7 +164,9 @@ impl Session {
             }
             match detector.detect(self.client.inbox.bytes()) {
                 ClientBytes::Http1 if server.is_empty() => return Poll::Ready(Ok(Opened::Http)),
-                ClientBytes::Http1 | ClientBytes::Http2 | ClientBytes::Opaque => return opaque(server, false),
+                ClientBytes::Http1 | ClientBytes::Http2 | ClientBytes::Opaque => {
+                    return opaque(server, false);
+                }
                 ClientBytes::Undecided if self.client.inbox.is_full() => self.client.inbox.grow(),
                 ClientBytes::Undecided => {}
             }
@@ -173,7 +175,7 @@ impl Session {
         while let Original::Open { conn, .. } = &self.original
             && !*settings
         {
-            if conn.poll_readable(cx)?.is_pending() {
+            if conn.poll_readable(cx).is_pending() {
                 break;
             }
             let Poll::Ready(got) = conn.poll_recv(cx, server.space(), ShortRead::Unproven) else {
@@ -263,21 +265,21 @@ impl Session {
     /// Relays the rest of the connection to the original destination, byte for byte.
     pub(super) async fn opaque(&mut self, server: Buffer, server_ended: bool) -> End {
         let conn = match self.original_conn().await {
-            Ok((conn, _)) => conn,
+            Ok(conn) => conn,
             Err(end) => return end,
         };
-        self.tunnel(conn, server, server_ended).await
+        self.tunnel(&conn, server, server_ended).await
     }
 
     /// Relays the rest of the connection to an upstream, byte for byte.
-    pub(super) async fn tunnel(&mut self, upstream: Conn, server: Buffer, server_ended: bool) -> End {
+    pub(super) async fn tunnel(&mut self, upstream: &Conn, server: Buffer, server_ended: bool) -> End {
         self.count(Count::Opaque);
         let client = Side {
             conn: &self.client.conn,
             read: std::mem::take(&mut self.client.inbox),
             ended: self.client.ended,
         };
-        match relay(client, Side { conn: &upstream, read: server, ended: server_ended }).await {
+        match relay(client, Side { conn: upstream, read: server, ended: server_ended }).await {
             Relayed::Closed => End::Close,
             Relayed::Broken(_) => {
                 upstream.abort().await;
@@ -286,11 +288,10 @@ impl Session {
         }
     }
 
-    /// The connection to the original destination, and whether it has carried a request. Waits as long
-    /// as the kernel tries.
-    pub(super) async fn original_conn(&mut self) -> Result<(Conn, bool), End> {
+    /// The connection to the original destination. Waits as long as the kernel tries.
+    pub(super) async fn original_conn(&mut self) -> Result<Conn, End> {
         let dialled = match std::mem::replace(&mut self.original, Original::Absent) {
-            Original::Open { conn, carried } => return Ok((conn, carried)),
+            Original::Open { conn, .. } => return Ok(conn),
             Original::Dialing(dial) => dial.wait().await,
             Original::Absent => match Dial::start(self.dial_from(), self.claim.original) {
                 Ok(dial) => dial.wait().await,
@@ -301,7 +302,7 @@ impl Session {
                 return Err(End::Reset);
             }
         };
-        dialled.map(|conn| (conn, false)).map_err(|error| {
+        dialled.map_err(|error| {
             let exhausted = dial::is_exhausted(&error);
             self.count(if exhausted { Count::Exhausted } else { Count::OriginalFailed });
             End::Reset
