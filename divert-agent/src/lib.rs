@@ -4,6 +4,7 @@
 //! accept → detect → decide → forward.
 
 pub mod apply;
+pub mod decide;
 pub mod kernel;
 pub mod plan;
 pub mod splice;
