@@ -56,7 +56,8 @@ impl Conn {
 
     /// Ready when a connect has ended, either way.
     pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.fd.poll_write_ready(cx))?;
+        // A fresh socket is first writable when its connect has ended, and stays so: nothing to clear.
+        let _ = ready!(self.fd.poll_write_ready(cx))?;
         Poll::Ready(match self.socket().take_error()? {
             Some(error) => Err(error),
             None => Ok(()),

@@ -354,10 +354,9 @@ impl<'a> Exchange<'a> {
     /// Sends what may go to the client.
     fn poll_flush_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let Self { client, down, .. } = self;
-        ready!(down.lead.poll_send(cx, &client.conn)).map_err(Broken::Sink)?;
+        ready!(down.lead.poll_send(cx, &client.conn))?;
         while down.pass > 0 {
-            let sent =
-                ready!(client.conn.poll_send(cx, &down.outbox.bytes()[..down.pass])).map_err(Broken::Sink)?;
+            let sent = ready!(client.conn.poll_send(cx, &down.outbox.bytes()[..down.pass]))?;
             down.outbox.consume(sent);
             down.pass -= sent;
         }

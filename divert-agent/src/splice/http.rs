@@ -148,7 +148,7 @@ impl Session {
             // The client's own rules for a connection that a server closed apply, as they would without us.
             match idle {
                 _ if !carried => {}
-                Idle::Broke(_) => return Err(End::Reset),
+                Idle::Broke => return Err(End::Reset),
                 Idle::Ended | Idle::Spoke => return Err(End::Close),
             }
         }
@@ -352,7 +352,7 @@ impl Session {
                     self.count(Count::Unsolicited);
                     return Poll::Ready(End::Close);
                 }
-                Poll::Ready(Idle::Broke(_)) => return Poll::Ready(End::Reset),
+                Poll::Ready(Idle::Broke) => return Poll::Ready(End::Reset),
                 Poll::Pending => {}
             }
             while !self.client.ended && !self.client.inbox.is_full() {

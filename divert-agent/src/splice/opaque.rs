@@ -14,8 +14,8 @@ use super::pump::{Broken, Pump};
 pub(super) enum Relayed {
     /// Both directions reached their end of stream.
     Closed,
-    /// One side broke; the other is to be reset.
-    Broken(Broken),
+    /// One side was reset or died; the other is to be reset.
+    Broken,
 }
 
 /// A side as the relay finds it.
@@ -44,8 +44,8 @@ pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
         }
     })
     .await;
-    if let Err(broken) = first {
-        return Relayed::Broken(broken);
+    if let Err(Broken) = first {
+        return Relayed::Broken;
     }
 
     // Half-closed: the side that has ended is not read any more, so its reset must be watched for.
@@ -56,10 +56,8 @@ pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
         biased;
         rest = rest => match rest {
             Ok(()) => Relayed::Closed,
-            Err(broken) => Relayed::Broken(broken),
+            Err(Broken) => Relayed::Broken,
         },
-        () = silent.failed() => {
-            Relayed::Broken(Broken::Source(std::io::ErrorKind::ConnectionReset.into()))
-        }
+        () = silent.failed() => Relayed::Broken,
     }
 }

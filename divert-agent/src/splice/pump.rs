@@ -15,13 +15,14 @@ const FULL_READS: u32 = 4;
 /// A splice that moved less than this says the bulk is over.
 const BULK: usize = 16 * 1024;
 
-/// What ended a direction.
+/// A side was reset or died: the other is to be reset.
 #[derive(Debug)]
-pub(super) enum Broken {
-    /// The side read from reset the connection, or died.
-    Source(io::Error),
-    /// The side written to did.
-    Sink(io::Error),
+pub(super) struct Broken;
+
+impl From<io::Error> for Broken {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
 }
 
 /// The state of one direction of an opaque connection.
@@ -53,7 +54,7 @@ impl Pump {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &Conn, to: &Conn) -> Poll<Result<(), Broken>> {
         while !self.done {
             if !self.buffer.is_empty() {
-                let sent = ready!(to.poll_send(cx, self.buffer.bytes())).map_err(Broken::Sink)?;
+                let sent = ready!(to.poll_send(cx, self.buffer.bytes()))?;
                 self.buffer.consume(sent);
             } else if self.pipe.is_some() {
                 ready!(self.poll_bulk(cx, from, to))?;
@@ -69,7 +70,7 @@ impl Pump {
 
     fn poll_copy(&mut self, cx: &mut Context<'_>, from: &Conn) -> Poll<Result<(), Broken>> {
         // Only take memory when there is something to put into it.
-        ready!(from.poll_readable(cx)).map_err(Broken::Source)?;
+        ready!(from.poll_readable(cx))?;
         let space = self.buffer.space();
         let room = space.len();
         match from.poll_recv(cx, space, ShortRead::Unproven) {
@@ -84,7 +85,7 @@ impl Pump {
                 }
                 return Poll::Ready(Ok(()));
             }
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::Source(error))),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
             Poll::Pending => {
                 self.buffer.release();
                 return Poll::Pending;
@@ -98,14 +99,14 @@ impl Pump {
     fn poll_bulk(&mut self, cx: &mut Context<'_>, from: &Conn, to: &Conn) -> Poll<Result<(), Broken>> {
         let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
         if pipe.held > 0 {
-            ready!(to.poll_drain_pipe(cx, pipe)).map_err(Broken::Sink)?;
+            ready!(to.poll_drain_pipe(cx, pipe))?;
         } else if self.calm {
             self.calm = false;
             if let Some(pipe) = self.pipe.take() {
                 pipe.give_back();
             }
         } else {
-            let got = ready!(from.poll_fill_pipe(cx, pipe, SPLICE_MOST)).map_err(Broken::Source)?;
+            let got = ready!(from.poll_fill_pipe(cx, pipe, SPLICE_MOST))?;
             self.ended = got == 0;
             self.calm = got < BULK;
         }
@@ -139,7 +140,7 @@ impl BodySplice {
     /// Writes what is held.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, to: &Conn) -> Poll<Result<(), Broken>> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held > 0) {
-            ready!(to.poll_drain_pipe(cx, pipe)).map_err(Broken::Sink)?;
+            ready!(to.poll_drain_pipe(cx, pipe))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -159,7 +160,7 @@ impl BodySplice {
             },
         };
         let most = usize::try_from(limit).unwrap_or(usize::MAX).min(SPLICE_MOST);
-        let got = ready!(from.poll_fill_pipe(cx, pipe, most)).map_err(Broken::Source)?;
+        let got = ready!(from.poll_fill_pipe(cx, pipe, most))?;
         Poll::Ready(Ok(if got == 0 { Moved::End } else { Moved::Bytes(got as u64) }))
     }
 

@@ -281,7 +281,7 @@ impl Session {
         };
         match relay(client, Side { conn: upstream, read: server, ended: server_ended }).await {
             Relayed::Closed => End::Close,
-            Relayed::Broken(_) => {
+            Relayed::Broken => {
                 upstream.abort().await;
                 End::Reset
             }

@@ -1,7 +1,6 @@
 //! The upstream connections of one client connection. They are never shared with another: identity,
 //! connection-bound authentication and isolation against request smuggling rest on that.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -75,7 +74,7 @@ impl KeptList {
                 unsolicited();
                 false
             }
-            Poll::Ready(Idle::Ended | Idle::Broke(_)) => false,
+            Poll::Ready(Idle::Ended | Idle::Broke) => false,
         });
     }
 
@@ -95,7 +94,7 @@ pub(super) enum Idle {
     /// It sent bytes that nobody asked for.
     Spoke,
     /// It was reset.
-    Broke(io::Error),
+    Broke,
 }
 
 /// Ready when an idle upstream is no longer fit for a request.
@@ -104,6 +103,6 @@ pub(super) fn poll_idle(cx: &mut Context<'_>, conn: &Conn) -> Poll<Idle> {
     conn.poll_recv(cx, &mut byte, ShortRead::Unproven).map(|got| match got {
         Ok(0) => Idle::Ended,
         Ok(_) => Idle::Spoke,
-        Err(error) => Idle::Broke(error),
+        Err(_) => Idle::Broke,
     })
 }
