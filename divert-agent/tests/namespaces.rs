@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 
 use divert_agent::kernel::addresses::Addresses;
 use divert_agent::kernel::listeners::{self, Families};
@@ -67,18 +68,17 @@ fn a_scan_and_a_look_at_addresses_keep_no_namespace_alive() {
     let (pod, other) = (Mounted::new(&folder, "pod"), Mounted::new(&folder, "other"));
     pod.ip("link add here type veth peer name there");
     let far = other.netns();
-    // `ip` takes a namespace by a process's id or a name in /run/netns; this thread is neither.
-    let pid = std::process::Command::new("sleep");
-    let mut pid = { far.enter(|| { let mut pid = pid; pid.arg("600").spawn() }).unwrap().unwrap() };
-    pod.ip(&format!("link set there netns {}", pid.id()));
+    // `ip` wants the id of a process that is in the other namespace.
+    let mut inside = far.enter(|| Command::new("sleep").arg("600").spawn()).unwrap().unwrap();
+    pod.ip(&format!("link set there netns {}", inside.id()));
     assert!(other.ip("link").contains("there"));
     let scanner = scanner(&folder);
     let found = scanner.scan().unwrap();
     Addresses::of(&netns_find::open(pod.netns().id(), &found[&pod.netns().id()]).unwrap()).unwrap();
     drop(pod);
     until("the veth to go with its namespace", || !ip(&far, "link").contains("there"));
-    pid.kill().unwrap();
-    pid.wait().unwrap();
+    inside.kill().unwrap();
+    inside.wait().unwrap();
 }
 
 #[test]
@@ -126,10 +126,7 @@ fn a_port_that_an_application_has_is_not_taken_from_it() {
     let pod = Mounted::new(&folder, "pod");
     for address in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
         let _app = pod.netns().enter(|| TcpListener::bind((address, PORT))).unwrap().unwrap();
-        assert_eq!(
-            listeners::open(&pod.netns(), PORT, 1, BOTH).unwrap_err().kind(),
-            ErrorKind::AddrInUse
-        );
+        assert_eq!(listeners::open(&pod.netns(), PORT, 1, BOTH).unwrap_err().kind(), ErrorKind::AddrInUse);
     }
 }
 
@@ -143,8 +140,7 @@ fn connections_are_spread_over_the_workers() {
         let clients = pod.netns().enter(connect).unwrap();
         let mut accepted = 0;
         for listeners in &opened.listeners {
-            let listener =
-                if address.is_ipv4() { &listeners.v4 } else { &listeners.v6 }.as_ref().unwrap();
+            let listener = if address.is_ipv4() { &listeners.v4 } else { &listeners.v6 }.as_ref().unwrap();
             let of_this_one = std::iter::from_fn(|| listener.accept().ok()).count();
             assert!(of_this_one > 0, "a worker got no connection to {address}");
             accepted += of_this_one;
@@ -187,8 +183,11 @@ fn a_label_route_makes_label_addresses_local_with_the_pods_address_as_source() {
     let ranges = LabelRanges::default();
     let mut socket = RouteSocket::open(&pod.netns(), &ranges).unwrap();
     let [v4_range, v6_range] = Prefix::of_labels(&ranges);
-    let routes = [(v4_range, IpAddr::from(v4)), (v6_range, v6.into())]
-        .map(|(range, source)| LabelRoute { range, source: Some(source), metric: PORT.into() });
+    let routes = [(v4_range, IpAddr::from(v4)), (v6_range, v6.into())].map(|(range, source)| LabelRoute {
+        range,
+        source: Some(source),
+        metric: PORT.into(),
+    });
     for route in &routes {
         socket.add(route).unwrap();
         socket.add(route).unwrap();
@@ -203,13 +202,16 @@ fn a_label_route_makes_label_addresses_local_with_the_pods_address_as_source() {
         let (server, client) = pod
             .netns()
             .enter(|| {
-                let server = TcpListener::bind((address, 0)).unwrap();
-                let client = TcpStream::connect(server.local_addr().unwrap()).unwrap();
+                let server = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+                let port = server.local_addr().unwrap().port();
+                let client = TcpStream::connect((address, port)).unwrap();
                 (server, client)
             })
             .unwrap();
         assert_eq!(client.local_addr().unwrap().ip(), source);
-        assert_eq!(server.accept().unwrap().1.ip(), source);
+        let (accepted, peer) = server.accept().unwrap();
+        assert_eq!(peer.ip().to_canonical(), source);
+        assert_eq!(accepted.local_addr().unwrap().ip().to_canonical(), address);
     }
 
     // Another agent's stands beside, and stays.

@@ -75,7 +75,7 @@ impl Mounted {
         made
     }
 
-    /// One with an address on a dummy interface.
+    /// One with an address on an interface.
     pub fn with(folder: &Folder, name: &str, addresses: &[IpAddr]) -> Self {
         let made = Self::new(folder, name);
         add_addresses(&made.netns(), addresses);
@@ -113,6 +113,10 @@ impl InProcess {
         made
     }
 
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     pub fn netns(&self) -> NetNs {
         NetNs::open(Path::new(&format!("/proc/{}/ns/net", self.0.id()))).unwrap()
     }
@@ -126,7 +130,9 @@ impl Drop for InProcess {
 }
 
 fn add_addresses(netns: &NetNs, addresses: &[IpAddr]) {
-    ip(netns, "link add pod0 type dummy");
+    // A veth whose other end leads nowhere.
+    ip(netns, "link add pod0 type veth peer name nowhere");
+    ip(netns, "link set nowhere up");
     ip(netns, "link set pod0 up");
     for address in addresses {
         let (length, nodad) = if address.is_ipv4() { (32, "") } else { (128, "nodad") };
