@@ -5,6 +5,7 @@
 //! was found.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +17,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier};
 use crate::cli::RunArgs;
-use crate::kernel::hooks::{DEFAULT_CAPTURES, HookConfig, HookError, Hooks};
-use crate::kernel::netns_find::DEFAULT_FOLDERS;
+use crate::kernel::cgroup;
+use crate::kernel::hooks::{HookConfig, HookError, Hooks};
+use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::ports::DEFAULT_PORTS;
-use crate::kernel::{cgroup, preflight};
 use crate::metrics::Sources;
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
@@ -29,9 +30,6 @@ use crate::{admin, compile, control, manifests};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// The machine or the privileges do not suffice.
-    #[error(transparent)]
-    Preflight(#[from] preflight::PreflightError),
     /// There is no cgroup to attach to.
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
@@ -93,25 +91,25 @@ pub fn run(args: RunArgs) -> Result<(), RunError> {
 
 async fn serve(args: RunArgs) -> Result<(), RunError> {
     let ranges = label_ranges(&args)?;
-    let names = KeyNames::new(&args.key, &args.key_header)?;
-    preflight::check()?;
-    preflight::raise_descriptor_limit();
-    let cgroup = cgroup::open(args.cgroup.as_deref(), args.cgroup_root.as_deref())?;
+    let names =
+        KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
+    // PREFLIGHT
+    let root = cgroup::mount(args.cgroup_root.as_deref())?;
+    let (cgroup, attach_at) = cgroup::open(&root, args.cgroup.as_deref())?;
 
     // From here on a signal ends the agent in order.
     let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for SIGINT"))?;
 
-    let listener = admin::bind(args.admin)
-        .await
-        .map_err(|source| RunError::Admin { address: args.admin, source })?;
+    let listener =
+        admin::bind(args.admin).await.map_err(|source| RunError::Admin { address: args.admin, source })?;
     let workers = args.workers.unwrap_or_else(cores);
     let mut hooks = Hooks::load(&HookConfig {
         ranges,
         mark: args.mark,
         mark_mask: args.mark_mask,
         workers,
-        captures: DEFAULT_CAPTURES,
+        captures: args.max_captures,
     })?;
     let counters = hooks.counters();
     let heartbeat = hooks.heartbeat();
@@ -127,12 +125,12 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let counts = workers.counts();
     let workers = Arc::new(workers);
     hooks.attach(cgroup.as_fd())?;
-    tracing::info!(cgroup = %cgroup.path().display(), workers = counts.len(), "attached");
+    tracing::info!(cgroup = %attach_at.display(), workers = counts.len(), "attached");
 
     let settings = apply::Settings {
         ranges,
         ports: if args.listener_ports.is_empty() { DEFAULT_PORTS.to_vec() } else { args.listener_ports },
-        netns_folders: DEFAULT_FOLDERS.iter().map(PathBuf::from).chain(args.netns_dir).collect(),
+        netns_folders: NETNS_FOLDERS.iter().map(PathBuf::from).chain(args.netns_dir).collect(),
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;

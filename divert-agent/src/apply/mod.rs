@@ -216,7 +216,9 @@ impl Applier {
 
     /// Lets new connections go direct for good.
     pub fn release(&mut self) {
-        self.hooks.stop_capturing();
+        if let Err(error) = self.hooks.stop_capturing() {
+            error!("new connections cannot be let go before the end: {}", chain(&error));
+        }
     }
 
     /// Ends all that was begun and gives the hooks back: pods are unregistered, their listeners closed, their

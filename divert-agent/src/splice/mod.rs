@@ -155,9 +155,9 @@ impl Workers {
         }
         // The senders go with the threads, so this ends when the last one does.
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = running.as_ref().is_none_or(|running| {
-            matches!(running.recv_timeout(limit), Err(RecvTimeoutError::Disconnected))
-        });
+        let ended = running
+            .as_ref()
+            .is_none_or(|running| matches!(running.recv_timeout(limit), Err(RecvTimeoutError::Disconnected)));
         if !ended {
             tracing::warn!("connections were still open after {} s and are reset", limit.as_secs());
             for worker in &self.workers {
