@@ -26,7 +26,7 @@ use crate::cgroup::Cgroup;
 use crate::named_netns::NamedNetNs;
 use crate::process::{Place, Process};
 use crate::run::{RunName, TempDir};
-use crate::wait::PATIENCE;
+use crate::wait::{self, PATIENCE};
 
 /// An address family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -280,12 +280,21 @@ impl Pod {
     /// # Errors
     /// Those of bind(2).
     pub fn listen_with_backlog(&self, port: u16, backlog: i32) -> io::Result<TcpListener> {
-        let socket = self.socket(Family::V6)?;
-        socket.set_only_v6(false)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
-        socket.listen(backlog)?;
-        Ok(socket.into())
+        let listen = || {
+            let socket = self.socket(Family::V6)?;
+            socket.set_only_v6(false)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+            socket.listen(backlog)?;
+            Ok(socket.into())
+        };
+        // A listener that was closed just now may live on for a moment: a child that another test starts
+        // holds copies of all descriptors between fork and exec.
+        let taken = |listening: &io::Result<_>| {
+            listening.as_ref().is_err_and(|error: &io::Error| error.kind() == io::ErrorKind::AddrInUse)
+        };
+        let attempt = || Some(listen()).filter(|listening| !taken(listening));
+        wait::some_within(PATIENCE, "a port to be free", attempt).unwrap_or_else(|_| listen())
     }
 
     /// Runs a program in the pod.
