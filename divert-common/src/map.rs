@@ -66,16 +66,45 @@ pub enum Counter {
     PassedNoListener = 1,
     /// Captured destinations passed untouched: a worker's heartbeat was too old.
     PassedStale = 2,
-    /// SYNs to a label handed to a listener.
-    Assigned = 3,
 }
 
 /// Length of `COUNTERS`.
-pub const COUNTER_COUNT: u32 = 4;
+pub const COUNTER_COUNT: u32 = 3;
 
-/// Length of `HEARTBEATS`: the most workers an agent can have.
+/// The most workers an agent can have.
 pub const MAX_WORKERS: u32 = 256;
-/// Pace at which each worker writes CLOCK_MONOTONIC, in nanoseconds, to its slot of `HEARTBEATS`.
+/// The one value of `HEARTBEATS`: when each worker last turned its event loop, in nanoseconds of
+/// CLOCK_MONOTONIC, which is what bpf_ktime_get_ns reads. Zero: it has not begun.
+pub type Heartbeats = [u64; MAX_WORKERS as usize];
+/// Pace at which each worker writes its heartbeat, in milliseconds.
 pub const HEARTBEAT_MILLIS: u64 = 200;
 /// Age of the oldest heartbeat from which the hooks pass everything untouched, in nanoseconds.
 pub const STALE_NANOS: u64 = 2_000_000_000;
+
+/// Index into `LISTENERS`, the socket map of an sk_lookup program: the listener on 127.0.0.1.
+pub const LISTENER_V4: u32 = 0;
+/// Index into `LISTENERS`: the listener on ::1.
+pub const LISTENER_V6: u32 = 1;
+/// Length of `LISTENERS`.
+pub const LISTENER_COUNT: u32 = 2;
+
+/// User space hands these to the kernel as bytes.
+#[cfg(feature = "aya")]
+mod pod {
+    // SAFETY: repr(C), of integers only, without padding: any bytes are a value and every byte is defined.
+    unsafe impl aya::Pod for super::PodEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::CaptureKey4 {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::CaptureKey6 {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Origin {}
+}
+
+/// A size that is the sum of its fields' sizes leaves no room for padding.
+const _: () = {
+    assert!(size_of::<PodEntry>() == 4 + 2 + 2);
+    assert!(size_of::<CaptureKey4>() == 4 + 4 + 2 + 2);
+    assert!(size_of::<CaptureKey6>() == 4 + 16 + 2 + 2);
+    assert!(size_of::<Origin>() == 16 + 2 + 2);
+};

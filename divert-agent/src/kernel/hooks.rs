@@ -1,0 +1,380 @@
+//! The connect and getpeername hooks, and the maps that tell them what to do.
+//!
+//! Order is the caller's concern and matters: a label's origin and its slot in the routing table come
+//! before the capture that leads to it, and go after; a pod's listeners come before its registration.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
+use divert_common::map::{CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, PodEntry};
+
+use super::cookie::NetnsCookie;
+use super::counters::Counters;
+use super::heartbeat::Heartbeat;
+use super::lookup::Assignment;
+use super::object::{CONNECT, RangeGlobals};
+
+/// Programs of the object `connect`.
+const PROGRAMS: [&str; 4] =
+    ["divert_connect4", "divert_connect6", "divert_getpeername4", "divert_getpeername6"];
+
+/// What the hooks are loaded with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HookConfig {
+    /// Where label addresses are taken from.
+    pub ranges: LabelRanges,
+    /// SO_MARK of the agent's own sockets, which are never captured. Not zero.
+    pub mark: u32,
+    /// Bits of the mark that count; others are free for a CNI. Contains all bits of `mark`.
+    pub mark_mask: u32,
+    /// Number of workers that write heartbeats: 1 to [`MAX_WORKERS`].
+    pub workers: u32,
+    /// The most destinations of each family that can be captured, 1 to [`INDEX_COUNT`]. The hash table
+    /// takes 16 bytes for each from the start; entries take memory as they come.
+    pub captures: u32,
+}
+
+impl HookConfig {
+    /// A configuration that can be loaded, or what is wrong with it.
+    fn check(&self) -> Result<(), HookError> {
+        let wrong = |reason| Err(HookError::Config { reason });
+        match self {
+            Self { mark: 0, .. } => wrong("the mark is zero, which every socket has: choose another"),
+            Self { mark, mark_mask, .. } if mark & !mark_mask != 0 => {
+                wrong("the mark has bits outside its mask: widen the mask or drop the bits")
+            }
+            Self { workers: 0, .. } => wrong("there are no workers: ask for one at least"),
+            Self { workers, .. } if *workers > MAX_WORKERS => {
+                wrong("there are more than 256 workers: ask for fewer")
+            }
+            Self { captures, .. } if *captures == 0 || *captures > INDEX_COUNT => {
+                wrong("the number of captures is not between 1 and 4194304")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a hook or its maps could not be set up or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HookError {
+    /// A setting cannot be.
+    #[error("the eBPF hooks cannot be set up so: {reason}")]
+    Config {
+        /// What is wrong and what to do.
+        reason: &'static str,
+    },
+    /// An object was refused.
+    #[error(
+        "loading the eBPF object `{object}`: is the kernel 5.15 or newer, built with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NETFILTER?"
+    )]
+    Load {
+        /// Which.
+        object: &'static str,
+        /// Why.
+        source: Box<EbpfError>,
+    },
+    /// The object was built from other sources.
+    #[error("the embedded eBPF object has no {what}: build it anew with `cargo xtask build`")]
+    Missing {
+        /// What is not there.
+        what: &'static str,
+    },
+    /// A program was refused by the verifier, or could not be attached.
+    #[error("loading or attaching the eBPF program `{program}`")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        source: Box<ProgramError>,
+    },
+    /// A map is full.
+    #[error("{doing} {what}: the map is full; capture fewer destinations or raise --max-captures")]
+    Full {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        what: String,
+    },
+    /// A map could not be read or changed.
+    #[error("{doing} {what}")]
+    Map {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        what: String,
+        /// Why not.
+        source: Box<MapError>,
+    },
+    /// The heartbeats could not be mapped into memory.
+    #[error("mapping the heartbeats into memory")]
+    Heartbeat(#[source] io::Error),
+}
+
+impl HookError {
+    pub(super) fn program(program: &'static str, source: ProgramError) -> Self {
+        Self::Program { program, source: Box::new(source) }
+    }
+
+    pub(super) fn map(doing: &'static str, what: impl fmt::Display, source: MapError) -> Self {
+        let what = what.to_string();
+        match &source {
+            // E2BIG is a hash map's word for full.
+            MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                Self::Full { doing, what }
+            }
+            _ => Self::Map { doing, what, source: Box::new(source) },
+        }
+    }
+}
+
+/// The hooks of this agent. Dropping them detaches them: nothing of them stays in the kernel.
+pub struct Hooks {
+    ranges: RangeGlobals,
+    pods: HashMap<MapData, u64, PodEntry>,
+    capture4: HashMap<MapData, CaptureKey4, u32>,
+    capture6: HashMap<MapData, CaptureKey6, u32>,
+    origins: HashMap<MapData, u32, Origin>,
+    heartbeat: Heartbeat,
+    counters: Counters,
+    /// Programs and, once attached, their links.
+    ebpf: Ebpf,
+}
+
+impl Hooks {
+    /// Loads the hooks and their maps. They do nothing until attached, and pass everything
+    /// until each worker has written a heartbeat.
+    ///
+    /// # Errors
+    /// For a configuration that cannot be, and when the kernel refuses an object.
+    pub fn load(config: &HookConfig) -> Result<Self, HookError> {
+        config.check()?;
+        let ranges = RangeGlobals::from(config.ranges);
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .override_global("LABELS_V4", &ranges.v4, true)
+            .override_global("LABELS_V6", &ranges.v6, true)
+            .override_global("MARK", &config.mark, true)
+            .override_global("MARK_MASK", &config.mark_mask, true)
+            .override_global("WORKERS", &config.workers, true)
+            .map_max_entries("CAPTURE4", config.captures)
+            .map_max_entries("CAPTURE6", config.captures)
+            .map_max_entries("ORIGINS", config.captures.saturating_mul(2).min(INDEX_COUNT))
+            .load(CONNECT)
+            .map_err(|source| HookError::Load { object: "connect", source: Box::new(source) })?;
+        for name in PROGRAMS {
+            program(&mut ebpf, name)?.load().map_err(|source| HookError::program(name, source))?;
+        }
+        let heartbeat = match ebpf.map("HEARTBEATS") {
+            Some(Map::Array(map)) => Heartbeat::map(map.fd().as_fd()).map_err(HookError::Heartbeat)?,
+            _ => return Err(HookError::Missing { what: "array HEARTBEATS" }),
+        };
+        let counters: PerCpuArray<MapData, u64> = take(&mut ebpf, "COUNTERS")?;
+        Ok(Self {
+            ranges,
+            pods: take(&mut ebpf, "PODS")?,
+            capture4: take(&mut ebpf, "CAPTURE4")?,
+            capture6: take(&mut ebpf, "CAPTURE6")?,
+            origins: take(&mut ebpf, "ORIGINS")?,
+            heartbeat,
+            counters: Counters::new(counters),
+            ebpf,
+        })
+    }
+
+    /// Attaches the four hooks to a cgroup2 directory: sockets made in there, or below, are seen.
+    ///
+    /// # Errors
+    /// When `cgroup` is no cgroup2 directory, or CAP_NET_ADMIN is missing.
+    pub fn attach(&mut self, cgroup: BorrowedFd<'_>) -> Result<(), HookError> {
+        for name in PROGRAMS {
+            // `Single` is what links want: they always allow others beside and above.
+            program(&mut self.ebpf, name)?
+                .attach(cgroup, CgroupAttachMode::Single)
+                .map_err(|source| HookError::program(name, source))?;
+        }
+        Ok(())
+    }
+
+    /// Begins to capture connections made in a network namespace, or changes how.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel is out of memory.
+    pub fn register_pod(&mut self, netns: NetnsCookie, entry: PodEntry) -> Result<(), HookError> {
+        self.pods.insert(netns.0, entry, 0).map_err(|source| {
+            HookError::map("registering", format_args!("network namespace {}", netns.0), source)
+        })
+    }
+
+    /// Ends it. No error if nothing was registered.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it has no reason to.
+    pub fn unregister_pod(&mut self, netns: NetnsCookie) -> Result<(), HookError> {
+        absent_is_fine(self.pods.remove(&netns.0)).map_err(|source| {
+            HookError::map("unregistering", format_args!("network namespace {}", netns.0), source)
+        })
+    }
+
+    /// Sets what getpeername shows for a label.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel is out of memory.
+    pub fn set_origin(&mut self, label: Label, original: SocketAddr) -> Result<(), HookError> {
+        let address = match original.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped(),
+            IpAddr::V6(address) => address,
+        };
+        let origin = Origin { address: address.octets(), port: original.port(), reserved: 0 };
+        self.origins
+            .insert(label.index(), origin, 0)
+            .map_err(|source| HookError::map("recording as the original destination", original, source))
+    }
+
+    /// Forgets it. No error if there was none.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it has no reason to.
+    pub fn remove_origin(&mut self, label: Label) -> Result<(), HookError> {
+        absent_is_fine(self.origins.remove(&label.index()))
+            .map_err(|source| HookError::map("forgetting the origin of label", label.index(), source))
+    }
+
+    /// Leads connections of the pods in capture set `set` to `address` to `label`, from the next connect
+    /// on. A v4-mapped address is its IPv4 address.
+    ///
+    /// # Errors
+    /// When the map is full or the kernel is out of memory.
+    pub fn capture(&mut self, set: u32, address: SocketAddr, label: Label) -> Result<(), HookError> {
+        match CaptureKey::new(set, address) {
+            CaptureKey::V4(key) => self.capture4.insert(key, label.index(), 0),
+            CaptureKey::V6(key) => self.capture6.insert(key, label.index(), 0),
+        }
+        .map_err(|source| HookError::map("capturing", address, source))
+    }
+
+    /// Ends it, from the next connect on. No error if nothing was captured.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it has no reason to.
+    pub fn release(&mut self, set: u32, address: SocketAddr) -> Result<(), HookError> {
+        absent_is_fine(match CaptureKey::new(set, address) {
+            CaptureKey::V4(key) => self.capture4.remove(&key),
+            CaptureKey::V6(key) => self.capture6.remove(&key),
+        })
+        .map_err(|source| HookError::map("releasing", address, source))
+    }
+
+    /// What the workers write their heartbeats with.
+    pub fn heartbeat(&self) -> Heartbeat {
+        self.heartbeat.clone()
+    }
+
+    /// What /metrics reads.
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// Hands connections to label addresses on `port`, in network namespace `netns`, to the agent's
+    /// listeners there, until the returned value is dropped. Each listener stands for all that share
+    /// its port by SO_REUSEPORT: the kernel chooses among them. A pod without a family has no listener for it.
+    ///
+    /// # Errors
+    /// When the kernel refuses: CAP_NET_ADMIN in the namespace's user namespace is needed, and
+    /// sockets that listen.
+    pub fn assign(
+        &self,
+        netns: BorrowedFd<'_>,
+        port: u16,
+        v4: Option<BorrowedFd<'_>>,
+        v6: Option<BorrowedFd<'_>>,
+    ) -> Result<Assignment, HookError> {
+        Assignment::new(self.ranges, netns, port, v4, v6)
+    }
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hooks").finish_non_exhaustive()
+    }
+}
+
+/// A captured destination, as the hook of its family looks it up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum CaptureKey {
+    V4(CaptureKey4),
+    V6(CaptureKey6),
+}
+
+impl CaptureKey {
+    fn new(set: u32, address: SocketAddr) -> Self {
+        let port = address.port();
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => Self::V4(CaptureKey4 { set, address: ip.octets(), port, reserved: 0 }),
+            IpAddr::V6(ip) => Self::V6(CaptureKey6 { set, address: ip.octets(), port, reserved: 0 }),
+        }
+    }
+}
+
+/// A program of the object `connect`.
+fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSockAddr, HookError> {
+    ebpf.program_mut(name)
+        .ok_or(HookError::Missing { what: name })?
+        .try_into()
+        .map_err(|source| HookError::program(name, source))
+}
+
+/// A map of the object `connect`, taken out of it.
+fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, HookError> {
+    let map = ebpf.take_map(name).ok_or(HookError::Missing { what: name })?;
+    M::try_from(map).map_err(|source| HookError::map("opening the eBPF map", name, source))
+}
+
+/// Removing what is not there has done what was asked.
+fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_v4_mapped_destination_is_its_ipv4_address() {
+        let mapped = CaptureKey::new(3, "[::ffff:10.0.0.1]:80".parse().unwrap());
+        assert_eq!(mapped, CaptureKey::new(3, "10.0.0.1:80".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_configuration_that_cannot_be_is_refused_before_the_kernel_sees_it() {
+        let good = HookConfig {
+            ranges: LabelRanges::default(),
+            mark: 0x2,
+            mark_mask: 0xf,
+            workers: 1,
+            captures: 16,
+        };
+        assert!(good.check().is_ok());
+        for bad in [
+            HookConfig { mark: 0, ..good },
+            HookConfig { mark: 0x10, ..good },
+            HookConfig { workers: 0, ..good },
+            HookConfig { workers: MAX_WORKERS + 1, ..good },
+            HookConfig { captures: 0, ..good },
+            HookConfig { captures: INDEX_COUNT + 1, ..good },
+        ] {
+            assert!(matches!(bad.check(), Err(HookError::Config { .. })), "{bad:?}");
+        }
+    }
+}

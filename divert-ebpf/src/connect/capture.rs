@@ -1,0 +1,115 @@
+//! Capture: leads a connection to the label address of its destination.
+
+use aya_ebpf::Global;
+use aya_ebpf::programs::SockAddrContext;
+use aya_log_ebpf::debug;
+use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE, PodEntry};
+use divert_ebpf::{mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
+
+use crate::address::Address;
+use crate::gate;
+use crate::maps::{CAPTURE4, CAPTURE6, count, pod};
+
+/// Mark of the agent's own sockets, and the bits of a mark that count.
+#[unsafe(no_mangle)]
+static MARK: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MARK_MASK: Global<u32> = Global::new(0);
+
+const SOCK_STREAM: u32 = 1;
+const IPPROTO_TCP: u32 = 6;
+
+/// An IPv4 socket connects.
+#[inline(always)]
+pub fn v4(ctx: &SockAddrContext) {
+    let Some(pod) = pod(ctx) else { return };
+    let address = Address::of(ctx);
+    if !eligible(address) {
+        return;
+    }
+    let destination = address.v4();
+    let Some(label) = label_v4(pod, destination, address.port()) else { return };
+    let to = v4_of_label(label);
+    if gate::open_v4(ctx, to, pod.port) {
+        debug!(ctx, "{:i}:{} captured as label {}", u32::from_be(destination), address.port(), label);
+        address.set_v4(to);
+        address.set_port(pod.port);
+        count(Counter::Captured);
+    }
+}
+
+/// An IPv6 socket connects.
+#[inline(always)]
+pub fn v6(ctx: &SockAddrContext) {
+    let Some(pod) = pod(ctx) else { return };
+    let address = Address::of(ctx);
+    if !eligible(address) {
+        return;
+    }
+    let destination = address.v6();
+    let port = address.port();
+    let (to, label) = if let Some(destination) = v4_of_mapped(destination) {
+        let Some(label) = label_v4(pod, destination, port) else { return };
+        let to = v4_of_label(label);
+        if !gate::open_v4(ctx, to, pod.port) {
+            return;
+        }
+        (mapped_of_v4(to), label)
+    } else {
+        let Some(label) = label_v6(pod, destination, port) else { return };
+        let to = v6_of_label(label);
+        if !gate::open_v6(ctx, to, pod.port) {
+            return;
+        }
+        (to, label)
+    };
+    debug!(ctx, "a destination on port {} captured as label {}", port, label);
+    address.set_v6(to);
+    address.set_port(pod.port);
+    count(Counter::Captured);
+}
+
+/// Whether this kind of socket is captured at all: TCP, not the agent's own, and not bound to a
+/// device, for label addresses are on loopback.
+#[inline(always)]
+fn eligible(address: Address) -> bool {
+    address.protocol() == IPPROTO_TCP
+        && address.socket_type() == SOCK_STREAM
+        && address.device() == 0
+        && address.mark() & MARK_MASK.load() != MARK.load()
+}
+
+/// The label of an IPv4 destination: in the pod's own capture set, then in everyone's.
+#[inline(always)]
+fn label_v4(pod: &PodEntry, address: u32, port: u16) -> Option<u32> {
+    let mut key = CaptureKey4 { set: pod.set, address: address.to_ne_bytes(), port, reserved: 0 };
+    // SAFETY: without preallocation, an entry that is removed stays as it is until the program has ended (RCU).
+    let label = unsafe { CAPTURE4.get(key) };
+    if label.is_none() && pod.set != EVERYONE {
+        key.set = EVERYONE;
+        // SAFETY: as above.
+        return unsafe { CAPTURE4.get(key) }.copied();
+    }
+    label.copied()
+}
+
+/// The label of an IPv6 destination, likewise.
+#[inline(always)]
+fn label_v6(pod: &PodEntry, address: [u32; 4], port: u16) -> Option<u32> {
+    let mut key = CaptureKey6 { set: pod.set, address: bytes(address), port, reserved: 0 };
+    // SAFETY: as above.
+    let label = unsafe { CAPTURE6.get(key) };
+    if label.is_none() && pod.set != EVERYONE {
+        key.set = EVERYONE;
+        // SAFETY: as above.
+        return unsafe { CAPTURE6.get(key) }.copied();
+    }
+    label.copied()
+}
+
+/// The bytes of words as they lie in memory.
+#[inline(always)]
+fn bytes(words: [u32; 4]) -> [u8; 16] {
+    // SAFETY: both are 16 bytes, of which any value is valid.
+    unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) }
+}
