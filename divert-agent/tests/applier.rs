@@ -1,6 +1,7 @@
 //! Apply as a whole: real hooks (loaded, attached to no cgroup), workers and namespaces. Needs root.
 //!
 //! Connections go to label addresses directly, as the connect hooks would send them.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
 mod support;
 
@@ -33,9 +34,10 @@ const PORTS: [u16; 4] = [61127, 21577, 61131, 21587];
 struct Agent {
     driver: Option<Driver>,
     table: Arc<Table>,
+    workers: Arc<Workers>,
 }
 
-fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>, Arc<Table>) {
+fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>, Arc<Table>, Arc<Workers>) {
     let workers = 2;
     let hooks =
         Hooks::load(&HookConfig { ranges, mark: MARK, mark_mask: u32::MAX, workers, captures: 200_000 })
@@ -51,13 +53,13 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
     };
     let workers = Arc::new(Workers::start(workers as usize, &table, config).unwrap());
     let settings = Settings { ranges, ports: PORTS.to_vec(), netns_folders: vec![folder.path().to_owned()] };
-    (Applier::new(settings, hooks, Arc::clone(&table), workers), table)
+    (Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers)), table, workers)
 }
 
 impl Agent {
     fn start(folder: &Folder) -> Self {
-        let (applier, table) = applier(folder, LabelRanges::default());
-        Self { driver: Some(Driver::start(applier.unwrap()).unwrap()), table }
+        let (applier, table, workers) = applier(folder, LabelRanges::default());
+        Self { driver: Some(Driver::start(applier.unwrap()).unwrap()), table, workers }
     }
 
     fn apply(&self, change: PlanChange) {
@@ -404,4 +406,38 @@ fn a_hundred_thousand_captures_are_applied_at_once() {
     until("them to be released", || agent.status().captures == 0);
     assert_eq!(agent.status().resting_labels, 100_000);
     assert_eq!(agent.table.len(), 100_000, "what they meant is known for a while");
+}
+
+#[test]
+fn released_captures_are_over_but_what_was_captured_is_still_served() {
+    let folder = Folder::new();
+    let v4 = IpAddr::from(unique_v4());
+    let netns = Mounted::with(&folder, "pod", &[v4]);
+    let (at, served) = echo_once(&netns.netns(), v4);
+    let mut agent = Agent::start(&folder);
+    agent.apply(PlanChange {
+        captures: vec![capture(at)],
+        pods: vec![(name("a"), pod(&[v4]))],
+        ..PlanChange::default()
+    });
+    let port = agent.port(&name("a"));
+    let mut client = connect(&netns.netns(), (label_v4(0), port).into()).unwrap();
+    agent.driver.as_ref().unwrap().release();
+    // An orderly end goes on with the workers, whose listeners then close: nobody is to mend that.
+    let ended = {
+        let workers = Arc::clone(&agent.workers);
+        thread::spawn(move || workers.drain(Duration::from_secs(30)))
+    };
+    let mut diag = SockDiag::open(&netns.netns()).unwrap();
+    until("the listeners to close", || diag.listeners(port).unwrap().is_empty());
+    // Longer than a thorough look, which would close the pod and reset its connections.
+    let begun = std::time::Instant::now();
+    until("a while to pass", || begun.elapsed() > Duration::from_secs(6));
+    client.write_all(b"\x00late").unwrap();
+    client.read_exact(&mut [0; 5]).unwrap();
+    served.join().unwrap();
+    drop(client);
+    ended.join().unwrap();
+    agent.stop();
+    assert_eq!(routes(&netns.netns()), Routes::default());
 }

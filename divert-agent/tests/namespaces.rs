@@ -1,4 +1,5 @@
 //! What apply asks the kernel about namespaces, and makes in them. Needs root.
+#![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
 mod support;
 
@@ -240,24 +241,25 @@ fn routes_into_a_label_range_are_told() {
 }
 
 #[test]
-fn a_connection_still_on_its_way_to_a_label_tells_its_agents_port() {
+fn a_connection_still_on_its_way_to_a_label_tells_label_and_port() {
     let folder = Folder::new();
     let pod = Mounted::with(&folder, "pod", &[unique_v4().into()]);
     // Into nowhere: the SYN is never answered.
     pod.ip("route add 240.64.0.0/10 dev pod0");
     let ranges = LabelRanges::default();
     let mut diag = SockDiag::open(&pod.netns()).unwrap();
-    assert_eq!(diag.label_ports(&ranges).unwrap(), BTreeSet::new());
+    assert_eq!(diag.to_labels(&ranges).unwrap(), BTreeSet::new());
     let connect = |domain, to: SocketAddr| {
         let socket = pod.netns().enter(|| Socket::new(domain, Type::STREAM.nonblocking(), None)).unwrap();
         let socket = socket.unwrap();
         assert_eq!(socket.connect(&to.into()).unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
         socket
     };
-    let label = ranges.v4(Label::new(5).unwrap());
-    let v4 = connect(Domain::IPV4, (label, 1003).into());
-    let mapped = connect(Domain::IPV6, (label.to_ipv6_mapped(), 1005).into());
-    assert_eq!(diag.label_ports(&ranges).unwrap(), BTreeSet::from([1003, 1005]));
+    let label = Label::new(5).unwrap();
+    let address = ranges.v4(label);
+    let v4 = connect(Domain::IPV4, (address, 1003).into());
+    let mapped = connect(Domain::IPV6, (address.to_ipv6_mapped(), 1005).into());
+    assert_eq!(diag.to_labels(&ranges).unwrap(), BTreeSet::from([(label, 1003), (label, 1005)]));
     drop((v4, mapped));
-    assert_eq!(diag.label_ports(&ranges).unwrap(), BTreeSet::new());
+    assert_eq!(diag.to_labels(&ranges).unwrap(), BTreeSet::new());
 }

@@ -1,5 +1,6 @@
 //! Namespaces for tests: made without a way out, named in a folder of the test's own, gone on drop.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a panic is a test's way to fail")]
 
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +19,7 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 /// A number that no other test of this machine has at the same time, as part of an address.
 fn unique() -> u32 {
     let own = std::process::id() % 0x4000;
-    own << 8 | NUMBER.fetch_add(1, Ordering::Relaxed) % 256
+    (own << 8) | (NUMBER.fetch_add(1, Ordering::Relaxed) % 256)
 }
 
 /// An address of 10.192.0.0/10 that no other namespace of a test holds.
