@@ -34,7 +34,6 @@ const PORTS: [u16; 4] = [61127, 21577, 61131, 21587];
 struct Agent {
     driver: Option<Driver>,
     table: Arc<Table>,
-    workers: Arc<Workers>,
 }
 
 fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>, Arc<Table>, Arc<Workers>) {
@@ -58,8 +57,8 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
 
 impl Agent {
     fn start(folder: &Folder) -> Self {
-        let (applier, table, workers) = applier(folder, LabelRanges::default());
-        Self { driver: Some(Driver::start(applier.unwrap()).unwrap()), table, workers }
+        let (applier, table, _) = applier(folder, LabelRanges::default());
+        Self { driver: Some(Driver::start(applier.unwrap()).unwrap()), table }
     }
 
     fn apply(&self, change: PlanChange) {
@@ -226,16 +225,20 @@ fn a_pod_with_two_candidates_is_left_direct() {
     let v4 = IpAddr::from(unique_v4());
     let first = Mounted::with(&folder, "first", &[v4]);
     let second = Mounted::with(&folder, "second", &[v4]);
-    let agent = Agent::start(&folder);
-    agent.apply(pods(&[(name("a"), pod(&[v4]))]));
-    agent.is_direct(&name("a"), &Direct::NoMatch(NoMatch::SeveralNamespaces));
+    let (applier, ..) = applier(&folder, LabelRanges::default());
+    let mut applier = applier.unwrap();
+    let ambiguous = BTreeMap::from([(name("a"), Direct::NoMatch(NoMatch::SeveralNamespaces))]);
+    applier.apply(pods(&[(name("a"), pod(&[v4]))]));
+    assert_eq!(applier.status().direct, ambiguous);
     assert_eq!(routes(&first.netns()), Routes::default());
     drop(second);
-    agent.port(&name("a"));
+    applier.tick();
+    assert!(applier.status().served.contains_key(&name("a")));
     assert_eq!(routes(&first.netns()).labels.len(), 1);
     // Also when the other comes later.
     let _third = Mounted::with(&folder, "third", &[v4]);
-    agent.is_direct(&name("a"), &Direct::NoMatch(NoMatch::SeveralNamespaces));
+    applier.check();
+    assert_eq!(applier.status().direct, ambiguous);
     assert_eq!(routes(&first.netns()), Routes::default());
 }
 
@@ -326,13 +329,14 @@ fn a_route_that_somebody_removed_is_added_again() {
     let folder = Folder::new();
     let v4 = IpAddr::from(unique_v4());
     let netns = Mounted::with(&folder, "pod", &[v4]);
-    let agent = Agent::start(&folder);
-    agent.apply(pods(&[(name("a"), pod(&[v4]))]));
-    let port = agent.port(&name("a"));
+    let (applier, ..) = applier(&folder, LabelRanges::default());
+    let mut applier = applier.unwrap();
+    applier.apply(pods(&[(name("a"), pod(&[v4]))]));
+    let present = routes(&netns.netns()).labels;
     netns.ip("route flush table local 240.64.0.0/10");
     assert_eq!(routes(&netns.netns()).labels, []);
-    until("the route to be back", || routes(&netns.netns()).labels.len() == 1);
-    assert_eq!(agent.port(&name("a")), port, "nothing else has changed");
+    applier.check();
+    assert_eq!(routes(&netns.netns()).labels, present);
 }
 
 #[test]
@@ -409,35 +413,56 @@ fn a_hundred_thousand_captures_are_applied_at_once() {
 }
 
 #[test]
-fn released_captures_are_over_but_what_was_captured_is_still_served() {
+fn after_release_what_was_captured_is_still_served() {
     let folder = Folder::new();
     let v4 = IpAddr::from(unique_v4());
     let netns = Mounted::with(&folder, "pod", &[v4]);
     let (at, served) = echo_once(&netns.netns(), v4);
-    let mut agent = Agent::start(&folder);
-    agent.apply(PlanChange {
+    let (applier, _, workers) = applier(&folder, LabelRanges::default());
+    let mut applier = applier.unwrap();
+    applier.apply(PlanChange {
         captures: vec![capture(at)],
         pods: vec![(name("a"), pod(&[v4]))],
         ..PlanChange::default()
     });
-    let port = agent.port(&name("a"));
+    let port = applier.status().served[&name("a")];
     let mut client = connect(&netns.netns(), (label_v4(0), port).into()).unwrap();
-    agent.driver.as_ref().unwrap().release();
-    // An orderly end goes on with the workers, whose listeners then close: nobody is to mend that.
-    let ended = {
-        let workers = Arc::clone(&agent.workers);
-        thread::spawn(move || workers.drain(Duration::from_secs(30)))
-    };
+    client.write_all(b"\x00a").unwrap();
+    applier.release();
+    // An orderly end goes on with the workers, whose listeners close: that is not to be mended.
+    let draining = thread::spawn(move || workers.drain(Duration::from_secs(30)));
     let mut diag = SockDiag::open(&netns.netns()).unwrap();
     until("the listeners to close", || diag.listeners(port).unwrap().is_empty());
-    // Longer than a thorough look, which would close the pod and reset its connections.
-    let begun = std::time::Instant::now();
-    until("a while to pass", || begun.elapsed() > Duration::from_secs(6));
-    client.write_all(b"\x00late").unwrap();
-    client.read_exact(&mut [0; 5]).unwrap();
+    applier.check();
+    assert_eq!(applier.status().served.get(&name("a")), Some(&port));
+    assert_eq!(routes(&netns.netns()).labels.len(), 1);
+    client.write_all(b"bcd").unwrap();
+    let mut bytes = [0; 5];
+    client.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"\x00abcd");
     served.join().unwrap();
     drop(client);
-    ended.join().unwrap();
-    agent.stop();
+    draining.join().unwrap();
+    drop(applier.close());
     assert_eq!(routes(&netns.netns()), Routes::default());
+}
+
+#[test]
+fn a_pod_whose_listeners_are_gone_is_opened_anew() {
+    let folder = Folder::new();
+    let v4 = IpAddr::from(unique_v4());
+    let netns = Mounted::with(&folder, "pod", &[v4]);
+    let (applier, _, workers) = applier(&folder, LabelRanges::default());
+    let mut applier = applier.unwrap();
+    applier.apply(pods(&[(name("a"), pod(&[v4]))]));
+    let port = applier.status().served[&name("a")];
+    let mut diag = SockDiag::open(&netns.netns()).unwrap();
+    assert_eq!(diag.listeners(port).unwrap().len(), 2);
+    // Behind the applier's back.
+    workers.close(netns.netns().id());
+    until("the listeners to close", || diag.listeners(port).unwrap().is_empty());
+    applier.check();
+    let port = applier.status().served[&name("a")];
+    assert_eq!(diag.listeners(port).unwrap().len(), 2);
+    assert_eq!(routes(&netns.netns()).labels[0].metric, u32::from(port));
 }

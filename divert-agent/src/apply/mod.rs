@@ -191,9 +191,18 @@ impl Applier {
         let steps = self.captures.retry();
         self.carry_out(steps);
         if now.duration_since(self.looked_thoroughly) < THOROUGH {
-            return self.look(Look::Quick);
+            self.look(Look::Quick);
+        } else {
+            self.check();
         }
-        self.looked_thoroughly = now;
+    }
+
+    /// The thorough part of a tick, now: addresses, listeners and routes of every pod, labels to free.
+    pub fn check(&mut self) {
+        if self.released {
+            return;
+        }
+        self.looked_thoroughly = Instant::now();
         self.look(Look::Thorough);
         self.free_labels();
     }

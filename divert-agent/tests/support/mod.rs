@@ -23,26 +23,26 @@ fn unique() -> u32 {
 }
 
 /// An address of 10.192.0.0/10 that no other namespace of a test holds.
-pub fn unique_v4() -> Ipv4Addr {
+pub(crate) fn unique_v4() -> Ipv4Addr {
     Ipv4Addr::from_bits(0x0ac0_0000 | unique())
 }
 
 /// The same for IPv6.
-pub fn unique_v6() -> Ipv6Addr {
+pub(crate) fn unique_v6() -> Ipv6Addr {
     Ipv6Addr::from_bits(0xfd77_u128 << 112 | u128::from(unique()))
 }
 
 /// A folder of named namespaces.
-pub struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = PathBuf::from(format!("/run/divert-apply-test-{:x}", unique()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -54,13 +54,13 @@ impl Drop for Folder {
 }
 
 /// A namespace that lives as long as its bind mount.
-pub struct Mounted {
+pub(crate) struct Mounted {
     path: PathBuf,
 }
 
 impl Mounted {
     /// Makes one with nothing in it but lo, up.
-    pub fn new(folder: &Folder, name: &str) -> Self {
+    pub(crate) fn new(folder: &Folder, name: &str) -> Self {
         let path = folder.path().join(name);
         File::create_new(&path).unwrap();
         std::thread::scope(|scope| {
@@ -77,18 +77,18 @@ impl Mounted {
     }
 
     /// One with an address on an interface.
-    pub fn with(folder: &Folder, name: &str, addresses: &[IpAddr]) -> Self {
+    pub(crate) fn with(folder: &Folder, name: &str, addresses: &[IpAddr]) -> Self {
         let made = Self::new(folder, name);
         add_addresses(&made.netns(), addresses);
         made
     }
 
-    pub fn netns(&self) -> NetNs {
+    pub(crate) fn netns(&self) -> NetNs {
         NetNs::open(&self.path).unwrap()
     }
 
     /// What `ip ARGS` prints in there.
-    pub fn ip(&self, args: &str) -> String {
+    pub(crate) fn ip(&self, args: &str) -> String {
         ip(&self.netns(), args)
     }
 }
@@ -101,10 +101,10 @@ impl Drop for Mounted {
 }
 
 /// A namespace that lives as long as the process in it.
-pub struct InProcess(Child);
+pub(crate) struct InProcess(Child);
 
 impl InProcess {
-    pub fn with(addresses: &[IpAddr]) -> Self {
+    pub(crate) fn with(addresses: &[IpAddr]) -> Self {
         let own = NetNs::current().unwrap().id();
         let child = Command::new("unshare").args(["--net", "sleep", "600"]).spawn().unwrap();
         let made = Self(child);
@@ -114,11 +114,11 @@ impl InProcess {
         made
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
-    pub fn netns(&self) -> NetNs {
+    pub(crate) fn netns(&self) -> NetNs {
         NetNs::open(Path::new(&format!("/proc/{}/ns/net", self.0.id()))).unwrap()
     }
 }
@@ -142,20 +142,20 @@ fn add_addresses(netns: &NetNs, addresses: &[IpAddr]) {
 }
 
 /// What `ip ARGS` prints in a namespace.
-pub fn ip(netns: &NetNs, args: &str) -> String {
+pub(crate) fn ip(netns: &NetNs, args: &str) -> String {
     let done = netns.enter(|| Command::new("ip").args(args.split_whitespace()).output()).unwrap().unwrap();
     assert!(done.status.success(), "ip {args}: {}", String::from_utf8_lossy(&done.stderr));
     String::from_utf8(done.stdout).unwrap()
 }
 
 /// Writes a sysctl of a namespace.
-pub fn sysctl(netns: &NetNs, name: &str, value: &str) {
+pub(crate) fn sysctl(netns: &NetNs, name: &str, value: &str) {
     let path = Path::new("/proc/sys").join(name.replace('.', "/"));
     netns.enter(|| fs::write(path, value)).unwrap().unwrap();
 }
 
 /// Polls a condition; fails the test when it does not come true.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(15);
     while !condition() {
         assert!(Instant::now() < end, "waited in vain for {what}");
