@@ -235,6 +235,7 @@ fn routes_into_a_label_range_are_told() {
     pod.ip("route add 240.100.0.0/16 dev pod0");
     pod.ip("route add 241.0.0.0/8 dev pod0");
     pod.ip("route add default dev pod0");
+    pod.ip("route add unreachable 240.0.0.0/4");
     let ranges = LabelRanges::default();
     let routes = RouteSocket::open(&pod.netns(), &ranges).unwrap().list().unwrap();
     let told: Vec<_> = routes.overlapping.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();

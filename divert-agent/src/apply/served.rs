@@ -168,7 +168,7 @@ impl Served {
             return Err(Direct::Failed(format!("listener {inode} on port {} is closed", self.port)));
         }
         if !self.still_suits(plan, held) {
-            return Err(Direct::Settling);
+            return Err(Direct::Failed("its addresses have changed".into()));
         }
         let mut socket = RouteSocket::open(netns, &common.ranges)
             .map_err(failed("opening a route socket in its namespace"))?;
@@ -183,12 +183,13 @@ impl Served {
 
     /// Whether what was opened is what would be opened now for this plan of the pod.
     pub(super) fn still_suits(&self, plan: &PodPlan, held: &Addresses) -> bool {
-        let sources = Sources::choose(plan, held);
-        // IPv6 may be missing here because it is switched off, though there are addresses.
-        let suits = |now: Sources| {
-            now.v4 == self.sources.v4 && (now.v6 == self.sources.v6 || self.sources.v6.is_none())
+        let suits = match Sources::choose(plan, held) {
+            // IPv6 may be missing here because it is switched off, though there are addresses.
+            Ok(now) => now.v4 == self.sources.v4 && (now.v6 == self.sources.v6 || self.sources.v6.is_none()),
+            // A link that came back has its addresses checked again; they will be the same.
+            Err(_) => true,
         };
-        !plan.ports.contains(&self.port) && sources.is_ok_and(suits)
+        suits && !plan.ports.contains(&self.port)
     }
 
     /// Labels that sockets in the namespace are connected, or connecting, to at this agent's port.
