@@ -74,7 +74,6 @@ pub fn mapped_of_v4(address: u32) -> [u32; 4] {
 }
 
 /// Never reached: the verifier takes no program that could panic.
-#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

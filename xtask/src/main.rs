@@ -1,3 +1,30 @@
-//! Tasks of this repository.
+//! Tasks of this repository: `cargo xtask build | test`.
 
-fn main() {}
+mod build;
+mod cache;
+mod command;
+mod linker;
+mod packages;
+mod test;
+mod toolchain;
+mod workspace;
+
+use clap::Parser;
+
+/// Builds and tests Divert. Installs what is missing where it may (root, apt), and prints each
+/// command that it runs.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Compiles the eBPF objects, then the agent that embeds them.
+    Build(build::Args),
+    /// Runs every check: formatting, lints, fuzz targets for some seconds, and all tests. As root.
+    Test(test::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Build(args) => build::run(&args),
+        Task::Test(args) => test::run(&args),
+    }
+}

@@ -1,10 +1,10 @@
 //! Maps of the hooks, all written by the agent alone, but for the counters.
 
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::bpf_get_netns_cookie;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::programs::SockAddrContext;
 use divert_common::label::INDEX_COUNT;
 use divert_common::map::{COUNTER_COUNT, CaptureKey4, CaptureKey6, Counter, Heartbeats, Origin, PodEntry};

@@ -1,0 +1,372 @@
+//! The hooks in a real kernel: what is captured, what passes, and what is left.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod lab;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use divert_agent::kernel::cookie::NetnsCookie;
+use divert_common::label::LabelRanges;
+use divert_common::map::{Counter, EVERYONE, PodEntry};
+use lab::{Agent, Lab, MARK, POD_V4, POD_V6, PORT, SERVED, SERVER_V4, SERVER_V6, accept, load};
+use socket2::{Domain, Protocol, Type};
+
+const TO_V4: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER_V4), SERVED);
+const TO_V6: SocketAddr = SocketAddr::new(IpAddr::V6(SERVER_V6), SERVED);
+
+fn mapped(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) => SocketAddr::new(ip.to_ipv6_mapped().into(), address.port()),
+        IpAddr::V6(_) => address,
+    }
+}
+
+#[test]
+fn a_captured_connection_reaches_the_listener_and_its_local_address_is_the_label() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    let label = agent.capture(TO_V4, 0x3f_fffe);
+    let mut client = lab.connect(TO_V4);
+    let accepted = accept(&agent.v4, &mut client);
+    let to = SocketAddr::new(LabelRanges::default().v4(label).into(), PORT);
+    assert_eq!(accepted.local_addr().unwrap(), to);
+    assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap());
+    assert_eq!(agent.hooks.counters().read(Counter::Captured).unwrap(), 1);
+}
+
+#[test]
+fn the_application_sees_the_destination_it_asked_for_and_its_own_address() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.capture(TO_V6, 2);
+    for (to, own) in [
+        (TO_V4, IpAddr::V4(POD_V4)),
+        (TO_V6, IpAddr::V6(POD_V6)),
+        (mapped(TO_V4), IpAddr::V6(POD_V4.to_ipv6_mapped())),
+    ] {
+        let client = lab.connect(to);
+        assert_eq!(client.peer_addr().unwrap(), to);
+        assert_eq!(client.local_addr().unwrap().ip(), own);
+    }
+    assert_eq!(agent.hooks.counters().read(Counter::Captured).unwrap(), 3);
+}
+
+#[test]
+fn ipv6_has_labels_of_its_own() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    let label = agent.capture(TO_V6, 0x12_3456);
+    let mut client = lab.connect(TO_V6);
+    let accepted = accept(&agent.v6, &mut client);
+    assert_eq!(
+        accepted.local_addr().unwrap(),
+        SocketAddr::new(LabelRanges::default().v6(label).into(), PORT)
+    );
+}
+
+#[test]
+fn a_v4_mapped_destination_is_captured_as_ipv4() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    let label = agent.capture(TO_V4, 77);
+    let mut client = lab.connect(mapped(TO_V4));
+    let accepted = accept(&agent.v4, &mut client);
+    assert_eq!(accepted.local_addr().unwrap().ip(), IpAddr::V4(LabelRanges::default().v4(label)));
+}
+
+#[test]
+fn another_port_and_another_address_pass() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(SocketAddr::new(TO_V4.ip(), SERVED + 1), 1);
+    agent.capture(SocketAddr::new(Ipv4Addr::new(10, 77, 0, 3).into(), SERVED), 2);
+    accept(&server, &mut lab.connect(TO_V4));
+}
+
+#[test]
+fn a_released_destination_passes_from_the_next_connect_on() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    accept(&agent.v4, &mut lab.connect(TO_V4));
+    agent.hooks.release(EVERYONE, TO_V4).unwrap();
+    accept(&server, &mut lab.connect(TO_V4));
+    agent.hooks.release(EVERYONE, TO_V4).unwrap();
+}
+
+#[test]
+fn a_pods_own_set_comes_before_everyones() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
+    let everyones = agent.capture(TO_V4, 1);
+    let own = divert_common::label::Label::new(2).unwrap();
+    agent.hooks.capture(9, TO_V4, own).unwrap();
+    for (set, label) in [(EVERYONE, everyones), (9, own), (8, everyones)] {
+        agent.hooks.register_pod(netns, PodEntry { set, port: PORT, reserved: 0 }).unwrap();
+        let accepted = accept(&agent.v4, &mut lab.connect(TO_V4));
+        assert_eq!(accepted.local_addr().unwrap().ip(), IpAddr::V4(LabelRanges::default().v4(label)));
+    }
+}
+
+#[test]
+fn a_namespace_that_is_not_registered_passes() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.hooks.unregister_pod(NetnsCookie::of_netns(&lab.pod).unwrap()).unwrap();
+    accept(&server, &mut lab.connect(TO_V4));
+}
+
+#[test]
+fn the_agents_own_sockets_pass_whatever_other_bits_their_mark_has() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    let connect = |mark| {
+        let socket = lab.tcp(TO_V4);
+        socket.set_mark(mark).unwrap();
+        socket.connect(&TO_V4.into()).unwrap();
+        socket.into()
+    };
+    accept(&server, &mut connect(MARK));
+    accept(&server, &mut connect(MARK | 0xf000_000f));
+    accept(&agent.v4, &mut connect(MARK ^ 0x0100));
+}
+
+#[test]
+fn a_socket_bound_to_a_device_passes() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    let socket = lab.tcp(TO_V4);
+    socket.bind_device(Some(b"eth0")).unwrap();
+    socket.connect(&TO_V4.into()).unwrap();
+    accept(&server, &mut socket.into());
+}
+
+#[test]
+fn a_socket_bound_to_an_address_keeps_it() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    let socket = lab.tcp(TO_V4);
+    let own = SocketAddr::new(POD_V4.into(), 40_001);
+    socket.bind(&own.into()).unwrap();
+    socket.connect(&TO_V4.into()).unwrap();
+    assert_eq!(accept(&agent.v4, &mut socket.into()).peer_addr().unwrap(), own);
+}
+
+#[test]
+fn udp_passes() {
+    let lab = Lab::new();
+    let server = lab.server.enter(|| UdpSocket::bind(TO_V4)).unwrap().unwrap();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    let client: UdpSocket = lab.socket(Domain::IPV4, Type::DGRAM, Protocol::UDP).into();
+    client.connect(TO_V4).unwrap();
+    client.send(b"datagram").unwrap();
+    let mut bytes = [0; 16];
+    let (length, from) = server.recv_from(&mut bytes).unwrap();
+    assert_eq!(&bytes[..length], b"datagram");
+    assert_eq!(from.ip(), IpAddr::V4(POD_V4));
+    assert_eq!(agent.hooks.counters().read(Counter::Captured).unwrap(), 0);
+}
+
+#[test]
+fn without_a_listener_everything_passes() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.capture(TO_V6, 2);
+    let counters = agent.hooks.counters();
+    agent.assignment = None;
+    accept(&server, &mut lab.connect(TO_V4));
+    accept(&server, &mut lab.connect(TO_V6));
+    accept(&server, &mut lab.connect(mapped(TO_V4)));
+    assert_eq!(counters.read(Counter::PassedNoListener).unwrap(), 3);
+}
+
+#[test]
+fn a_listener_that_is_closed_leaves_the_socket_map() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.capture(TO_V6, 2);
+    drop(agent.v4);
+    accept(&server, &mut lab.connect(TO_V4));
+    accept(&agent.v6, &mut lab.connect(TO_V6));
+}
+
+#[test]
+fn a_worker_that_does_not_beat_makes_everything_pass() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    let begin = Instant::now();
+    agent.hooks.heartbeat().beat(0);
+    // Until the beat is 2 s old connections are captured, then they pass.
+    server.set_nonblocking(true).unwrap();
+    loop {
+        let client = lab.connect(TO_V4);
+        match server.accept() {
+            Ok((accepted, _)) => {
+                assert_eq!(accepted.peer_addr().unwrap().port(), client.local_addr().unwrap().port());
+                break;
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        agent.v4.accept().unwrap();
+    }
+    assert!(begin.elapsed() >= Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(agent.hooks.counters().read(Counter::PassedStale).unwrap() >= 1);
+
+    agent.hooks.heartbeat().beat(0);
+    accept(&agent.v4, &mut lab.connect(TO_V4));
+}
+
+#[test]
+fn every_worker_has_to_beat() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    // The same with two workers.
+    agent.hooks = load(2);
+    agent.hooks.attach(lab.cgroup.open().as_fd()).unwrap();
+    let entry = PodEntry { set: EVERYONE, port: PORT, reserved: 0 };
+    agent.hooks.register_pod(NetnsCookie::of_netns(&lab.pod).unwrap(), entry).unwrap();
+    agent.capture(TO_V4, 1);
+    let heartbeat = agent.hooks.heartbeat();
+
+    accept(&server, &mut lab.connect(TO_V4));
+    heartbeat.beat(0);
+    accept(&server, &mut lab.connect(TO_V4));
+    heartbeat.beat(1);
+    accept(&agent.v4, &mut lab.connect(TO_V4));
+    heartbeat.stop(0);
+    accept(&server, &mut lab.connect(TO_V4));
+}
+
+#[test]
+fn of_two_agents_the_first_serves_and_the_second_takes_over() {
+    let lab = Lab::new();
+    let mut first = Agent::start(&lab);
+    let mut second = Agent::start_on(&lab, PORT + 1);
+    first.capture(TO_V4, 5);
+    // The same index means something else to the other.
+    second.capture(TO_V6, 5);
+    second.capture(TO_V4, 6);
+
+    let mut client = lab.connect(TO_V4);
+    let accepted = accept(&first.v4, &mut client);
+    assert_eq!(accepted.local_addr().unwrap().port(), PORT);
+    assert_eq!(client.peer_addr().unwrap(), TO_V4);
+    drop(first);
+    // A label of the first is none of the second's.
+    assert_ne!(client.peer_addr().unwrap(), TO_V6);
+
+    let mut client = lab.connect(TO_V4);
+    let accepted = accept(&second.v4, &mut client);
+    assert_eq!(accepted.local_addr().unwrap().port(), PORT + 1);
+    assert_eq!(client.peer_addr().unwrap(), TO_V4);
+}
+
+#[test]
+fn the_kernel_chooses_among_listeners_that_share_the_port() {
+    let lab = Lab::new();
+    let listen = || {
+        let socket = socket2::Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT + 2).into()).unwrap();
+        socket.listen(64).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        TcpListener::from(socket)
+    };
+    let workers = lab.pod.enter(|| [listen(), listen()]).unwrap();
+    let mut agent = Agent::start_on(&lab, PORT);
+    let _second = agent.hooks.assign(lab.pod.as_fd(), PORT + 2, Some(workers[0].as_fd()), None).unwrap();
+    let entry = PodEntry { set: EVERYONE, port: PORT + 2, reserved: 0 };
+    agent.hooks.register_pod(NetnsCookie::of_netns(&lab.pod).unwrap(), entry).unwrap();
+    agent.capture(TO_V4, 1);
+
+    let clients: Vec<_> = (0..32).map(|_| lab.connect(TO_V4)).collect();
+    let accepted = workers.each_ref().map(|worker| worker.incoming().map_while(Result::ok).count());
+    assert_eq!(accepted.iter().sum::<usize>(), clients.len());
+    // One of 2^31 runs puts all on one side.
+    assert!(accepted.iter().all(|count| *count > 0), "{accepted:?}");
+}
+
+#[test]
+fn a_label_is_out_of_reach_from_other_hosts() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    let label = agent.capture(TO_V4, 1);
+    let LabelRanges { v4, v6 } = LabelRanges::default();
+    lab::ip(&lab.server, &format!("route add {v4}/10 via {POD_V4}"));
+    lab::ip(&lab.server, &format!("route add {v6}/64 via {POD_V6}"));
+    let ranges = LabelRanges::default();
+    for ip in [IpAddr::V4(ranges.v4(label)), IpAddr::V6(ranges.v6(label))] {
+        let refused = lab.server.enter(|| std::net::TcpStream::connect((ip, PORT))).unwrap();
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+}
+
+#[test]
+fn an_established_connection_outlives_the_hooks() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    let mut client = lab.connect(TO_V4);
+    let mut accepted = accept(&agent.v4, &mut client);
+    drop(agent);
+    client.write_all(b"still").unwrap();
+    let mut bytes = [0; 5];
+    accepted.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"still");
+}
+
+#[test]
+fn nothing_is_left_in_the_kernel() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    let cgroup = lab.cgroup.path().to_str().unwrap().to_owned();
+    let on_cgroup = || bpftool(&["cgroup", "show", &cgroup]).matches("divert_").count();
+    let netns = format!("\"netns_ino\":{}", lab.pod.id().inode);
+    let on_netns = || bpftool(&["-j", "link", "show"]).matches(&netns).count();
+    assert_eq!((on_cgroup(), on_netns()), (4, 1));
+    drop(agent);
+    assert_eq!((on_cgroup(), on_netns()), (0, 0));
+    accept(&server, &mut lab.connect(TO_V4));
+}
+
+fn bpftool(arguments: &[&str]) -> String {
+    let output = Command::new("bpftool").args(arguments).output().unwrap();
+    assert!(output.status.success(), "bpftool {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_cookie_of_a_namespace_is_that_of_its_sockets() {
+    let lab = Lab::new();
+    let socket = lab.tcp(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 1));
+    assert!(socket.as_raw_fd() > 0);
+    assert_eq!(NetnsCookie::of_socket(&socket).unwrap(), NetnsCookie::of_netns(&lab.pod).unwrap());
+    assert_ne!(NetnsCookie::of_socket(&socket).unwrap(), NetnsCookie::of_netns(&lab.server).unwrap());
+}

@@ -1,0 +1,91 @@
+//! `cargo xtask test`: every check there is. Cheap ones first; cargo's own tests last, so that the
+//! output ends with their result.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::command::{self, clean};
+use crate::toolchain::nightlies;
+use crate::{build, cache, packages, workspace};
+
+const CARGO_FUZZ: &str = "0.13.2";
+/// Targets of divert-agent/http/fuzz.
+const FUZZ_TARGETS: [&str; 3] = ["head", "framing", "baggage"];
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Seconds that each fuzz target runs.
+    #[arg(long, default_value_t = 5)]
+    fuzz_seconds: u32,
+    /// Passed on to `cargo test`.
+    #[arg(last = true)]
+    cargo_test: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    if !packages::is_root() {
+        bail!("the tests make network namespaces and load eBPF programs: run this as root");
+    }
+    packages::ensure(packages::TESTS, "Install what the names stand for, then run this again.")?;
+
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["fmt", "--check", "--manifest-path", "divert-ebpf/Cargo.toml"])?;
+    build::objects(&["aarch64".into(), "x86_64".into()])?;
+    ebpf_clippy()?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
+    fuzz(args.fuzz_seconds)?;
+    // Programs that the tests start; `cargo test` builds those of a package for that package's tests alone.
+    cargo(&["build", "--workspace", "--bins"])?;
+    let agent = workspace::target().join("debug/divert-agent");
+    command::run(at_root().args(["test", "--workspace"]).args(&args.cargo_test).env("DIVERT_AGENT", agent))
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    command::run(at_root().args(args))
+}
+
+fn at_root() -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(workspace::root());
+    command
+}
+
+/// Lints the eBPF programs as if for this machine: Debian's compiler for the real target has no clippy.
+fn ebpf_clippy() -> Result<()> {
+    let mut clippy = at_root();
+    clippy.args(["clippy", "--locked", "--manifest-path", "divert-ebpf/Cargo.toml", "--target-dir"]);
+    clippy.arg(workspace::target().join("bpf-build/clippy"));
+    clippy.args(["--", "--deny", "warnings"]);
+    clippy.env("RUSTC_BOOTSTRAP", "1");
+    command::run(&mut clippy)
+}
+
+/// Runs each fuzz target for some seconds: enough to see that it builds and stands up to its own corpus.
+fn fuzz(seconds: u32) -> Result<()> {
+    let inputs = [CARGO_FUZZ, std::env::consts::ARCH];
+    let tools = cache::built_once("cargo-fuzz", &inputs, |root| {
+        let mut install = Command::new("cargo");
+        clean(&mut install).args(["install", "cargo-fuzz", "--version", CARGO_FUZZ, "--locked", "--root"]);
+        command::run(install.arg(root))
+    })?;
+    let nightly = nightlies().into_iter().next();
+    for target in FUZZ_TARGETS {
+        let mut run = match &nightly {
+            Some(nightly) => {
+                let mut run = Command::new("rustup");
+                clean(&mut run).args(["run", nightly]).arg(tools.join("bin/cargo-fuzz"));
+                run
+            }
+            None => {
+                let mut run = Command::new(tools.join("bin/cargo-fuzz"));
+                clean(&mut run).env("RUSTC_BOOTSTRAP", "1");
+                run
+            }
+        };
+        run.current_dir(workspace::root().join("divert-agent/http"));
+        run.args(["fuzz", "run", target, "--", &format!("-max_total_time={seconds}")]);
+        command::run(&mut run)?;
+    }
+    Ok(())
+}
