@@ -8,14 +8,14 @@ use std::sync::Arc;
 
 use divert_common::map::Counter;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::apply::Status;
 use crate::control;
-use crate::kernel::hooks::Counters;
+use crate::kernel::counters::Counters;
 use crate::splice::counts::{Count, Counts};
 
 /// Where the values come from.
@@ -77,7 +77,7 @@ fn family(
         let mut write = |labels: &[(&str, &str)]| -> fmt::Result {
             let mut metric = family.encode_family(&labels)?;
             match kind {
-                MetricType::Counter => metric.encode_counter::<(), u64, u64>(&number, None),
+                MetricType::Counter => metric.encode_counter::<NoLabelSet, u64, u64>(&number, None),
                 _ => metric.encode_gauge(&i64::try_from(number).unwrap_or(i64::MAX)),
             }
         };
@@ -95,14 +95,7 @@ impl Collector for Sources {
         let counter = MetricType::Counter;
         let gauge = MetricType::Gauge;
 
-        family(
-            e,
-            counter,
-            "connections_accepted",
-            "Captured connections accepted",
-            None,
-            &[("", accepted)],
-        )?;
+        family(e, counter, "connections_accepted", "Captured connections accepted", None, &[("", accepted)])?;
         family(
             e,
             gauge,
@@ -243,10 +236,14 @@ impl Collector for Sources {
             None,
             &[("", apply.resting_labels as u64)],
         )?;
-        family(e, gauge, "ready", "1 once every pod that can be found is served", None, &[(
-            "",
-            u64::from(apply.ready),
-        )])?;
+        family(
+            e,
+            gauge,
+            "ready",
+            "1 once every pod that can be found is served",
+            None,
+            &[("", u64::from(apply.ready))],
+        )?;
         let errors = self.control.report.load().errors().count() as u64;
         family(e, gauge, "manifest_errors", "Mistakes in the manifests now", None, &[("", errors)])
     }

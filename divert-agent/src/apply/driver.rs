@@ -27,6 +27,7 @@ const QUICK: Duration = Duration::from_millis(20);
 enum Command {
     Apply(PlanChange),
     Look,
+    Release,
     Stop,
 }
 
@@ -55,6 +56,12 @@ impl Driver {
     /// Hands over a step of the plan; steps are carried out in order.
     pub fn apply(&self, change: PlanChange) {
         self.send(Command::Apply(change));
+    }
+
+    /// Lets new connections go direct, from now on and for good; what was captured before is still
+    /// served. The first step of an orderly end.
+    pub fn release(&self) {
+        self.send(Command::Release);
     }
 
     /// The status, and when it changes.
@@ -103,6 +110,7 @@ fn run(
                 quick_until = Instant::now() + AFTER_A_REPORT;
                 due = due.min(Instant::now() + QUICK);
             }
+            Ok(Command::Release) => applier.release(),
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return applier.close(),
             Err(RecvTimeoutError::Timeout) => {
                 folders.watch();

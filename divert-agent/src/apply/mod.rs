@@ -214,6 +214,13 @@ impl Applier {
         status
     }
 
+    /// Lets new connections go direct for good.
+    pub fn release(&mut self) {
+        if let Err(error) = self.hooks.stop_capturing() {
+            error!("new connections cannot be let go before the end: {}", chain(&error));
+        }
+    }
+
     /// Ends all that was begun and gives the hooks back: pods are unregistered, their listeners closed, their
     /// routes removed. Dropping the hooks then leaves nothing in the kernel.
     pub fn close(mut self) -> Hooks {

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
@@ -144,6 +145,8 @@ pub struct Hooks {
     origins: HashMap<MapData, u32, Origin>,
     heartbeat: Heartbeat,
     counters: Counters,
+    /// The attached connect hooks.
+    connects: Vec<(&'static str, CgroupSockAddrLinkId)>,
     /// Programs and, once attached, their links.
     ebpf: Ebpf,
 }
@@ -185,6 +188,7 @@ impl Hooks {
             origins: take(&mut ebpf, "ORIGINS")?,
             heartbeat,
             counters: Counters::new(counters),
+            connects: Vec::new(),
             ebpf,
         })
     }
@@ -196,9 +200,24 @@ impl Hooks {
     pub fn attach(&mut self, cgroup: BorrowedFd<'_>) -> Result<(), HookError> {
         for name in PROGRAMS {
             // `Single` is what links want: they always allow others beside and above.
-            program(&mut self.ebpf, name)?
+            let link = program(&mut self.ebpf, name)?
                 .attach(cgroup, CgroupAttachMode::Single)
                 .map_err(|source| HookError::program(name, source))?;
+            if name.starts_with("connect") {
+                self.connects.push((name, link));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets new connections pass from now on. Those captured before keep their names: getpeername goes on
+    /// to show what the application asked for.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it has no reason to.
+    pub fn stop_capturing(&mut self) -> Result<(), HookError> {
+        for (name, link) in self.connects.drain(..) {
+            program(&mut self.ebpf, name)?.detach(link).map_err(|source| HookError::program(name, source))?;
         }
         Ok(())
     }

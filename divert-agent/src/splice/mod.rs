@@ -5,12 +5,13 @@
 //! client socket, bytes already read from it and what its original destination is; it does not care
 //! where they came from.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use divert_common::label::LabelRanges;
 use divert_common::netns::{NetNs, NetNsId};
@@ -79,17 +80,18 @@ impl fmt::Debug for SpliceConfig {
     }
 }
 
-/// The worker threads.
+/// The worker threads. Without [`Workers::drain`] they end with the process.
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Handle>,
+    /// Disconnected when the last thread has ended; taken by the drain.
+    running: Mutex<Option<Receiver<Infallible>>>,
 }
 
 #[derive(Debug)]
 struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     counts: Arc<Counts>,
-    thread: JoinHandle<()>,
 }
 
 impl Workers {
@@ -99,22 +101,25 @@ impl Workers {
     /// When a thread cannot be made.
     pub fn start(count: usize, table: &Arc<Table>, config: SpliceConfig) -> io::Result<Self> {
         let config = Arc::new(config);
+        let (alive, running) = channel();
         let workers = (0..count.max(1))
             .map(|number| {
                 let number = number as u32;
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let counts = Arc::new(Counts::default());
                 let (table, config, own) = (Arc::clone(table), Arc::clone(&config), Arc::clone(&counts));
-                let thread = std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                let alive = alive.clone();
+                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                    let _alive = alive;
                     if let Err(error) = worker::run(number, table, config, own, receiver) {
                         // Without its heartbeat the hooks let every connection pass.
                         tracing::error!(worker = number, %error, "a data plane worker cannot run; all connections go direct");
                     }
                 })?;
-                Ok(Handle { commands: sender, counts, thread })
+                Ok(Handle { commands: sender, counts })
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { workers })
+        Ok(Self { workers, running: Mutex::new(Some(running)) })
     }
 
     /// Number of workers.
@@ -144,20 +149,24 @@ impl Workers {
 
     /// Ends all workers: listeners close at once, idle HTTP connections are closed as a server closes
     /// them, exchanges may end. What is left after `limit` is reset. Blocks until then.
-    pub fn drain(self, limit: Duration) {
-        let end = Instant::now() + limit;
+    pub fn drain(&self, limit: Duration) {
         for worker in &self.workers {
             worker.tell(Command::Drain);
         }
-        for Handle { commands, thread, .. } in self.workers {
-            while !thread.is_finished() && Instant::now() < end {
-                std::thread::park_timeout(Duration::from_millis(10));
+        // The senders go with the threads, so this ends when the last one does.
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = running
+            .as_ref()
+            .is_none_or(|running| matches!(running.recv_timeout(limit), Err(RecvTimeoutError::Disconnected)));
+        if !ended {
+            tracing::warn!("connections were still open after {} s and are reset", limit.as_secs());
+            for worker in &self.workers {
+                worker.tell(Command::Stop);
             }
-            // Ends the worker's loop; its runtime drops, and with it resets, what still runs.
-            drop(commands);
-            if thread.join().is_err() {
-                tracing::error!("a data plane worker panicked");
-            }
+        }
+        if let Some(running) = running.take() {
+            // Nothing is ever sent: this waits for the last thread.
+            let _ = running.recv();
         }
     }
 }

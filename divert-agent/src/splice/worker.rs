@@ -27,6 +27,8 @@ pub(super) enum Command {
     Close(NetNsId),
     /// Accept nothing more, let exchanges end, close what is idle; end when nothing is left.
     Drain,
+    /// End now.
+    Stop,
 }
 
 /// What every task of a worker's thread can reach.
@@ -158,7 +160,7 @@ pub(super) fn run(
                         }
                         worker.drain();
                     }
-                    None => return,
+                    Some(Command::Stop) | None => return,
                 },
                 () = worker.ended.notified(), if worker.draining() => {}
             }
