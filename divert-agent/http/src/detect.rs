@@ -29,7 +29,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What precedes the minor version.
 const VERSION: &[u8] = b"HTTP/1.";
 /// Longest method. The longest one registered, UPDATEREDIRECTREF, has 17 characters.
-const MAX_METHOD: usize = 64;
+pub(crate) const MAX_METHOD: usize = 64;
 
 /// Decides what a client speaks while its first bytes arrive; no byte is looked at twice.
 #[derive(Clone, Debug)]
