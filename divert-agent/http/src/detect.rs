@@ -232,6 +232,7 @@ mod tests {
     fn the_http2_preface_counts_whole() {
         assert_eq!(decided(PREFACE), (ClientBytes::Http2, 24));
         assert_eq!(decided(&PREFACE[..23]).0, ClientBytes::Undecided);
+        assert_eq!(decided(b"XRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), (ClientBytes::Opaque, 12));
         assert_eq!(decided(b"PRI * HTTP/1.1\r\n"), (ClientBytes::Http1, 14));
         assert_eq!(decided(b"PRI * HTTP/2.0\r\n\r\nSX"), (ClientBytes::Opaque, 20));
     }
