@@ -9,6 +9,8 @@ mod locate;
 mod parse;
 mod problem;
 mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 mod watch;
 
 pub use problem::{Problem, Report, Severity};

@@ -195,7 +195,11 @@ impl Reader<'_> {
                 );
             }
             Err(error) => {
-                let message = error.inner().to_string();
+                let mut message = error.inner().to_string();
+                if message.ends_with("expected a string") {
+                    // As with kubectl: `true`, `yes`, `on`, `y`, `1.10` and the like are no text in YAML.
+                    message.push_str("; put the value in quotes");
+                }
                 let mut steps: Vec<_> = locate::steps(error.path()).collect();
                 // serde reports the mapping that holds an unknown field.
                 let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
