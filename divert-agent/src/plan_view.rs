@@ -253,3 +253,102 @@ impl Columns {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifests::testing::objects;
+
+    const MANIFESTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: staging, labels: {divert.dev/shared: 'true'}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: alice}
+---
+apiVersion: divert.dev/v1alpha1
+kind: Divert
+metadata: {name: d, namespace: alice}
+spec: {sharedNamespace: staging, services: [api, catalog]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: catalog, namespace: staging}
+spec: {clusterIP: 10.96.0.12, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: catalog, namespace: alice}
+spec: {selector: {app: c}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: c, namespace: alice, labels: {app: c}}
+status: {podIP: 10.0.1.12}
+";
+
+    fn planner() -> Planner {
+        let mut planner = Planner::new(Settings::default());
+        planner.update(objects(MANIFESTS));
+        planner
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_says_it_all() {
+        let planner = planner();
+        assert_eq!(
+            View::new(&planner, &[]).table(),
+            "\
+Diverts
+  DIVERT   SHARED   ACCEPTED  READY             MESSAGE
+  alice/d  staging  yes       ServicesNotReady  alice has no Service api: deploy it, or take it out of the Divert
+
+Services
+  DIVERT   SERVICE  ENDPOINTS  STATE           MESSAGE
+  alice/d  api      0          ServiceMissing  alice has no Service api: deploy it, or take it out of the Divert
+  alice/d  catalog  1          Ready
+
+Captured
+  ADDRESS        SERVICE          KEY    GOES TO        ENDPOINTS
+  10.96.0.12:80  staging/catalog  alice  alice/catalog  10.0.1.12:8080
+
+Pods
+  POD      ADDRESSES  PORTS
+  alice/c  10.0.1.12  8080
+"
+        );
+        let nothing = Planner::new(Settings::default());
+        assert!(View::new(&nothing, &[]).table().starts_with("Diverts\n  none\n\nServices\n  none\n"));
+    }
+
+    #[test]
+    fn json_has_the_same_for_programs() {
+        let planner = planner();
+        let json = serde_json::to_value(View::new(&planner, &[])).unwrap();
+        assert_eq!(json["captures"][0]["address"], "10.96.0.12:80");
+        assert_eq!(json["captures"][0]["routes"][0]["key"], "alice");
+        assert_eq!(json["captures"][0]["routes"][0]["endpoints"][0], "10.0.1.12:8080");
+        assert_eq!(json["diverts"][0]["conditions"][1]["reason"], "ServicesNotReady");
+        assert_eq!(json["diverts"][0]["services"][0]["reason"], "ServiceMissing");
+        assert_eq!(json["pods"][0]["ports"][0], 8080);
+    }
+
+    #[test]
+    fn what_is_wrong_makes_the_command_fail() {
+        let dir = std::env::temp_dir().join(format!("divert-plan-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("a.yaml"), MANIFESTS).unwrap();
+        let good = plan_command(&dir, Format::Json, Settings::default());
+        std::fs::write(dir.join("b.yaml"), "{").unwrap();
+        let bad = plan_command(&dir, Format::Table, Settings::default());
+        std::fs::remove_dir_all(&dir).unwrap();
+        good.unwrap();
+        assert!(matches!(bad, Err(PlanError::Problems(1))), "{bad:?}");
+        assert!(matches!(
+            plan_command(&dir, Format::Table, Settings::default()),
+            Err(PlanError::Manifests(_))
+        ));
+    }
+}

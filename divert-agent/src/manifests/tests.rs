@@ -434,3 +434,44 @@ fn a_directory_that_comes_back_is_followed_again() {
     watched.dir.write("b.yaml", &namespace("c"));
     watched.expect(&["-Namespace b", "+Namespace c"]);
 }
+
+mod hostile {
+    use proptest::prelude::*;
+
+    use super::super::parse::parse;
+
+    const GOOD: &str = include_str!("../../../deploy/example/staging.yaml");
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse("x.yaml".as_ref(), &bytes);
+            let _ = parse("x.json".as_ref(), &bytes);
+        }
+
+        #[test]
+        fn no_damage_to_a_good_file_makes_reading_panic(
+            start in 0..GOOD.len(), length in 0..40_usize, other in "[-:{}\\[\\]&*!|>'\"%@#,a-z0-9 \n]{0,12}",
+        ) {
+            let mut text = GOOD.as_bytes().to_vec();
+            text.splice(start..(start + length).min(GOOD.len()), other.bytes());
+            let _ = parse("x.yaml".as_ref(), &text);
+        }
+    }
+
+    #[test]
+    fn nothing_grows_without_bound() {
+        let deep = "[".repeat(100_000);
+        let billion_laughs = format!(
+            "a: &a [x, x, x, x, x, x, x, x, x]\n{}",
+            (b'b'..=b'z')
+                .map(|c| (c as char, (c - 1) as char))
+                .map(|(this, last)| format!("{this}: &{this} [{}]\n", vec![format!("*{last}"); 9].join(", ")))
+                .collect::<String>()
+        );
+        for text in [deep, billion_laughs] {
+            assert!(parse("x.yaml".as_ref(), text.as_bytes()).is_err());
+            assert!(parse("x.json".as_ref(), text.as_bytes()).is_err());
+        }
+    }
+}
