@@ -2,12 +2,12 @@
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::compile::{DivertStatus, Planner, Settings};
+use crate::compile::{DivertStatus, Planner, SettingsArgs};
 use crate::manifests::{Manifests, ManifestsError, Problem};
 use crate::plan::{Backend, OnUnavailable, Plan, Route, Unavailable};
 
@@ -20,6 +20,9 @@ pub struct PlanArgs {
     /// How to print the plan.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Format,
+    /// What decides who may divert, and which ports count.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
 }
 
 /// How to print the plan.
@@ -51,16 +54,16 @@ pub enum PlanError {
 ///
 /// # Errors
 /// Also when the plan was printed but some document could not be used, so that the exit status says it.
-pub fn plan_command(dir: &Path, format: Format, settings: Settings) -> Result<(), PlanError> {
-    let (manifests, first) = Manifests::open(dir)?;
-    let mut planner = Planner::new(settings);
+pub fn plan_command(args: PlanArgs) -> Result<(), PlanError> {
+    let (manifests, first) = Manifests::open(&args.manifests)?;
+    let mut planner = Planner::new(args.settings.into());
     planner.update(first.changes);
     let report = manifests.report();
     for problem in &report.problems {
         writeln!(io::stderr(), "{problem}")?;
     }
     let view = View::new(&planner, &report.problems);
-    let text = match format {
+    let text = match args.output {
         Format::Table => view.table(),
         Format::Json => serde_json::to_string_pretty(&view).map_err(io::Error::from)? + "\n",
     };
@@ -257,6 +260,7 @@ impl Columns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::Settings;
     use crate::manifests::testing::objects;
 
     const MANIFESTS: &str = "
@@ -340,15 +344,16 @@ Pods
         let dir = std::env::temp_dir().join(format!("divert-plan-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("a.yaml"), MANIFESTS).unwrap();
-        let good = plan_command(&dir, Format::Json, Settings::default());
+        let command = |output| {
+            let settings = SettingsArgs::default();
+            plan_command(PlanArgs { manifests: dir.clone(), output, settings })
+        };
+        let good = command(Format::Json);
         std::fs::write(dir.join("b.yaml"), "{").unwrap();
-        let bad = plan_command(&dir, Format::Table, Settings::default());
+        let bad = command(Format::Table);
         std::fs::remove_dir_all(&dir).unwrap();
         good.unwrap();
         assert!(matches!(bad, Err(PlanError::Problems(1))), "{bad:?}");
-        assert!(matches!(
-            plan_command(&dir, Format::Table, Settings::default()),
-            Err(PlanError::Manifests(_))
-        ));
+        assert!(matches!(command(Format::Table), Err(PlanError::Manifests(_))));
     }
 }
