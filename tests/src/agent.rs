@@ -24,6 +24,8 @@ use crate::wait;
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// The program; [`program`] when none is named.
+    pub program: Option<PathBuf>,
     /// `--workers`.
     pub workers: u32,
     /// Port of `--admin`, on 127.0.0.1 of the lab's node.
@@ -36,7 +38,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { workers: 2, admin_port: 9464, arguments: Vec::new(), descriptors: None }
+        Self { program: None, workers: 2, admin_port: 9464, arguments: Vec::new(), descriptors: None }
     }
 }
 
@@ -68,7 +70,7 @@ impl Agent {
     /// When there is no program.
     pub fn launch(lab: &Lab, manifests: &Manifests, options: &Options) -> Result<Self> {
         let admin = SocketAddr::from(([127, 0, 0, 1], options.admin_port));
-        let mut command = Command::new(program()?);
+        let mut command = Command::new(options.program.clone().map_or_else(program, Ok)?);
         command.arg("run").arg("--manifests").arg(manifests.path()).arg("--cgroup").arg(lab.cgroup());
         command.args(["--workers", &options.workers.to_string(), "--admin", &admin.to_string()]);
         command.args(&options.arguments);
