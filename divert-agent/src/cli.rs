@@ -22,7 +22,7 @@ pub struct Cli {
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// Serve the pods of this node.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Print what a folder of manifests comes to, without touching the kernel.
     Plan(PlanArgs),
 }

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let done = match cli.command {
-        Command::Run(args) => run::run(args).map_err(anyhow::Error::from),
+        Command::Run(args) => run::run(*args).map_err(anyhow::Error::from),
         Command::Plan(args) => plan_view::plan_command(args).map_err(anyhow::Error::from),
     };
     match done {
