@@ -5,7 +5,7 @@
 mod divert;
 mod okteto;
 
-pub use divert::{Divert, DivertSpec, Inject, Names};
+pub use divert::{Divert, DivertSpec, DivertStatus, HostStatus, Inject, Names, ServiceStatus};
 pub use okteto::{OktetoDivert, OktetoDivertSpec};
 
 /// `apiVersion` of [`Divert`].
