@@ -3,7 +3,19 @@
 //! Data flows one way: manifests → world → compile → plan → apply, and for bytes:
 //! accept → detect → decide → forward.
 
+pub mod admin;
+pub mod api;
+pub mod apply;
+pub mod cli;
+pub mod compile;
+pub mod control;
+pub mod decide;
 pub mod kernel;
+pub mod manifests;
+pub mod metrics;
 pub mod plan;
+pub mod plan_view;
+pub mod run;
 pub mod splice;
 pub mod table;
+pub mod world;

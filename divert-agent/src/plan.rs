@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A Service by namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
@@ -73,6 +73,30 @@ pub struct PlanChange {
     pub pods_gone: Vec<PodRef>,
 }
 
+impl PlanChange {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.captures.is_empty()
+            && self.released.is_empty()
+            && self.pods.is_empty()
+            && self.pods_gone.is_empty()
+    }
+}
+
+impl Plan {
+    /// Takes the step.
+    pub fn apply(&mut self, change: PlanChange) {
+        for capture in change.released {
+            self.captures.remove(&capture);
+        }
+        self.captures.extend(change.captures);
+        for pod in change.pods_gone {
+            self.pods.remove(&pod);
+        }
+        self.pods.extend(change.pods);
+    }
+}
+
 /// A pod to register.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct PodPlan {
@@ -113,7 +137,7 @@ pub struct Route {
 }
 
 /// `spec.onUnavailable`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum OnUnavailable {
     /// Answer 503.
     #[default]

@@ -13,6 +13,7 @@ use divert_agent::kernel::cookie::NetnsCookie;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::map::{Counter, EVERYONE, PodEntry};
 use lab::{Agent, Lab, MARK, POD_V4, POD_V6, PORT, SERVED, SERVER_V4, SERVER_V6, accept, load};
+use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Type};
 
 const TO_V4: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER_V4), SERVED);
@@ -343,6 +344,20 @@ fn an_established_connection_outlives_the_hooks() {
 }
 
 #[test]
+fn an_agent_that_stops_capturing_still_names_what_it_has_captured() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.capture(TO_V6, 2);
+    let (v4, v6) = (lab.connect(TO_V4), lab.connect(TO_V6));
+    agent.hooks.stop_capturing().unwrap();
+    accept(&server, &mut lab.connect(TO_V4));
+    accept(&server, &mut lab.connect(TO_V6));
+    assert_eq!((v4.peer_addr().unwrap(), v6.peer_addr().unwrap()), (TO_V4, TO_V6));
+}
+
+#[test]
 fn nothing_is_left_in_the_kernel() {
     let lab = Lab::new();
     let server = lab.serve();
@@ -390,17 +405,24 @@ fn a_hundred_thousand_captures_are_quickly_there_and_a_full_map_says_so() {
     const CAPTURES: u32 = 100_000;
     let mut hooks = lab::load_with(1, CAPTURES);
     let address = |index: u32| SocketAddr::new(Ipv4Addr::from_bits(0x0a60_0000 | index).into(), 80);
-    let begin = Instant::now();
+    let begin = cpu_time();
     for index in 0..CAPTURES {
         let label = Label::new(index).unwrap();
         hooks.set_origin(label, address(index)).unwrap();
         hooks.capture(EVERYONE, address(index), label).unwrap();
     }
-    // A tenth of that without company, in a debug build.
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    let taken = cpu_time() - begin;
+    // A third of that in a debug build; in CPU time, for other tests run meanwhile.
+    assert!(taken < Duration::from_secs(1), "{taken:?}");
 
     let full = hooks.capture(EVERYONE, address(CAPTURES), Label::new(0).unwrap()).unwrap_err();
     assert!(full.to_string().contains("10.97.134.160:80: the map is full"), "{full}");
     hooks.release(EVERYONE, address(0)).unwrap();
     hooks.capture(EVERYONE, address(CAPTURES), Label::new(0).unwrap()).unwrap();
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
 }

@@ -1,1 +1,22 @@
 //! Guards and helpers for tests through a real kernel.
+//!
+//! A [`Lab`](lab::Lab) is a small network of namespaces that stand for pods, with a cgroup of its own
+//! and no way out. Tests put servers into pods, start the [`Agent`](agent::Agent), and drive plain
+//! sockets that belong to a pod ([`broker`] says how). Everything is a guard: dropped, it is gone, also
+//! when the test panics; what a killed test process leaves is swept by the next one ([`run`]).
+//!
+//! No test sleeps to wait for something: [`wait::until`] polls with a deadline.
+
+pub mod agent;
+pub mod broker;
+pub mod cgroup;
+pub mod fixture;
+pub mod http;
+pub mod lab;
+pub mod manifest;
+pub mod named_netns;
+pub mod process;
+pub mod run;
+pub mod script;
+pub mod server;
+pub mod wait;

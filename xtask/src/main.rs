@@ -1,8 +1,9 @@
-//! Tasks of this repository: `cargo xtask build | test`.
+//! Tasks of this repository: `cargo xtask build | test | demo`.
 
 mod build;
 mod cache;
 mod command;
+mod demo;
 mod linker;
 mod packages;
 mod test;
@@ -20,11 +21,18 @@ enum Task {
     Build(build::Args),
     /// Runs every check: formatting, lints, fuzz targets for some seconds, and all tests. As root.
     Test(test::Args),
+    /// Shows requests taking their ways through real namespaces. As root.
+    Demo(demo::Args),
+    /// One service of the demo.
+    #[command(hide = true)]
+    DemoService(demo::service::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Build(args) => build::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::DemoService(args) => demo::service::run(&args),
     }
 }

@@ -1,1 +1,59 @@
-//! HTTP/1 as an intermediary reads it.
+//! HTTP/1 as an intermediary reads it that forwards the same bytes.
+//!
+//! Nothing here does I/O, and nothing is ever written anew: a head is read to decide where it goes and
+//! where the next message begins, then the bytes are passed on as they came. That sets the measure of
+//! strictness. A proxy that rebuilds messages may repair what is odd; one that forwards them must be
+//! sure that whoever reads the same bytes next finds the same end of message. So there are three
+//! answers to a head:
+//!
+//! - it is regular, and its framing is followed;
+//! - it is *irregular*, but still has one plausible reading (bare LF, line folding, a name that is no
+//!   token): whoever asked may pass the connection on without following it;
+//! - its framing is *ambiguous*: two readers may disagree about where it ends, which is what request
+//!   smuggling lives on. RFC 9112 asks for 400 and the end of the connection.
+//!
+//! The order of reading: [`detect`] says whether a connection is HTTP/1 at all, [`request`] and
+//! [`response`] read heads, [`body`] follows what comes after them.
+//!
+//! No allocation happens for a regular head of up to 64 fields whose key has no percent sign. What is
+//! read in parts is not read twice: [`HeadScan`] and [`ClientDetector`] remember how far they came.
+//!
+//! ```
+//! use divert_http::{BodyReader, HeadScan, KeyNames, Request, parse_request};
+//!
+//! let names = KeyNames::default();
+//! let mut scan = HeadScan::new();
+//! let stream = b"POST / HTTP/1.1\r\nHost: catalog\r\nBaggage: okteto-divert=alice\r\n\
+//!     Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n";
+//!
+//! assert_eq!(parse_request(&stream[..20], &mut scan, &names), Request::Partial);
+//! let Request::Head(head) = parse_request(stream, &mut scan, &names) else { panic!("a regular head") };
+//! assert_eq!(head.key.as_deref(), Some("alice"));
+//!
+//! let rest = &stream[head.len..];
+//! let body = BodyReader::new(head.body).advance(rest)?;
+//! assert!(body.done);
+//! assert!(rest[body.consumed..].starts_with(b"GET"));
+//! # Ok::<(), divert_http::ChunkError>(())
+//! ```
+
+pub mod baggage;
+pub mod body;
+pub mod detect;
+mod field;
+pub mod framing;
+pub mod h2c;
+pub mod head;
+mod irregular;
+pub mod request;
+pub mod response;
+
+pub use baggage::{KeyNames, KeyNamesError, find_key};
+pub use body::{Advance, BodyReader, ChunkError};
+pub use detect::{ClientBytes, ClientDetector, ServerBytes, detect_client, detect_server};
+pub use framing::{BodyLength, FramingError};
+pub use h2c::strip_h2c_offer;
+pub use head::{HeadScan, MAX_FIELDS, MAX_HEAD};
+pub use irregular::Irregularity;
+pub use request::{Method, Request, RequestHead, parse_request};
+pub use response::{Response, ResponseHead, ResponseKind, parse_response};

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
@@ -20,9 +21,10 @@ use super::heartbeat::Heartbeat;
 use super::lookup::{Assignment, LookupLoader};
 use super::object::CONNECT;
 
-/// Programs of the object `connect`.
-const PROGRAMS: [&str; 4] =
-    ["divert_connect4", "divert_connect6", "divert_getpeername4", "divert_getpeername6"];
+/// Programs of the object `connect` that capture.
+const CONNECTS: [&str; 2] = ["divert_connect4", "divert_connect6"];
+/// Those that tell the application what was captured.
+const PEERS: [&str; 2] = ["divert_getpeername4", "divert_getpeername6"];
 
 /// A good number for [`HookConfig::captures`]: 16 MiB of hash tables in all.
 pub const DEFAULT_CAPTURES: u32 = 1 << 18;
@@ -149,6 +151,8 @@ pub struct Hooks {
     heartbeat: Heartbeat,
     counters: Counters,
     lookup: LookupLoader,
+    /// The attached connect hooks.
+    connects: Vec<(&'static str, CgroupSockAddrLinkId)>,
     /// Programs and, once attached, their links.
     ebpf: Ebpf,
 }
@@ -173,7 +177,7 @@ impl Hooks {
             .map_max_entries("ORIGINS", config.captures.saturating_mul(2).min(INDEX_COUNT))
             .load(CONNECT)
             .map_err(|source| HookError::Load { object: "connect", source: Box::new(source) })?;
-        for name in PROGRAMS {
+        for name in PEERS.into_iter().chain(CONNECTS) {
             program(&mut ebpf, name)?.load().map_err(|source| HookError::program(name, source))?;
         }
         let heartbeat = match ebpf.map("HEARTBEATS") {
@@ -190,6 +194,7 @@ impl Hooks {
             heartbeat,
             counters: Counters::new(counters),
             lookup: LookupLoader::new(),
+            connects: Vec::new(),
             ebpf,
         })
     }
@@ -199,11 +204,36 @@ impl Hooks {
     /// # Errors
     /// When `cgroup` is no cgroup2 directory, or CAP_NET_ADMIN is missing.
     pub fn attach(&mut self, cgroup: BorrowedFd<'_>) -> Result<(), HookError> {
-        for name in PROGRAMS {
+        // Names first: no connection is captured whose name would be shown wrong.
+        for name in PEERS {
+            self.attach_one(name, cgroup)?;
+        }
+        for name in CONNECTS {
+            let link = self.attach_one(name, cgroup)?;
+            self.connects.push((name, link));
+        }
+        Ok(())
+    }
+
+    fn attach_one(
+        &mut self,
+        name: &'static str,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<CgroupSockAddrLinkId, HookError> {
+        program(&mut self.ebpf, name)?
             // `Single` is what links want: they always allow others beside and above.
-            program(&mut self.ebpf, name)?
-                .attach(cgroup, CgroupAttachMode::Single)
-                .map_err(|source| HookError::program(name, source))?;
+            .attach(cgroup, CgroupAttachMode::Single)
+            .map_err(|source| HookError::program(name, source))
+    }
+
+    /// Lets new connections pass from now on. Those captured before keep their names: getpeername goes on
+    /// to show what the application asked for.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it has no reason to.
+    pub fn stop_capturing(&mut self) -> Result<(), HookError> {
+        for (name, link) in self.connects.drain(..) {
+            program(&mut self.ebpf, name)?.detach(link).map_err(|source| HookError::program(name, source))?;
         }
         Ok(())
     }

@@ -1,14 +1,22 @@
-//! The agent's side of the kernel: eBPF programs and maps, and what must be true before they load.
+//! The agent's side of the kernel: eBPF programs and maps, network namespaces, routes and sockets, and
+//! what must be true before any of it.
 //!
 //! Effects only; who is captured, and to where, is decided in [`crate::plan`]. Nothing here is pinned:
 //! when the agent dies, so do its programs, links and maps, and connections go where they were meant to.
 
+pub mod addresses;
 pub mod cgroup;
 pub mod clock;
 pub mod cookie;
 pub mod counters;
 pub mod heartbeat;
 pub mod hooks;
+pub mod listeners;
 pub mod lookup;
+mod netlink;
+pub mod netns_find;
 pub mod object;
+pub mod ports;
 pub mod preflight;
+pub mod routes;
+pub mod sock_diag;

@@ -1,11 +1,43 @@
 //! The data plane: accept → detect → decide → forward.
+//!
+//! One thread per worker with a runtime of its own; the kernel spreads new connections over the
+//! workers' listeners, and a connection stays where it was accepted. The splicer takes a connected
+//! client socket, bytes already read from it and what its original destination is; it does not care
+//! where they came from.
 
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use divert_common::label::LabelRanges;
 use divert_common::netns::{NetNs, NetNsId};
+use divert_http::KeyNames;
+use tokio::sync::mpsc;
 
 use crate::plan::PodRef;
+use crate::table::Table;
+
+mod accept;
+mod answer;
+mod buffer;
+mod conn;
+pub mod counts;
+mod dial;
+mod exchange;
+mod http;
+mod opaque;
+mod pipe;
+mod pump;
+mod session;
+mod upstream;
+mod worker;
+
+use counts::Counts;
+use worker::Command;
 
 /// A pod whose connections are served, as the data plane needs to know it.
 #[derive(Debug)]
@@ -25,23 +57,124 @@ pub struct Listeners {
     pub v6: Option<TcpListener>,
 }
 
-/// The worker threads.
+/// Settings of the data plane.
+pub struct SpliceConfig {
+    /// Where labels are taken from.
+    pub ranges: LabelRanges,
+    /// SO_MARK of upstream sockets, by which the connect hooks know and pass them.
+    pub mark: u32,
+    /// Under which names a request carries its key.
+    pub names: KeyNames,
+    /// How long a request's head is waited for when the original destination cannot be connected to.
+    pub head_wait: Duration,
+    /// Says that a worker's event loop is alive.
+    pub beat: Arc<dyn Fn(u32) + Send + Sync>,
+}
+
+impl fmt::Debug for SpliceConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SpliceConfig")
+            .field("ranges", &self.ranges)
+            .field("mark", &self.mark)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The worker threads. Without [`Workers::drain`] they end with the process.
 #[derive(Debug)]
-pub struct Workers {}
+pub struct Workers {
+    workers: Vec<Handle>,
+    /// Disconnected when the last thread has ended; taken by the drain.
+    running: Mutex<Option<Receiver<Infallible>>>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    commands: mpsc::UnboundedSender<Command>,
+    counts: Arc<Counts>,
+}
 
 impl Workers {
+    /// Starts `count` threads, at least one.
+    ///
+    /// # Errors
+    /// When a thread cannot be made.
+    pub fn start(count: usize, table: &Arc<Table>, config: SpliceConfig) -> io::Result<Self> {
+        let config = Arc::new(config);
+        let (alive, running) = channel();
+        let workers = (0..count.max(1))
+            .map(|number| {
+                let number = number as u32;
+                let (sender, receiver) = mpsc::unbounded_channel();
+                let counts = Arc::new(Counts::default());
+                let (table, config, own) = (Arc::clone(table), Arc::clone(&config), Arc::clone(&counts));
+                let alive = alive.clone();
+                std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                    let _alive = alive;
+                    if let Err(error) = worker::run(number, table, config, own, receiver) {
+                        // Without its heartbeat the hooks let every connection pass.
+                        tracing::error!(worker = number, %error, "a data plane worker cannot run; all connections go direct");
+                    }
+                })?;
+                Ok(Handle { commands: sender, counts })
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { workers, running: Mutex::new(Some(running)) })
+    }
+
     /// Number of workers.
     pub fn count(&self) -> usize {
-        1
+        self.workers.len()
+    }
+
+    /// The counters of each worker.
+    pub fn counts(&self) -> Vec<Arc<Counts>> {
+        self.workers.iter().map(|worker| Arc::clone(&worker.counts)).collect()
     }
 
     /// Serves a pod: one element of `listeners` for each worker, in order.
     pub fn open(&self, pod: Arc<Pod>, listeners: Vec<Listeners>) {
-        let _ = (pod, listeners);
+        debug_assert_eq!(listeners.len(), self.workers.len());
+        for (worker, listeners) in self.workers.iter().zip(listeners) {
+            worker.tell(Command::Open(Arc::clone(&pod), listeners));
+        }
     }
 
     /// Stops serving a pod: its listeners are closed, its connections are reset.
     pub fn close(&self, netns: NetNsId) {
-        let _ = netns;
+        for worker in &self.workers {
+            worker.tell(Command::Close(netns));
+        }
+    }
+
+    /// Ends all workers: listeners close at once, idle HTTP connections are closed as a server closes
+    /// them, exchanges may end. What is left after `limit` is reset. Blocks until then.
+    pub fn drain(&self, limit: Duration) {
+        for worker in &self.workers {
+            worker.tell(Command::Drain);
+        }
+        // The senders go with the threads, so this ends when the last one does.
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = running
+            .as_ref()
+            .is_none_or(|running| matches!(running.recv_timeout(limit), Err(RecvTimeoutError::Disconnected)));
+        if !ended {
+            tracing::warn!("connections were still open after {} s and are reset", limit.as_secs());
+            for worker in &self.workers {
+                worker.tell(Command::Stop);
+            }
+        }
+        if let Some(running) = running.take() {
+            // Nothing is ever sent: this waits for the last thread.
+            let _ = running.recv();
+        }
+    }
+}
+
+impl Handle {
+    fn tell(&self, command: Command) {
+        if self.commands.send(command).is_err() {
+            tracing::error!("a data plane worker has ended; connections go direct");
+        }
     }
 }

@@ -1,0 +1,29 @@
+//! What people write: the Divert kinds, and the labels and annotations on objects of Kubernetes.
+//!
+//! Kinds of Kubernetes itself are those of `k8s-openapi`, so that files and a cluster share one model.
+
+mod divert;
+mod okteto;
+
+pub use divert::{Divert, DivertSpec, Inject, Names};
+pub use okteto::{OktetoDivert, OktetoDivertSpec};
+
+/// `apiVersion` of [`Divert`].
+pub const DIVERT_API: &str = "divert.dev/v1alpha1";
+/// `apiVersion` of [`OktetoDivert`].
+pub const OKTETO_API: &str = "okteto.com/v1";
+
+/// Label of a Namespace, value `true`: it consents to being shared.
+pub const SHARED: &str = "divert.dev/shared";
+/// Annotation of a shared Namespace: a label selector over the namespaces it consents to; without it, all.
+pub const ALLOWED_NAMESPACES: &str = "divert.dev/allowed-namespaces";
+/// Label of a Pod or Namespace, value `false`: connections of these pods are left alone.
+pub const CAPTURE: &str = "divert.dev/capture";
+/// Label that the API server puts on every Namespace; its value is the name.
+pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
+/// Label of an EndpointSlice: the Service that it belongs to.
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label of an EndpointSlice: who writes it.
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`] for slices that follow the selector of a Service.
+pub const ENDPOINT_SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";

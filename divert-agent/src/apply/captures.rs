@@ -1,0 +1,380 @@
+//! The captures that should be, and the steps from what is to there. Pure: the kernel's and the
+//! routing table's part is done by [`super::Applier`], in the order that [`Steps`] states.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use divert_common::label::{Label, LabelRanges};
+
+use super::labels::{CaptureKey, Labels};
+use super::sets::SetIds;
+use crate::kernel::routes::label_range_of;
+use crate::plan::{Backend, Capture, Target};
+use crate::table::Slot;
+
+/// What is to be done, in this order: a captured connection finds its slot and its origin, always.
+#[derive(Debug, Default)]
+pub(super) struct Steps {
+    /// First, capture keys that leave the kernel.
+    pub(super) release: Vec<CaptureKey>,
+    /// Then slots that enter the routing table; each is also an origin for getpeername.
+    pub(super) slots: Vec<Arc<Slot>>,
+    /// Last, capture keys that enter the kernel.
+    pub(super) capture: Vec<(CaptureKey, Label)>,
+}
+
+/// The captures that should be.
+#[derive(Debug)]
+pub(super) struct Captures {
+    ranges: LabelRanges,
+    /// Capture sets by number; pods refer to them too.
+    pub(super) sets: SetIds,
+    labels: Labels,
+    /// Captures with a label, by key.
+    captured: HashMap<CaptureKey, Arc<Slot>>,
+    /// Slots of resting labels, still in the routing table.
+    resting: HashMap<Label, Arc<Slot>>,
+    /// Captures without a label, as there was none left.
+    waiting: HashMap<CaptureKey, Arc<Target>>,
+    /// Captures whose key, origin or slot the kernel refused.
+    refused: HashSet<CaptureKey>,
+    /// Keys that the kernel would not let go. Their labels are in use until it does.
+    stuck: HashSet<CaptureKey>,
+    /// Captures with an address of theirs, or of an endpoint, in a label range.
+    overlapping: BTreeSet<(CaptureKey, IpAddr)>,
+}
+
+impl Captures {
+    /// None.
+    pub(super) fn new(ranges: LabelRanges) -> Self {
+        Self {
+            ranges,
+            sets: SetIds::default(),
+            labels: Labels::default(),
+            captured: HashMap::new(),
+            resting: HashMap::new(),
+            waiting: HashMap::new(),
+            refused: HashSet::new(),
+            stuck: HashSet::new(),
+            overlapping: BTreeSet::new(),
+        }
+    }
+
+    /// Takes in a change of the plan. A changed target is in effect when this returns, for the next
+    /// request of connections that are long open as well; the rest is in the steps.
+    pub(super) fn change(
+        &mut self,
+        captures: impl IntoIterator<Item = (Capture, Arc<Target>)>,
+        released: impl IntoIterator<Item = Capture>,
+    ) -> Steps {
+        let mut steps = Steps::default();
+        for capture in released {
+            self.release(&capture, &mut steps);
+        }
+        for (capture, target) in captures {
+            self.capture(&capture, target, &mut steps);
+        }
+        steps
+    }
+
+    fn capture(&mut self, capture: &Capture, target: Arc<Target>, steps: &mut Steps) {
+        let known = self.sets.get(&capture.set).map(|set| CaptureKey { set, address: capture.address });
+        if let Some(key) = known {
+            if let Some(slot) = self.captured.get(&key) {
+                slot.set_target(Arc::clone(&target));
+                return self.note_overlap(key, &target);
+            }
+            if let Some(waiting) = self.waiting.get_mut(&key) {
+                *waiting = Arc::clone(&target);
+                return self.note_overlap(key, &target);
+            }
+        }
+        let key = CaptureKey { set: self.sets.acquire(&capture.set), address: capture.address };
+        self.stuck.remove(&key);
+        self.note_overlap(key, &target);
+        self.label(key, target, steps);
+    }
+
+    /// Gives a capture a label: the one that rests with its old slot, or a new one.
+    fn label(&mut self, key: CaptureKey, target: Arc<Target>, steps: &mut Steps) {
+        let Some(label) = self.labels.take(key) else {
+            self.waiting.insert(key, target);
+            return;
+        };
+        let slot = match self.resting.remove(&label) {
+            Some(slot) => {
+                // A resting label has kept its set's number, so that another set does not come by its slot.
+                self.sets.release(key.set);
+                slot.set_target(target);
+                slot
+            }
+            None => Arc::new(Slot::new(label, key.address, target)),
+        };
+        self.captured.insert(key, Arc::clone(&slot));
+        steps.slots.push(slot);
+        steps.capture.push((key, label));
+    }
+
+    fn release(&mut self, capture: &Capture, steps: &mut Steps) {
+        let Some(set) = self.sets.get(&capture.set) else { return };
+        let key = CaptureKey { set, address: capture.address };
+        self.refused.remove(&key);
+        self.forget_overlap(key);
+        if self.waiting.remove(&key).is_some() {
+            self.sets.release(set);
+        } else if let Some(slot) = self.captured.remove(&key) {
+            self.resting.insert(slot.label, slot);
+            self.stuck.insert(key);
+            steps.release.push(key);
+        }
+    }
+
+    /// The kernel let a key go: its label rests from `now`, on a clock that stands still while the
+    /// agent does.
+    pub(super) fn released(&mut self, key: CaptureKey, now: Duration) {
+        if self.stuck.remove(&key) {
+            self.labels.release(key, now);
+        }
+    }
+
+    /// The kernel would not take a capture. It is tried again.
+    pub(super) fn refused(&mut self, key: CaptureKey) {
+        self.refused.insert(key);
+    }
+
+    /// What the kernel refused before and is to be tried again.
+    pub(super) fn retry(&mut self) -> Steps {
+        let mut steps = Steps { release: self.stuck.iter().copied().collect(), ..Steps::default() };
+        for key in std::mem::take(&mut self.refused) {
+            if let Some(slot) = self.captured.get(&key) {
+                steps.slots.push(Arc::clone(slot));
+                steps.capture.push((key, slot.label));
+            }
+        }
+        if self.labels.has_free() {
+            for (key, target) in std::mem::take(&mut self.waiting) {
+                self.label(key, target, &mut steps);
+            }
+        }
+        steps
+    }
+
+    /// Labels that mean nothing any more: their slots leave the table, their origins the kernel.
+    pub(super) fn expire(&mut self, now: Duration) -> Vec<Label> {
+        let resting = &self.resting;
+        let freed =
+            self.labels.expire(now, |label| resting.get(&label).is_some_and(|it| it.connections() > 0));
+        for (key, label) in &freed {
+            self.resting.remove(label);
+            self.sets.release(key.set);
+        }
+        freed.into_iter().map(|(_, label)| label).collect()
+    }
+
+    fn note_overlap(&mut self, key: CaptureKey, target: &Target) {
+        self.forget_overlap(key);
+        let ranges = self.ranges;
+        let in_range = |it: &IpAddr| label_range_of(&ranges, *it).is_some();
+        if let Some(address) = addresses(key, target).find(in_range) {
+            self.overlapping.insert((key, address));
+        }
+    }
+
+    fn forget_overlap(&mut self, key: CaptureKey) {
+        if !self.overlapping.is_empty() {
+            self.overlapping.retain(|(it, _)| *it != key);
+        }
+    }
+
+    /// An address of a captured destination or an endpoint that lies in a label range, if there is one.
+    pub(super) fn overlap(&self) -> Option<IpAddr> {
+        self.overlapping.first().map(|(_, address)| *address)
+    }
+
+    /// Captures with a label.
+    pub(super) fn len(&self) -> usize {
+        self.captured.len()
+    }
+
+    /// Captures that are not in the kernel though they should be, or are though they should not.
+    pub(super) fn unsettled(&self) -> usize {
+        self.waiting.len() + self.refused.len() + self.stuck.len()
+    }
+
+    /// Labels of captures that are gone, not yet free.
+    pub(super) fn resting(&self) -> usize {
+        self.resting.len()
+    }
+}
+
+/// The destination, and every endpoint that its requests may go to.
+fn addresses(key: CaptureKey, target: &Target) -> impl Iterator<Item = IpAddr> {
+    let endpoints = target
+        .services
+        .iter()
+        .flat_map(|it| it.routes.values())
+        .flat_map(|route| match &route.backend {
+            Backend::Endpoints { endpoints, .. } => &endpoints[..],
+            Backend::Unavailable(_) => &[],
+        })
+        .map(|it| it.ip());
+    std::iter::once(key.address.ip()).chain(endpoints)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Instant;
+
+    use super::super::labels::QUARANTINE;
+    use super::*;
+    use crate::plan::CaptureSet;
+    use crate::table::Table;
+
+    fn target() -> Arc<Target> {
+        Arc::new(Target { services: Vec::new() })
+    }
+
+    fn capture(set: &[&str], address: &str) -> Capture {
+        Capture {
+            set: CaptureSet(set.iter().map(|it| (*it).into()).collect()),
+            address: address.parse().unwrap(),
+        }
+    }
+
+    fn captures() -> Captures {
+        Captures::new(LabelRanges::default())
+    }
+
+    /// Does what the applier does with a table, and a kernel that refuses nothing.
+    fn settle(captures: &mut Captures, table: &Table, steps: Steps, now: Duration) {
+        for key in steps.release {
+            captures.released(key, now);
+        }
+        table.update(steps.slots, []);
+    }
+
+    #[test]
+    fn a_changed_target_needs_no_step() {
+        let mut captures = captures();
+        let steps = captures.change([(capture(&[], "10.0.0.1:80"), target())], []);
+        let slot = Arc::clone(&steps.slots[0]);
+        assert_eq!(steps.capture.len(), 1);
+        let changed = target();
+        let steps = captures.change([(capture(&[], "10.0.0.1:80"), Arc::clone(&changed))], []);
+        assert!(steps.slots.is_empty() && steps.capture.is_empty() && steps.release.is_empty());
+        assert!(Arc::ptr_eq(&slot.target(), &changed));
+    }
+
+    #[test]
+    fn a_label_in_quarantine_keeps_its_slot_and_is_taken_again() {
+        let (mut captures, table) = (captures(), Table::default());
+        let it = capture(&["staging"], "10.0.0.1:80");
+        let steps = captures.change([(it.clone(), target())], []);
+        let label = steps.capture[0].1;
+        settle(&mut captures, &table, steps, Duration::ZERO);
+
+        let steps = captures.change([], [it.clone()]);
+        assert_eq!(steps.release.len(), 1);
+        settle(&mut captures, &table, steps, Duration::ZERO);
+        assert_eq!(captures.expire(Duration::from_secs(1)), []);
+        assert_eq!(table.get(label).unwrap().original, it.address);
+
+        let steps = captures.change([(it.clone(), target())], []);
+        assert_eq!(steps.capture[0].1, label);
+        assert!(Arc::ptr_eq(&steps.slots[0], &table.get(label).unwrap()), "the slot that connections hold");
+    }
+
+    #[test]
+    fn a_sets_number_is_not_another_sets_while_one_of_its_labels_rests() {
+        let mut captures = captures();
+        let (a, b) = (capture(&["a"], "10.0.0.1:80"), capture(&["b"], "10.0.0.1:80"));
+        let first = captures.change([(a.clone(), target())], []).capture[0];
+        for key in captures.change([], [a]).release {
+            captures.released(key, Duration::ZERO);
+        }
+        // Else b's targets would take the requests of connections that a's pods have open.
+        let second = captures.change([(b, target())], []).capture[0];
+        assert_ne!(first.0.set, second.0.set);
+        assert_ne!(first.1, second.1);
+        captures.expire(QUARANTINE);
+        assert_eq!(captures.sets.count(), 1, "b's alone");
+    }
+
+    #[test]
+    fn a_held_label_stays_until_its_connection_ends() {
+        let (mut captures, table) = (captures(), Table::default());
+        let it = capture(&[], "10.0.0.1:80");
+        let steps = captures.change([(it.clone(), target())], []);
+        let label = steps.capture[0].1;
+        settle(&mut captures, &table, steps, Duration::ZERO);
+        let claim = table.claim(label).unwrap();
+        let steps = captures.change([], [it]);
+        settle(&mut captures, &table, steps, Duration::ZERO);
+        assert_eq!(captures.expire(QUARANTINE * 2), []);
+        drop(claim);
+        assert_eq!(captures.expire(QUARANTINE * 2), [label]);
+        assert_eq!(captures.resting(), 0);
+    }
+
+    #[test]
+    fn a_key_the_kernel_does_not_let_go_keeps_its_label() {
+        let mut captures = captures();
+        let it = capture(&["a"], "10.0.0.1:80");
+        let (key, label) = captures.change([(it.clone(), target())], []).capture[0];
+        captures.change([], [it.clone()]);
+        assert_eq!(captures.unsettled(), 1);
+        assert_eq!(captures.expire(QUARANTINE * 2), [], "it does not even rest");
+        assert_eq!(captures.retry().release, [key]);
+        assert_eq!(captures.change([(it.clone(), target())], []).capture, [(key, label)]);
+        assert_eq!(captures.unsettled(), 0);
+        // One reference is left, not two.
+        let release = captures.change([], [it]).release;
+        captures.released(release[0], Duration::ZERO);
+        assert_eq!(captures.expire(QUARANTINE), [label]);
+        assert_eq!(captures.sets.count(), 0);
+    }
+
+    #[test]
+    fn a_refused_capture_is_tried_again_unless_it_is_gone() {
+        let mut captures = captures();
+        let (a, b) = (capture(&[], "10.0.0.1:80"), capture(&[], "10.0.0.2:80"));
+        let steps = captures.change([(a, target()), (b.clone(), target())], []);
+        for (key, _) in &steps.capture {
+            captures.refused(*key);
+        }
+        captures.change([], [b]);
+        assert_eq!(captures.retry().capture, [steps.capture[0]]);
+    }
+
+    #[test]
+    fn addresses_in_a_label_range_are_told_while_they_exist() {
+        let mut captures = captures();
+        let bad = capture(&[], "240.64.0.9:80");
+        captures.change([(capture(&[], "10.0.0.1:80"), target()), (bad.clone(), target())], []);
+        assert_eq!(captures.overlap(), Some("240.64.0.9".parse().unwrap()));
+        captures.change([], [bad]);
+        assert_eq!(captures.overlap(), None);
+    }
+
+    #[test]
+    fn a_hundred_thousand_captures_take_less_than_half_a_second() {
+        let all: Vec<_> = (0..100_000_u32)
+            .map(|n| {
+                let address = SocketAddr::from((std::net::Ipv4Addr::from_bits(0x0a00_0000 | n), 80));
+                (Capture { set: CaptureSet::default(), address }, target())
+            })
+            .collect();
+        let (mut captures, table) = (captures(), Table::default());
+        let started = Instant::now();
+        let steps = captures.change(all, []);
+        settle(&mut captures, &table, steps, Duration::ZERO);
+        let took = started.elapsed();
+        assert_eq!(table.len(), 100_000);
+        // Without optimisation it is some ten times slower.
+        let limit = if cfg!(debug_assertions) { 5000 } else { 500 };
+        assert!(took < Duration::from_millis(limit), "{took:?}");
+    }
+}

@@ -1,0 +1,334 @@
+//! Makes kernel, listeners and routing table match the plan, again and again, by looking what is
+//! really there.
+//!
+//! # Order
+//! - A capture begins at its end: slot in the routing table, origin for getpeername, and last the key
+//!   that leads connections there. It ends with the key; slot and origin stay while the label rests
+//!   ([`labels`]), so that a connection rewritten a moment ago still finds what it meant.
+//! - A pod is opened from the receiving end, and registered with the hooks last ([`served`]).
+//! - A changed target is a swap in the slot and nothing else.
+//!
+//! What the kernel refuses is tried again at the next look and told in [`Status`] meanwhile: one bad
+//! capture or pod does not stop the others. All of this blocks, and so has a thread of its own
+//! ([`driver`]), never a worker's.
+
+mod captures;
+pub mod driver;
+mod labels;
+mod pods;
+mod served;
+mod sets;
+pub mod status;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use divert_common::label::LabelRanges;
+use rustix::time::{ClockId, clock_gettime};
+use tracing::{error, warn};
+
+use self::captures::{Captures, Steps};
+pub use self::labels::QUARANTINE;
+use self::pods::{Look, Pods};
+use self::served::{Common, chain};
+pub use self::status::{Direct, Status};
+use crate::kernel::hooks::{HookError, Hooks};
+use crate::kernel::netns_find::Scanner;
+use crate::kernel::routes::{Prefix, RouteSocket, label_range_of};
+use crate::plan::{PlanChange, PodRef};
+use crate::splice::Workers;
+use crate::table::Table;
+
+/// Pace of thorough looks: all addresses, listeners and routes.
+const THOROUGH: Duration = Duration::from_secs(5);
+/// The longest that the clock of [`labels`] moves on between two ticks. A stopped agent (SIGSTOP)
+/// has connections in its accept queues whose labels must not have been freed when it goes on.
+const LONGEST_STEP: Duration = Duration::from_secs(2);
+
+/// What apply has to be told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// Where label addresses are taken from; the same as the hooks'.
+    pub ranges: LabelRanges,
+    /// Ports for listeners, [`crate::kernel::ports::DEFAULT_PORTS`] unless configured.
+    pub ports: Vec<u16>,
+    /// Folders with bind mounts of network namespaces.
+    pub netns_folders: Vec<PathBuf>,
+}
+
+/// Why apply cannot begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// /proc or rtnetlink is not to be had.
+    #[error("{doing}: is /proc mounted, and is the agent root?")]
+    Look {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The node routes addresses in a label range.
+    #[error(
+        "the label range {range} overlaps the route {route} of this node: choose another with --label-range-v4 or --label-range-v6"
+    )]
+    RouteInLabelRange {
+        /// The label range.
+        range: Prefix,
+        /// The route.
+        route: Prefix,
+    },
+}
+
+/// Carries out the plan.
+#[derive(Debug)]
+pub struct Applier {
+    common: Common,
+    hooks: Hooks,
+    table: Arc<Table>,
+    captures: Captures,
+    pods: Pods,
+    /// Addresses of pods that lie in a label range.
+    overlapping: BTreeMap<PodRef, IpAddr>,
+    planned: bool,
+    clock: Clock,
+    looked_thoroughly: Instant,
+    /// Whether the last look failed; logged once.
+    blind: bool,
+}
+
+impl Applier {
+    /// Takes over the hooks, which are attached already, and checks that this node can be served.
+    ///
+    /// # Errors
+    /// When a route of the node overlaps a label range, or the node cannot be looked at.
+    pub fn new(
+        settings: Settings,
+        hooks: Hooks,
+        table: Arc<Table>,
+        workers: Arc<Workers>,
+    ) -> Result<Self, StartError> {
+        let look = |doing| move |source| StartError::Look { doing, source };
+        let scanner = Scanner::new(settings.netns_folders).map_err(look("listing network namespaces"))?;
+        let routes = RouteSocket::open_here(&settings.ranges)
+            .and_then(|mut it| it.list())
+            .map_err(look("listing the routes of this node"))?;
+        if let Some((range, route)) = routes.overlapping.first() {
+            return Err(StartError::RouteInLabelRange { range: *range, route: *route });
+        }
+        let now = Instant::now();
+        let ranges = settings.ranges;
+        Ok(Self {
+            common: Common { ranges, ports: settings.ports, first_port: uptime_seconds(), workers },
+            hooks,
+            table,
+            captures: Captures::new(ranges),
+            pods: Pods::new(scanner),
+            overlapping: BTreeMap::new(),
+            planned: false,
+            clock: Clock { last: now, elapsed: Duration::ZERO },
+            looked_thoroughly: now,
+            blind: false,
+        })
+    }
+
+    /// Folders whose changes are a reason to call [`Applier::tick`] at once.
+    pub fn netns_folders(&self) -> &[PathBuf] {
+        self.pods.folders()
+    }
+
+    /// Carries out a step of the plan: routing and captures are in effect when this returns, and so are
+    /// pods that can be found. What could not be done is in the status, and tried again by ticks.
+    pub fn apply(&mut self, change: PlanChange) {
+        self.planned = true;
+        let steps = self.captures.change(change.captures, change.released);
+        self.carry_out(steps);
+
+        let pods_changed = !change.pods.is_empty() || !change.pods_gone.is_empty();
+        for name in change.pods_gone {
+            self.overlapping.remove(&name);
+            if let Some(set) = self.pods.remove(&name, &mut self.hooks, &self.common) {
+                self.captures.sets.release(set);
+            }
+        }
+        for (name, plan) in change.pods {
+            let in_range = |it: &IpAddr| label_range_of(&self.common.ranges, *it).is_some();
+            match plan.addresses.iter().copied().find(in_range) {
+                Some(address) => drop(self.overlapping.insert(name.clone(), address)),
+                None => drop(self.overlapping.remove(&name)),
+            }
+            let set = self.captures.sets.acquire(&plan.set);
+            if let Some(old) = self.pods.insert(name, plan, set, &mut self.hooks, &self.common) {
+                self.captures.sets.release(old);
+            }
+        }
+        if pods_changed || self.refusal().is_some() {
+            self.look(Look::Quick);
+        }
+    }
+
+    /// Looks what is there and mends it, frees labels, tries again what failed. To be called every
+    /// [`Applier::pace`].
+    pub fn tick(&mut self) {
+        let now = Instant::now();
+        let elapsed = self.clock.advance(now);
+        let freed = self.captures.expire(elapsed);
+        if !freed.is_empty() {
+            self.table.update([], freed.iter().copied());
+            for label in freed {
+                if let Err(error) = self.hooks.remove_origin(label) {
+                    warn!("an entry of a free label stays until the label is used again: {}", chain(&error));
+                }
+            }
+        }
+        let steps = self.captures.retry();
+        self.carry_out(steps);
+        if now.duration_since(self.looked_thoroughly) >= THOROUGH {
+            self.looked_thoroughly = now;
+            self.look(Look::Thorough);
+        } else {
+            self.look(Look::Quick);
+        }
+    }
+
+    /// When the next tick is due: soon while a pod is sought or may be gone.
+    pub fn pace(&self) -> Duration {
+        if self.pods.is_unsettled() { Duration::from_millis(250) } else { Duration::from_secs(1) }
+    }
+
+    /// How things are.
+    pub fn status(&self) -> Status {
+        let mut status = Status {
+            captures: self.captures.len(),
+            unsettled: self.captures.unsettled(),
+            resting_labels: self.captures.resting(),
+            ..Status::default()
+        };
+        self.pods.report(&mut status);
+        let passing = status.direct.values().any(Direct::is_passing);
+        status.ready = self.planned && !passing && self.refusal().is_none();
+        status
+    }
+
+    /// Lets new connections go direct for good.
+    pub fn release(&mut self) {
+        if let Err(error) = self.hooks.stop_capturing() {
+            error!("new connections cannot be let go before the end: {}", chain(&error));
+        }
+    }
+
+    /// Ends all that was begun and gives the hooks back: pods are unregistered, their listeners closed, their
+    /// routes removed. Dropping the hooks then leaves nothing in the kernel.
+    pub fn close(mut self) -> Hooks {
+        let why = Direct::Failed("the agent is ending".into());
+        self.pods.close_all(&why, &mut self.hooks, &self.common);
+        self.hooks
+    }
+
+    fn carry_out(&mut self, steps: Steps) {
+        let mut failures = Failures::default();
+        for key in steps.release {
+            match self.hooks.release(key.set, key.address) {
+                Ok(()) => self.captures.released(key, self.clock.elapsed),
+                Err(error) => failures.add(error),
+            }
+        }
+        let origins: Vec<_> = steps.slots.iter().map(|it| (it.label, it.original)).collect();
+        if !steps.slots.is_empty() {
+            self.table.update(steps.slots, []);
+        }
+        // Steps has a capture for each slot, in the same order.
+        for ((label, original), (key, _)) in origins.into_iter().zip(steps.capture) {
+            let done = self
+                .hooks
+                .set_origin(label, original)
+                .and_then(|()| self.hooks.capture(key.set, key.address, label));
+            if let Err(error) = done {
+                self.captures.refused(key);
+                failures.add(error);
+            }
+        }
+        failures.log();
+    }
+
+    /// Why no pod may be served, if an address of the plan lies in a label range.
+    fn refusal(&self) -> Option<Direct> {
+        let address = self.captures.overlap().or_else(|| self.overlapping.values().next().copied())?;
+        let range = label_range_of(&self.common.ranges, address)?;
+        Some(Direct::AddressInLabelRange { range, address })
+    }
+
+    fn look(&mut self, look: Look) {
+        if let Some(why) = self.refusal() {
+            error!("no pod is served: {why}");
+            return self.pods.close_all(&why, &mut self.hooks, &self.common);
+        }
+        match self.pods.look(look, &mut self.hooks, &self.common) {
+            Ok(()) => self.blind = false,
+            Err(_) if self.blind => {}
+            Err(error) => {
+                self.blind = true;
+                error!("network namespaces cannot be listed, pods stay as they are: {error}");
+            }
+        }
+    }
+}
+
+/// Errors of one batch: the first is logged with the number of them all.
+#[derive(Default)]
+struct Failures {
+    first: Option<HookError>,
+    count: usize,
+}
+
+impl Failures {
+    fn add(&mut self, error: HookError) {
+        self.count += 1;
+        self.first.get_or_insert(error);
+    }
+
+    fn log(self) {
+        if let Some(error) = self.first {
+            error!(count = self.count, "captures could not be changed, trying again: {}", chain(&error));
+        }
+    }
+}
+
+/// A clock that stands still while the agent does.
+#[derive(Debug)]
+struct Clock {
+    last: Instant,
+    elapsed: Duration,
+}
+
+impl Clock {
+    fn advance(&mut self, now: Instant) -> Duration {
+        self.elapsed += now.saturating_duration_since(self.last).min(LONGEST_STEP);
+        self.last = now;
+        self.elapsed
+    }
+}
+
+/// Differs between runs of the agent that are at least a second apart.
+fn uptime_seconds() -> usize {
+    usize::try_from(clock_gettime(ClockId::Boottime).tv_sec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_in_which_the_agent_was_stopped_does_not_count() {
+        let start = Instant::now();
+        let mut clock = Clock { last: start, elapsed: Duration::ZERO };
+        assert_eq!(clock.advance(start + Duration::from_secs(1)), Duration::from_secs(1));
+        let stopped = start + Duration::from_secs(1000);
+        assert_eq!(clock.advance(stopped), Duration::from_secs(1) + LONGEST_STEP);
+        assert_eq!(clock.advance(stopped), Duration::from_secs(1) + LONGEST_STEP);
+    }
+}

@@ -1,0 +1,290 @@
+//! The pods that should be served, and those that are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::PathBuf;
+
+use divert_common::netns::{NetNs, NetNsId};
+use tracing::{debug, info, warn};
+
+use super::served::{Common, Served};
+use super::status::{Direct, Status};
+use crate::kernel::addresses::Addresses;
+use crate::kernel::hooks::Hooks;
+use crate::kernel::netns_find::{self, Candidates, NoMatch, Scanner};
+use crate::plan::{PodPlan, PodRef};
+
+/// How often in a row a scan must miss a served namespace before it counts as gone: a process that
+/// forks and ends while /proc is being listed can be missed once.
+const MISSES: u8 = 2;
+
+/// How thorough a look is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Look {
+    /// Which namespaces exist, and what is new in those that are nobody's.
+    Quick,
+    /// All addresses, listeners and routes.
+    Thorough,
+}
+
+/// Pods by name, and what is known of namespaces.
+#[derive(Debug)]
+pub(super) struct Pods {
+    scanner: Scanner,
+    pods: BTreeMap<PodRef, Entry>,
+    /// Addresses of the namespaces that exist, as last read.
+    known: HashMap<NetNsId, Addresses>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    plan: PodPlan,
+    set: u32,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Served {
+        served: Box<Served>,
+        /// Scans in a row that did not meet the namespace.
+        misses: u8,
+    },
+    Direct {
+        why: Direct,
+        /// Whether opening is worth another try at once.
+        changed: bool,
+    },
+}
+
+impl Pods {
+    pub(super) fn new(scanner: Scanner) -> Self {
+        Self { scanner, pods: BTreeMap::new(), known: HashMap::new() }
+    }
+
+    /// Folders whose changes are worth a look.
+    pub(super) fn folders(&self) -> &[PathBuf] {
+        self.scanner.folders()
+    }
+
+    /// A pod that is new or has changed; gives back the number of the capture set it had.
+    pub(super) fn insert(
+        &mut self,
+        name: PodRef,
+        plan: PodPlan,
+        set: u32,
+        hooks: &mut Hooks,
+        common: &Common,
+    ) -> Option<u32> {
+        let Some(entry) = self.pods.get_mut(&name) else {
+            let state = State::Direct { why: Direct::NoMatch(NoMatch::NotFound), changed: true };
+            self.pods.insert(name, Entry { plan, set, state });
+            return None;
+        };
+        let old_set = std::mem::replace(&mut entry.set, set);
+        let state =
+            std::mem::replace(&mut entry.state, State::Direct { why: Direct::Settling, changed: true });
+        entry.plan = plan;
+        if let State::Served { served, misses } = state {
+            let suits = self.known.get(&served.id()).is_some_and(|it| served.still_suits(&entry.plan, it));
+            if suits && served.register(hooks, set).is_ok() {
+                entry.state = State::Served { served, misses };
+            } else {
+                info!(pod = %name, "the pod has changed: its connections are captured anew");
+                served.close(common, hooks);
+            }
+        }
+        Some(old_set)
+    }
+
+    /// A pod that is gone; gives back the number of its capture set.
+    pub(super) fn remove(&mut self, name: &PodRef, hooks: &mut Hooks, common: &Common) -> Option<u32> {
+        let entry = self.pods.remove(name)?;
+        if let State::Served { served, .. } = entry.state {
+            info!(pod = %name, "no longer serving the pod");
+            served.close(common, hooks);
+        }
+        Some(entry.set)
+    }
+
+    /// Closes every pod, for a reason that concerns all, or at the end.
+    pub(super) fn close_all(&mut self, why: &Direct, hooks: &mut Hooks, common: &Common) {
+        for entry in self.pods.values_mut() {
+            let state = State::Direct { why: why.clone(), changed: true };
+            if let State::Served { served, .. } = std::mem::replace(&mut entry.state, state) {
+                served.close(common, hooks);
+            }
+        }
+    }
+
+    /// Looks what is there, and makes it what it should be.
+    pub(super) fn look(&mut self, look: Look, hooks: &mut Hooks, common: &Common) -> io::Result<()> {
+        let candidates = self.scanner.scan()?;
+        self.count_misses(&candidates);
+        self.read_addresses(look, &candidates);
+        let matches = self.matches();
+        for (name, entry) in &mut self.pods {
+            let matched = matches.get(name).copied().unwrap_or(Err(NoMatch::NotFound));
+            entry.close_if_wrong(name, matched, look, &self.known, hooks, common);
+        }
+        // Only now: a namespace may have changed hands.
+        for (name, entry) in &mut self.pods {
+            let matched = matches.get(name).copied().unwrap_or(Err(NoMatch::NotFound));
+            entry.open_if_found(name, matched, look, &candidates, &self.known, hooks, common);
+        }
+        Ok(())
+    }
+
+    fn count_misses(&mut self, candidates: &Candidates) {
+        for entry in self.pods.values_mut() {
+            if let State::Served { served, misses } = &mut entry.state {
+                *misses = if candidates.contains_key(&served.id()) { 0 } else { *misses + 1 };
+            }
+        }
+    }
+
+    /// Reads the addresses of namespaces that are new, and again of those that may have changed in a
+    /// way that matters: at a quick look, those that are nobody's while a pod is still sought.
+    fn read_addresses(&mut self, look: Look, candidates: &Candidates) {
+        let served: HashMap<NetNsId, (&NetNs, u8)> = self
+            .pods
+            .values()
+            .filter_map(|entry| match &entry.state {
+                State::Served { served, misses } => Some((served.id(), (served.netns(), *misses))),
+                State::Direct { .. } => None,
+            })
+            .collect();
+        let sought = served.len() < self.pods.len();
+        self.known.retain(|id, _| {
+            candidates.contains_key(id) || served.get(id).is_some_and(|(_, misses)| *misses < MISSES)
+        });
+        for (id, candidate) in candidates {
+            let owner = served.get(id).map(|(netns, _)| *netns);
+            let stale = look == Look::Thorough || (owner.is_none() && sought);
+            if self.known.contains_key(id) && !stale {
+                continue;
+            }
+            let read = match owner {
+                Some(netns) => Addresses::of(netns),
+                None => netns_find::open(*id, candidate).and_then(|it| Addresses::of(&it)),
+            };
+            match read {
+                Ok(addresses) => drop(self.known.insert(*id, addresses)),
+                Err(error) => {
+                    // Mostly a namespace that has just ended.
+                    debug!(path = %candidate.path.display(), "passing over a network namespace: {error}");
+                    self.known.remove(id);
+                }
+            }
+        }
+    }
+
+    fn matches(&self) -> BTreeMap<PodRef, Result<NetNsId, NoMatch>> {
+        let pods = self.pods.iter().map(|(name, entry)| (name, &entry.plan.addresses[..]));
+        let matches = netns_find::match_pods(pods, &self.known);
+        matches.into_iter().map(|(name, matched)| (name.clone(), matched)).collect()
+    }
+
+    /// Whether a pod is sought or a served one may be gone: worth another look soon.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.pods.values().any(|entry| match &entry.state {
+            State::Served { misses, .. } => *misses > 0,
+            State::Direct { why, .. } => {
+                why.is_passing() || matches!(why, Direct::NoMatch(NoMatch::NotFound))
+            }
+        })
+    }
+
+    /// Adds pods to the status.
+    pub(super) fn report(&self, status: &mut Status) {
+        for (name, entry) in &self.pods {
+            match &entry.state {
+                State::Served { served, .. } => drop(status.served.insert(name.clone(), served.port())),
+                State::Direct { why, .. } => drop(status.direct.insert(name.clone(), why.clone())),
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn close_if_wrong(
+        &mut self,
+        name: &PodRef,
+        matched: Result<NetNsId, NoMatch>,
+        look: Look,
+        known: &HashMap<NetNsId, Addresses>,
+        hooks: &mut Hooks,
+        common: &Common,
+    ) {
+        let State::Served { served, .. } = &self.state else { return };
+        let why = match (matched, known.get(&served.id())) {
+            (Ok(id), Some(held)) if id == served.id() => match look {
+                Look::Quick => return,
+                Look::Thorough => match served.check(common, &self.plan, held) {
+                    Ok(()) => return,
+                    Err(why) => why,
+                },
+            },
+            (Err(why), _) => Direct::NoMatch(why),
+            (Ok(_), _) => Direct::NoMatch(NoMatch::NotFound),
+        };
+        let state = State::Direct { why: why.clone(), changed: true };
+        if let State::Served { served, .. } = std::mem::replace(&mut self.state, state) {
+            warn!(pod = %name, "no longer serving the pod, its connections go direct: {why}");
+            served.close(common, hooks);
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of Pods and Applier, borrowed apart")]
+    fn open_if_found(
+        &mut self,
+        name: &PodRef,
+        matched: Result<NetNsId, NoMatch>,
+        look: Look,
+        candidates: &Candidates,
+        known: &HashMap<NetNsId, Addresses>,
+        hooks: &mut Hooks,
+        common: &Common,
+    ) {
+        let State::Direct { why, changed } = &self.state else { return };
+        let opened = match matched {
+            Err(why) => Err(Direct::NoMatch(why)),
+            Ok(id) => {
+                let in_vain = !matches!(why, Direct::NoMatch(_) | Direct::Settling);
+                if in_vain && !changed && look == Look::Quick {
+                    return;
+                }
+                match (candidates.get(&id), known.get(&id)) {
+                    (Some(candidate), Some(held)) => netns_find::open(id, candidate)
+                        .map_err(|_| Direct::NoMatch(NoMatch::NotFound))
+                        .and_then(|netns| {
+                            Served::open(common, hooks, name, &self.plan, self.set, netns, held)
+                        }),
+                    _ => Err(Direct::NoMatch(NoMatch::NotFound)),
+                }
+            }
+        };
+        self.state = match opened {
+            Ok(served) => {
+                info!(pod = %name, port = served.port(), "serving the pod");
+                State::Served { served: Box::new(served), misses: 0 }
+            }
+            Err(now) => {
+                if now != *why {
+                    log_direct(name, &now);
+                }
+                State::Direct { why: now, changed: false }
+            }
+        };
+    }
+}
+
+/// Once for each reason: a pod that is not there yet, or no more, is nothing to worry about.
+fn log_direct(name: &PodRef, why: &Direct) {
+    match why {
+        Direct::Settling | Direct::NoMatch(NoMatch::NotFound) => {
+            info!(pod = %name, "not serving the pod yet: {why}");
+        }
+        _ => warn!(pod = %name, "the pod's connections go direct: {why}"),
+    }
+}

@@ -1,0 +1,288 @@
+//! One served pod: what is opened for it, in which order, and how it is closed.
+//!
+//! A connection is sent to a label only when somebody accepts it, so a pod is opened from the
+//! receiving end: routes, listeners, assignment, workers, and the hooks' registration last; it is closed
+//! in reverse. All but the last two are values that clean up when dropped, also half-way.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use divert_common::label::LabelRanges;
+use divert_common::map::PodEntry;
+use divert_common::netns::{NetNs, NetNsId};
+use tracing::{debug, warn};
+
+use super::status::Direct;
+use crate::kernel::addresses::Addresses;
+use crate::kernel::cookie::NetnsCookie;
+use crate::kernel::hooks::Hooks;
+use crate::kernel::listeners::{self, Families, PortListeners};
+use crate::kernel::lookup::Assignment;
+use crate::kernel::ports::{self, PortNeeds};
+use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
+use crate::kernel::sock_diag::SockDiag;
+use crate::plan::{PodPlan, PodRef};
+use crate::splice::{Pod, Workers};
+
+/// What does not differ between pods.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub(super) ranges: LabelRanges,
+    pub(super) ports: Vec<u16>,
+    /// Entry of `ports` to begin with where no trace of a predecessor is found.
+    pub(super) first_port: usize,
+    pub(super) workers: Arc<Workers>,
+}
+
+/// A pod whose connections are captured.
+#[derive(Debug)]
+pub(super) struct Served {
+    cookie: NetnsCookie,
+    port: u16,
+    sources: Sources,
+    /// Inodes of the listening sockets.
+    listeners: BTreeSet<u32>,
+    // Dropped in this order.
+    _assignment: Assignment,
+    routes: PodRoutes,
+    pod: Arc<Pod>,
+}
+
+/// The source address of connections to labels, of each family that the pod has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Sources {
+    v4: Option<IpAddr>,
+    v6: Option<IpAddr>,
+}
+
+impl Sources {
+    /// The pod's primary address of each family: the first that its namespace holds.
+    fn choose(plan: &PodPlan, held: &Addresses) -> Result<Self, Direct> {
+        let first = |is_v4: bool| {
+            let mut of_family = plan.addresses.iter().filter(|it| it.is_ipv4() == is_v4).copied();
+            match of_family.find(|it| held.usable.contains(it) || held.tentative.contains(it)) {
+                Some(address) if held.tentative.contains(&address) => Err(Direct::Settling),
+                address => Ok(address),
+            }
+        };
+        Ok(Self { v4: first(true)?, v6: first(false)? })
+    }
+
+    fn of(&self, range: &Prefix) -> Option<IpAddr> {
+        if range.address.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+impl Served {
+    /// Opens a pod and registers it.
+    ///
+    /// # Errors
+    /// Why its connections are left direct; nothing of the attempt stays.
+    pub(super) fn open(
+        common: &Common,
+        hooks: &mut Hooks,
+        name: &PodRef,
+        plan: &PodPlan,
+        set: u32,
+        netns: NetNs,
+        held: &Addresses,
+    ) -> Result<Self, Direct> {
+        if !held.loopback_is_up {
+            return Err(Direct::LoopbackDown);
+        }
+        let mut sources = Sources::choose(plan, held)?;
+        let cookie =
+            NetnsCookie::of_netns(&netns).map_err(failed("asking for the cookie of its namespace"))?;
+        let mut socket = RouteSocket::open(&netns, &common.ranges)
+            .map_err(failed("opening a route socket in its namespace"))?;
+        let present = socket.list().map_err(failed("listing the routes of its namespace"))?;
+        check_overlap(&present)?;
+
+        let predecessors = predecessors(common, &netns, &present);
+        let (port, PortListeners { listeners, inodes }) =
+            open_port(common, &netns, plan, sources, &predecessors)?;
+        let first = listeners.first().ok_or(Direct::NoFreePort)?;
+        if first.v6.is_none() {
+            sources.v6 = None;
+        }
+
+        let pod = Arc::new(Pod { pod: name.clone(), netns });
+        let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
+        for range in Prefix::of_labels(&common.ranges) {
+            if let Some(source) = sources.of(&range) {
+                let route = LabelRoute { range, source: Some(source), metric: port.into() };
+                socket.add(&route).map_err(failed("adding a label route"))?;
+                routes.routes.push(route);
+            }
+        }
+        remove_leftovers(&mut socket, &pod.netns, &present);
+
+        let assignment = hooks
+            .assign(
+                pod.netns.as_fd(),
+                port,
+                first.v4.as_ref().map(AsFd::as_fd),
+                first.v6.as_ref().map(AsFd::as_fd),
+            )
+            .map_err(failed("attaching the socket look-up program"))?;
+        common.workers.open(Arc::clone(&pod), listeners);
+        let served = Self { cookie, port, sources, listeners: inodes, _assignment: assignment, routes, pod };
+        if let Err(error) = served.register(hooks, set) {
+            common.workers.close(served.id());
+            return Err(error);
+        }
+        Ok(served)
+    }
+
+    /// Registers the pod with the hooks, or changes its capture set.
+    pub(super) fn register(&self, hooks: &mut Hooks, set: u32) -> Result<(), Direct> {
+        let entry = PodEntry { set, port: self.port, reserved: 0 };
+        hooks.register_pod(self.cookie, entry).map_err(failed("registering it with the hooks"))
+    }
+
+    /// Stops capturing, resets the connections that are spliced, closes and removes all that was opened.
+    pub(super) fn close(self, common: &Common, hooks: &mut Hooks) {
+        if let Err(error) = hooks.unregister_pod(self.cookie) {
+            // The gate finds no listener any more, so the hook passes its connections untouched.
+            warn!(pod = %self.pod.pod, "a closed pod stays registered with the hooks: {}", chain(&error));
+        }
+        common.workers.close(self.id());
+    }
+
+    /// Checks that listeners and routes are there, as recorded, and adds a route that is not.
+    ///
+    /// # Errors
+    /// What is missing or in the way: the pod is to be closed, and opened anew if it can be.
+    pub(super) fn check(&self, common: &Common, plan: &PodPlan, held: &Addresses) -> Result<(), Direct> {
+        if !held.loopback_is_up {
+            return Err(Direct::LoopbackDown);
+        }
+        let netns = &self.pod.netns;
+        let listening = SockDiag::open(netns)
+            .and_then(|mut it| it.listeners(self.port))
+            .map_err(failed("listing the listeners in its namespace"))?;
+        if let Some(inode) = self.listeners.iter().find(|it| !listening.contains_key(it)) {
+            return Err(Direct::Failed(format!("listener {inode} on port {} is closed", self.port)));
+        }
+        if !self.still_suits(plan, held) {
+            return Err(Direct::Settling);
+        }
+        let mut socket = RouteSocket::open(netns, &common.ranges)
+            .map_err(failed("opening a route socket in its namespace"))?;
+        let present = socket.list().map_err(failed("listing the routes of its namespace"))?;
+        check_overlap(&present)?;
+        for route in self.routes.routes.iter().filter(|it| !present.labels.contains(it)) {
+            warn!(pod = %self.pod.pod, range = %route.range, "somebody removed the label route: adding it again");
+            socket.add(route).map_err(failed("adding a label route again"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether what was opened is what would be opened now for this plan of the pod.
+    pub(super) fn still_suits(&self, plan: &PodPlan, held: &Addresses) -> bool {
+        let sources = Sources::choose(plan, held);
+        // IPv6 may be missing here because it is switched off, though there are addresses.
+        let suits = |now: Sources| {
+            now.v4 == self.sources.v4 && (now.v6 == self.sources.v6 || self.sources.v6.is_none())
+        };
+        !plan.ports.contains(&self.port) && sources.is_ok_and(suits)
+    }
+
+    pub(super) fn id(&self) -> NetNsId {
+        self.pod.netns.id()
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The namespace, which this value keeps alive.
+    pub(super) fn netns(&self) -> &NetNs {
+        &self.pod.netns
+    }
+}
+
+/// Label routes that are removed when dropped.
+#[derive(Debug)]
+struct PodRoutes {
+    pod: Arc<Pod>,
+    ranges: LabelRanges,
+    routes: Vec<LabelRoute>,
+}
+
+impl Drop for PodRoutes {
+    fn drop(&mut self) {
+        let removed = RouteSocket::open(&self.pod.netns, &self.ranges)
+            .and_then(|mut socket| self.routes.iter().try_for_each(|it| socket.remove(it)));
+        if let Err(error) = removed {
+            warn!(pod = %self.pod.pod, "label routes stay behind, harmless: {error}");
+        }
+    }
+}
+
+fn check_overlap(present: &Routes) -> Result<(), Direct> {
+    match present.overlapping.first() {
+        Some((range, route)) => Err(Direct::RouteInLabelRange { range: *range, route: *route }),
+        None => Ok(()),
+    }
+}
+
+/// Ports that labels of other agents, dead or alive, mean: those their routes name, and those that
+/// sockets are connecting to even though a clean exit has removed the routes.
+fn predecessors(common: &Common, netns: &NetNs, present: &Routes) -> BTreeSet<u16> {
+    let mut found: BTreeSet<u16> =
+        present.labels.iter().filter_map(|it| u16::try_from(it.metric).ok()).collect();
+    match SockDiag::open(netns).and_then(|mut it| it.label_ports(&common.ranges)) {
+        Ok(ports) => found.extend(ports),
+        // A kernel without CONFIG_INET_DIAG. The routes still tell of an agent that was killed.
+        Err(error) => debug!("connections of an earlier agent cannot be listed: {error}"),
+    }
+    found
+}
+
+fn open_port(
+    common: &Common,
+    netns: &NetNs,
+    plan: &PodPlan,
+    sources: Sources,
+    predecessors: &BTreeSet<u16>,
+) -> Result<(u16, PortListeners), Direct> {
+    let ephemeral =
+        listeners::ephemeral_ports(netns).map_err(failed("reading net.ipv4.ip_local_port_range"))?;
+    let needs = PortNeeds { ephemeral, declared: &plan.ports, predecessors };
+    let families = Families { v4: sources.v4.is_some(), v6: sources.v6.is_some() };
+    for port in ports::candidates(&common.ports, common.first_port, &needs) {
+        match listeners::open(netns, port, common.workers.count(), families) {
+            Ok(opened) => return Ok((port, opened)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(failed("opening listeners in its namespace")(error)),
+        }
+    }
+    Err(Direct::NoFreePort)
+}
+
+/// Removes label routes whose agent is dead: nobody has its port.
+fn remove_leftovers(socket: &mut RouteSocket, netns: &NetNs, present: &Routes) {
+    for route in &present.labels {
+        let removed = u16::try_from(route.metric)
+            .map_err(io::Error::other)
+            .and_then(|port| if listeners::is_taken(netns, port)? { Ok(()) } else { socket.remove(route) });
+        if let Err(error) = removed {
+            debug!(range = %route.range, metric = route.metric, "an old label route stays, harmless: {error}");
+        }
+    }
+}
+
+/// Says what was being done when an error came.
+fn failed<E: std::error::Error + 'static>(doing: &'static str) -> impl FnOnce(E) -> Direct {
+    move |error| Direct::Failed(format!("{doing}: {}", chain(&error)))
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |it| it.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

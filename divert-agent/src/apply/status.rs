@@ -1,0 +1,112 @@
+//! What apply has to say: to the one on call, to /readyz and /metrics.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::kernel::netns_find::NoMatch;
+use crate::kernel::routes::Prefix;
+use crate::plan::PodRef;
+
+/// The state of the kernel, listeners and routing table, as last checked.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Status {
+    /// Whether a plan has been applied, and every pod that can be found is served.
+    pub ready: bool,
+    /// Served pods, with the port of the listeners there.
+    pub served: BTreeMap<PodRef, u16>,
+    /// Pods of the plan whose connections are left direct, and why.
+    pub direct: BTreeMap<PodRef, Direct>,
+    /// Captured destinations, over all sets.
+    pub captures: usize,
+    /// Captures that the kernel has refused so far, or not let go.
+    pub unsettled: usize,
+    /// Labels of former captures that connections may still arrive on.
+    pub resting_labels: usize,
+}
+
+/// Why a pod's connections are left direct.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Direct {
+    /// No one namespace is known to be the pod's.
+    NoMatch(NoMatch),
+    /// Its IPv6 address is still being checked for duplicates; it is served in a second or two.
+    Settling,
+    /// Its loopback interface is down.
+    LoopbackDown,
+    /// None of the configured ports can be had.
+    NoFreePort,
+    /// A route in its namespace leads into a label range.
+    RouteInLabelRange {
+        /// The label range.
+        range: Prefix,
+        /// The route.
+        route: Prefix,
+    },
+    /// An address of the plan lies in a label range: no pod is served at all.
+    AddressInLabelRange {
+        /// The label range.
+        range: Prefix,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The kernel refused. What, in words for people.
+    Failed(String),
+}
+
+impl Direct {
+    /// Whether it will pass by itself in a moment: until then the agent is not ready.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Settling)
+    }
+
+    /// One word for a metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoMatch(NoMatch::NotFound) => "not_found",
+            Self::NoMatch(NoMatch::SeveralNamespaces) => "several_namespaces",
+            Self::NoMatch(NoMatch::SeveralPods) => "several_pods",
+            Self::Settling => "settling",
+            Self::LoopbackDown => "loopback_down",
+            Self::NoFreePort => "no_free_port",
+            Self::RouteInLabelRange { .. } => "route_in_label_range",
+            Self::AddressInLabelRange { .. } => "address_in_label_range",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMatch(NoMatch::NotFound) => {
+                f.write_str("no network namespace on this node holds its address")
+            }
+            Self::NoMatch(NoMatch::SeveralNamespaces) => f.write_str(
+                "several network namespaces hold its addresses, and nothing tells which is the pod's",
+            ),
+            Self::NoMatch(NoMatch::SeveralPods) => f.write_str(
+                "its network namespace holds another pod's address as well: give each pod an address of its own",
+            ),
+            Self::Settling => f.write_str("duplicate address detection of its IPv6 address is under way"),
+            Self::LoopbackDown => {
+                f.write_str("its loopback interface is down: bring it up (ip link set lo up)")
+            }
+            Self::NoFreePort => f.write_str(
+                "every listener port is in use, declared by the pod or in net.ipv4.ip_local_port_range: \
+                 add others with --listener-ports",
+            ),
+            Self::RouteInLabelRange { range, route } => write!(
+                f,
+                "the route {route} in its network namespace overlaps the label range {range}: \
+                 choose another with --label-range-v4 or --label-range-v6"
+            ),
+            Self::AddressInLabelRange { range, address } => write!(
+                f,
+                "the address {address} lies in the label range {range}: \
+                 choose another with --label-range-v4 or --label-range-v6"
+            ),
+            Self::Failed(what) => f.write_str(what),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The command line.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use divert_common::label;
+
+use crate::plan_view::PlanArgs;
+
+/// Steers requests between namespaces by the baggage they carry.
+#[derive(Parser, Clone, Debug)]
+#[command(version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Serve the pods of this node.
+    Run(RunArgs),
+    /// Print what a folder of manifests comes to, without touching the kernel.
+    Plan(PlanArgs),
+}
+
+/// Options of `divert-agent run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Folder of Kubernetes manifests: Namespaces, Services, EndpointSlices, Pods, Diverts. Watched.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// cgroup to attach to: sockets made in it or below are seen. Default: the lowest one that holds all
+    /// pods of the kubelet, else the root of cgroup2.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup: Option<PathBuf>,
+    /// Where the node's cgroup2 hierarchy is mounted. Default: as /proc/self/mountinfo says.
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Data plane threads. Default: one for each core.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(divert_common::map::MAX_WORKERS)))]
+    pub workers: Option<u32>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
+    pub admin: SocketAddr,
+    /// Seconds that exchanges under way may take at the end (SIGTERM).
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub drain: u64,
+    /// Milliseconds that a request is waited for when the original destination cannot be connected to.
+    #[arg(long, value_name = "MS", default_value_t = 1000)]
+    pub head_wait: u64,
+    /// Further folders with bind mounts of pods' network namespaces.
+    #[arg(long, value_name = "DIR")]
+    pub netns_dir: Vec<PathBuf>,
+    /// Ports to choose the listeners' port from, in each pod the first that is free.
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    pub listener_ports: Vec<u16>,
+    /// IPv4 /10 that stands for captured destinations inside pods; must be used for nothing else.
+    #[arg(long, value_name = "ADDRESS", default_value_t = label::DEFAULT_V4)]
+    pub label_range_v4: Ipv4Addr,
+    /// IPv6 /64 likewise.
+    #[arg(long, value_name = "ADDRESS", default_value_t = label::DEFAULT_V6)]
+    pub label_range_v6: Ipv6Addr,
+    /// SO_MARK of the agent's own sockets, by which its hooks pass them.
+    #[arg(long, value_name = "MARK", default_value = "0x44560000", value_parser = hexadecimal)]
+    pub mark: u32,
+    /// Which bits of a socket's mark are compared with it.
+    #[arg(long, value_name = "MASK", default_value = "0xffff0000", value_parser = hexadecimal)]
+    pub mark_mask: u32,
+    /// Most destinations of each family that can be captured. The kernel takes 16 bytes for each from the start.
+    #[arg(long, value_name = "N", default_value_t = 1 << 18)]
+    pub max_captures: u32,
+    /// Baggage members that carry the key, in order.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["okteto-divert", "divert"])]
+    pub key: Vec<String>,
+    /// Header fields that carry the key alone, in order; read after the baggage.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["baggage.okteto-divert"])]
+    pub key_header: Vec<String>,
+}
+
+fn hexadecimal(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|error| format!("{error}; give 32 bits as 0x… or decimal"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn marks_are_read_in_both_notations() {
+        assert_eq!(hexadecimal("0x44560000"), Ok(0x4456_0000));
+        assert_eq!(hexadecimal("16"), Ok(16));
+        assert!(hexadecimal("0x1_0000_0000").is_err());
+    }
+}

@@ -1,0 +1,18 @@
+//! A directory of manifests as the source of the world: the same objects as in a cluster, as files.
+//!
+//! *.yaml, *.yml and *.json directly in the directory; hidden files are ignored. What cannot be read never
+//! takes anything away: a file that does not parse keeps all it last gave, an invalid document keeps that
+//! object's last good version. Only a good file that no longer has an object removes it.
+
+mod endpoints;
+mod locate;
+mod parse;
+mod problem;
+mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+mod watch;
+
+pub use problem::{Problem, Report, Severity};
+pub use store::{Hints, Manifests, ManifestsError, Refresh};
+pub use watch::{Watch, watch};

@@ -1,0 +1,250 @@
+//! What /metrics tells. Nothing here is on the path of a connection: values are summed up when asked for.
+//!
+//! The names are documented in README.md; a test holds the two together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use divert_common::map::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::apply::Status;
+use crate::control;
+use crate::kernel::counters::Counters;
+use crate::splice::counts::{Count, Counts};
+
+/// Where the values come from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Each worker's counters.
+    pub workers: Vec<Arc<Counts>>,
+    /// The hooks' counters.
+    pub hooks: Counters,
+    /// What apply says of itself.
+    pub apply: tokio::sync::watch::Receiver<Status>,
+    /// What the control plane says of itself.
+    pub control: Arc<control::State>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").finish_non_exhaustive()
+    }
+}
+
+/// Everything in the text format of OpenMetrics 1.0.
+///
+/// # Errors
+/// Never in practice: writing to a String does not fail.
+pub fn render(sources: &Sources) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("divert");
+    registry.register_collector(Box::new(sources.clone()));
+    let mut text = String::new();
+    encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+type Samples<'a> = &'a [(&'static str, u64)];
+
+impl Sources {
+    fn count(&self, count: Count) -> u64 {
+        self.workers.iter().map(|worker| worker.get(count)).sum()
+    }
+
+    fn hook(&self, counter: Counter) -> u64 {
+        // The map is this process's own; without it there would be no hooks to count.
+        self.hooks.read(counter).unwrap_or(0)
+    }
+}
+
+/// Samples of one counter or gauge; with a label name, the first of each pair is its value.
+fn family(
+    encoder: &mut DescriptorEncoder<'_>,
+    kind: MetricType,
+    name: &str,
+    help: &str,
+    label: Option<&str>,
+    samples: Samples<'_>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for &(value, number) in samples {
+        let labels = label.map(|label| [(label, value)]);
+        let mut write = |labels: &[(&str, &str)]| -> fmt::Result {
+            let mut metric = family.encode_family(&labels)?;
+            match kind {
+                MetricType::Counter => metric.encode_counter::<NoLabelSet, u64, u64>(&number, None),
+                _ => metric.encode_gauge(&i64::try_from(number).unwrap_or(i64::MAX)),
+            }
+        };
+        write(labels.as_ref().map_or(&[], |labels| labels))?;
+    }
+    Ok(())
+}
+
+impl Collector for Sources {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        use Count as C;
+        let e = &mut encoder;
+        let count = |which| self.count(which);
+        let (accepted, ended) = (count(C::Accepted), count(C::Ended));
+        let counter = MetricType::Counter;
+        let gauge = MetricType::Gauge;
+
+        family(e, counter, "connections_accepted", "Captured connections accepted", None, &[("", accepted)])?;
+        family(
+            e,
+            gauge,
+            "connections_active",
+            "Captured connections open now",
+            None,
+            &[("", accepted.saturating_sub(ended))],
+        )?;
+        family(
+            e,
+            counter,
+            "connections_opaque",
+            "Connections relayed without being read, from their start or from some request on",
+            None,
+            &[("", count(C::Opaque))],
+        )?;
+        family(
+            e,
+            counter,
+            "connections_reset",
+            "Clients reset by the agent",
+            Some("reason"),
+            &[
+                ("original_failed", count(C::OriginalFailed)),
+                ("exhausted", count(C::Exhausted)),
+                ("no_label", count(C::NoLabel)),
+                ("head_timeout", count(C::HeadTimeout)),
+            ],
+        )?;
+        family(
+            e,
+            counter,
+            "requests",
+            "HTTP requests by what became of them",
+            Some("result"),
+            &[
+                ("shared", count(C::RequestsOriginal)),
+                ("diverted", count(C::RequestsDiverted)),
+                ("unavailable", count(C::RequestsUnavailable)),
+                ("refused", count(C::RequestsRefused)),
+            ],
+        )?;
+        family(
+            e,
+            counter,
+            "requests_retried",
+            "Requests tried once more on a new connection",
+            None,
+            &[("", count(C::Retried))],
+        )?;
+        family(
+            e,
+            counter,
+            "responses_irregular",
+            "Responses whose end is uncertain, relayed to their end of stream",
+            None,
+            &[("", count(C::ResponseIrregular))],
+        )?;
+        family(
+            e,
+            counter,
+            "upstreams_unsolicited",
+            "Upstreams closed because they sent something while no request was outstanding",
+            None,
+            &[("", count(C::Unsolicited))],
+        )?;
+        family(
+            e,
+            counter,
+            "accept_waits",
+            "Times that accepting waited for a descriptor",
+            None,
+            &[("", count(C::AcceptWaited))],
+        )?;
+        family(
+            e,
+            counter,
+            "hook_captured",
+            "Connects led to the agent",
+            None,
+            &[("", self.hook(Counter::Captured))],
+        )?;
+        family(
+            e,
+            counter,
+            "hook_passed",
+            "Connects to captured destinations that were let through, because the agent was not there",
+            Some("reason"),
+            &[
+                ("no_listener", self.hook(Counter::PassedNoListener)),
+                ("stale", self.hook(Counter::PassedStale)),
+            ],
+        )?;
+
+        let apply = self.apply.borrow().clone();
+        let mut direct: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for why in apply.direct.values() {
+            *direct.entry(why.reason()).or_default() += 1;
+        }
+        let direct: Vec<_> = direct.into_iter().collect();
+        family(
+            e,
+            gauge,
+            "pods_served",
+            "Pods whose connections are captured",
+            None,
+            &[("", apply.served.len() as u64)],
+        )?;
+        family(
+            e,
+            gauge,
+            "pods_direct",
+            "Pods that should be served and are left direct",
+            Some("reason"),
+            &direct,
+        )?;
+        family(
+            e,
+            gauge,
+            "captures",
+            "Captured destinations, over all sets",
+            None,
+            &[("", apply.captures as u64)],
+        )?;
+        family(
+            e,
+            gauge,
+            "captures_unsettled",
+            "Captures that the kernel has refused or not let go",
+            None,
+            &[("", apply.unsettled as u64)],
+        )?;
+        family(
+            e,
+            gauge,
+            "labels_resting",
+            "Labels of former captures that connections may still arrive on",
+            None,
+            &[("", apply.resting_labels as u64)],
+        )?;
+        family(
+            e,
+            gauge,
+            "ready",
+            "1 once every pod that can be found is served",
+            None,
+            &[("", u64::from(apply.ready))],
+        )?;
+        let errors = self.control.report.load().errors().count() as u64;
+        family(e, gauge, "manifest_errors", "Mistakes in the manifests now", None, &[("", errors)])
+    }
+}

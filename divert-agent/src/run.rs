@@ -1,0 +1,186 @@
+//! `divert-agent run`: puts the parts together, and takes them apart in the right order.
+//!
+//! At the start everything that can be refused is tried before anything is changed. At the end new
+//! connections go direct first, then exchanges under way may finish, and then the kernel is left as it
+//! was found.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use divert_common::label::LabelRanges;
+use divert_http::KeyNames;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::apply::driver::Driver;
+use crate::apply::{self, Applier};
+use crate::cli::RunArgs;
+use crate::kernel::cgroup;
+use crate::kernel::hooks::{HookConfig, HookError, Hooks};
+use crate::kernel::netns_find::NETNS_FOLDERS;
+use crate::kernel::ports::DEFAULT_PORTS;
+use crate::metrics::Sources;
+use crate::splice::{SpliceConfig, Workers};
+use crate::table::Table;
+use crate::{admin, compile, control, manifests};
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// There is no cgroup to attach to.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::CgroupError),
+    /// The manifests cannot be read at all.
+    #[error(transparent)]
+    Manifests(#[from] manifests::ManifestsError),
+    /// The kernel refuses the hooks.
+    #[error(transparent)]
+    Hooks(#[from] HookError),
+    /// This node cannot be served.
+    #[error(transparent)]
+    Apply(#[from] apply::StartError),
+    /// The key names of the command line.
+    #[error("--key or --key-header: {0}")]
+    KeyNames(#[from] divert_http::KeyNamesError),
+    /// A label range of the command line.
+    #[error("{option} {address} is not the first address of a /{prefix}: its low bits must be zero")]
+    LabelRange {
+        /// The option.
+        option: &'static str,
+        /// What was given.
+        address: String,
+        /// Length of the prefix.
+        prefix: u8,
+    },
+    /// The admin address.
+    #[error("listening on the admin address {address}: {source}; choose another with --admin")]
+    Admin {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The system has no thread or descriptor left.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn system(doing: &'static str) -> impl Fn(io::Error) -> RunError {
+    move |source| RunError::System { doing, source }
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot begin; what was begun is undone then.
+pub fn run(args: RunArgs) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("making the admin runtime"))?;
+    runtime.block_on(serve(args))
+}
+
+async fn serve(args: RunArgs) -> Result<(), RunError> {
+    let ranges = label_ranges(&args)?;
+    let names =
+        KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
+    // PREFLIGHT
+    let root = cgroup::mount(args.cgroup_root.as_deref())?;
+    let (cgroup, attach_at) = cgroup::open(&root, args.cgroup.as_deref())?;
+
+    // From here on a signal ends the agent in order.
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for SIGINT"))?;
+
+    let listener =
+        admin::bind(args.admin).await.map_err(|source| RunError::Admin { address: args.admin, source })?;
+    let workers = args.workers.unwrap_or_else(cores);
+    let mut hooks = Hooks::load(&HookConfig {
+        ranges,
+        mark: args.mark,
+        mark_mask: args.mark_mask,
+        workers,
+        captures: args.max_captures,
+    })?;
+    let counters = hooks.counters();
+    let heartbeat = hooks.heartbeat();
+    let table = Arc::new(Table::default());
+    let config = SpliceConfig {
+        ranges,
+        mark: args.mark,
+        names,
+        head_wait: Duration::from_millis(args.head_wait),
+        beat: Arc::new(move |worker| heartbeat.beat(worker)),
+    };
+    let workers = Workers::start(workers as usize, &table, config).map_err(system("starting workers"))?;
+    let counts = workers.counts();
+    let workers = Arc::new(workers);
+    hooks.attach(cgroup.as_fd())?;
+    tracing::info!(cgroup = %attach_at.display(), workers = counts.len(), "attached");
+
+    let settings = apply::Settings {
+        ranges,
+        ports: if args.listener_ports.is_empty() { DEFAULT_PORTS.to_vec() } else { args.listener_ports },
+        netns_folders: NETNS_FOLDERS.iter().map(PathBuf::from).chain(args.netns_dir).collect(),
+    };
+    let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
+    let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;
+    let control = control::start(&args.manifests, compile::Settings::default())?;
+    let (mut changes, state, watch) = control.split();
+    let sources = Sources { workers: counts, hooks: counters, apply: driver.status(), control: state };
+    let admin = tokio::spawn(admin::serve(listener, sources));
+
+    loop {
+        tokio::select! {
+            change = changes.recv() => match change {
+                Some(change) => driver.apply(change),
+                None => break tracing::error!("the control plane has ended"),
+            },
+            _ = terminate.recv() => break tracing::info!("SIGTERM: ending"),
+            _ = interrupt.recv() => break tracing::info!("SIGINT: ending"),
+        }
+    }
+
+    drop(watch);
+    // All of this waits for threads; a second signal must still be heard.
+    let end = tokio::task::spawn_blocking(move || {
+        driver.release();
+        workers.drain(Duration::from_secs(args.drain));
+        // Hooks are dropped with what this returns: nothing is left attached.
+        driver.stop();
+    });
+    tokio::select! {
+        _ = end => {}
+        _ = terminate.recv() => tracing::warn!("SIGTERM again: ending at once"),
+        _ = interrupt.recv() => tracing::warn!("SIGINT again: ending at once"),
+    }
+    admin.abort();
+    Ok(())
+}
+
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
+}
+
+fn label_ranges(args: &RunArgs) -> Result<LabelRanges, RunError> {
+    use divert_common::label::{INDEX_MASK, V4_PREFIX, V6_PREFIX};
+    let refuse = |option, address: &dyn std::fmt::Display, prefix| {
+        Err(RunError::LabelRange { option, address: address.to_string(), prefix })
+    };
+    if args.label_range_v4.to_bits() & INDEX_MASK != 0 {
+        return refuse("--label-range-v4", &args.label_range_v4, V4_PREFIX);
+    }
+    if args.label_range_v6.to_bits() & u128::from(u64::MAX) != 0 {
+        return refuse("--label-range-v6", &args.label_range_v6, V6_PREFIX);
+    }
+    Ok(LabelRanges { v4: args.label_range_v4, v6: args.label_range_v6 })
+}

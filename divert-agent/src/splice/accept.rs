@@ -1,0 +1,102 @@
+//! Accepting captured connections: the local address of an accepted socket says which service was meant.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use divert_common::label::Label;
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use socket2::Socket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::AbortHandle;
+
+use super::conn::Conn;
+use super::counts::Count;
+use super::session::Session;
+use super::worker::Worker;
+use super::{Listeners, Pod, dial};
+
+/// Longest wait for a descriptor before accept looks again: others than this worker free some, too.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// Accepts on both listeners of a pod, until the tasks returned are aborted.
+pub(super) fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Listeners) -> Vec<AbortHandle> {
+    [listeners.v4, listeners.v6]
+        .into_iter()
+        .flatten()
+        .filter_map(|listener| {
+            let listener = Socket::from(listener);
+            // Accepted sockets inherit the options, which spares the calls for each.
+            let registered = dial::tune(&listener).and_then(|()| {
+                // SAFETY: a Socket owns its descriptor and lives in the AsyncFd until that is dropped.
+                Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? })
+            });
+            match registered {
+                Ok(listener) => {
+                    let task = tokio::task::spawn_local(accept(Rc::clone(worker), Arc::clone(pod), listener));
+                    Some(task.abort_handle())
+                }
+                Err(error) => {
+                    // The listener closes with this, and the hook's gate sees that none is there.
+                    tracing::error!(pod = %pod.pod, %error, "cannot serve a listener of this pod; its connections go direct");
+                    None
+                }
+            }
+        })
+        .collect()
+}
+
+async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
+    loop {
+        // Registered before the attempt: a descriptor freed in between is not missed.
+        let ended = worker.ended.notified();
+        let accepted = listener
+            .async_io(Interest::READABLE, |listener| {
+                Ok(rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
+            })
+            .await;
+        match accepted {
+            Ok(socket) => {
+                if let Err(error) = serve(&worker, &pod, Socket::from(socket)) {
+                    tracing::debug!(pod = %pod.pod, %error, "a connection was gone before it was served");
+                }
+            }
+            Err(error) if dial::is_exhausted(&error) => {
+                worker.counts.add(Count::AcceptWaited);
+                let _ = tokio::time::timeout(RETRY, ended).await;
+            }
+            // What accept(2) reports of a connection that died in the queue is no reason to stop.
+            Err(error) => {
+                tracing::debug!(pod = %pod.pod, %error, "accept failed");
+                if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, socket: Socket) -> io::Result<()> {
+    worker.counts.add(Count::Accepted);
+    let conn = Conn::new(socket)?;
+    let (Some(local), Some(peer)) = (conn.local_addr()?, conn.peer_addr()?) else {
+        return Err(io::ErrorKind::AddrNotAvailable.into());
+    };
+    let ranges = &worker.config.ranges;
+    let label: Option<Label> = match local.ip() {
+        std::net::IpAddr::V4(address) => ranges.label_of_v4(address),
+        std::net::IpAddr::V6(address) => ranges.label_of_v6(address),
+    };
+    let Some(claim) = label.and_then(|label| worker.table.claim(label)) else {
+        worker.counts.add(Count::NoLabel);
+        worker.counts.add(Count::Ended);
+        conn.reset_on_close();
+        return Ok(());
+    };
+    let (owner, pod) = (Rc::clone(worker), Arc::clone(pod));
+    worker.spawn(pod.netns.id(), move |seat| Session::new(owner, seat, pod, claim, conn, peer.ip()).run());
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! One leg of a spliced connection: a non-blocking TCP socket with readiness from the worker's epoll.
+//!
+//! Both directions of a connection are driven by one task, so every method takes `&self` and polls.
+//! Readiness is edge-triggered; a read that did not fill its buffer has drained the socket, so the
+//! next look at it waits for a new edge and the read that would only return EAGAIN is never made.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::pipe::{SpliceFlags, splice};
+use socket2::Socket;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, Ready};
+
+use super::pipe::Pipe;
+
+/// A connected (or connecting) TCP socket.
+#[derive(Debug)]
+pub(super) struct Conn {
+    fd: AsyncFd<Socket>,
+}
+
+/// Whether a short read proves that the socket is drained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum ShortRead {
+    /// HTTP: yes, wait for the next edge.
+    Drained,
+    /// Foreign protocols: no. A read stops short at TCP's urgent mark with more bytes behind it (FTP's
+    /// ABOR), and no further edge would come for those.
+    Unproven,
+}
+
+impl Conn {
+    /// Registers a non-blocking socket with the runtime of this thread.
+    pub(super) fn new(socket: Socket) -> io::Result<Self> {
+        // SAFETY: a Socket owns its descriptor, is never replaced in here, and closes after the AsyncFd
+        // has deregistered it.
+        let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)? };
+        Ok(Self { fd })
+    }
+
+    /// The socket, for options.
+    pub(super) fn socket(&self) -> &Socket {
+        self.fd.get_ref()
+    }
+
+    /// Ready when there is something to read, an end of stream or an error.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.fd.poll_read_ready(cx).map_ok(drop)
+    }
+
+    /// Ready when a connect has ended, either way.
+    pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A fresh socket is first writable when its connect has ended, and stays so: nothing to clear.
+        let _ = ready!(self.fd.poll_write_ready(cx))?;
+        Poll::Ready(match self.socket().take_error()? {
+            Some(error) => Err(error),
+            None => Ok(()),
+        })
+    }
+
+    /// Reads; 0 is the end of the stream.
+    pub(super) fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        space: &mut [u8],
+        short: ShortRead,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match rustix::net::recv(self.socket(), &mut *space, RecvFlags::DONTWAIT) {
+                Ok((got, _)) => {
+                    if short == ShortRead::Drained && got > 0 && got < space.len() {
+                        guard.clear_ready_matching(Ready::READABLE);
+                    }
+                    return Poll::Ready(Ok(got));
+                }
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Writes some of `bytes`, at least one.
+    pub(super) fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            match rustix::net::send(self.socket(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) => return Poll::Ready(Ok(sent)),
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Moves up to `limit` bytes of the receive queue into an empty pipe, without copying; 0 is the end of the stream.
+    pub(super) fn poll_fill_pipe(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+        limit: usize,
+    ) -> Poll<io::Result<usize>> {
+        debug_assert_eq!(
+            pipe.held, 0,
+            "a pipe that is not empty may be full, and its EAGAIN is not the socket's"
+        );
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            match splice(self.socket(), None, &pipe.write, None, limit, SPLICE) {
+                Ok(got) => {
+                    pipe.held = got;
+                    return Poll::Ready(Ok(got));
+                }
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Moves bytes from a pipe that holds some into the send queue.
+    pub(super) fn poll_drain_pipe(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            match splice(&pipe.read, None, self.socket(), None, pipe.held, SPLICE) {
+                Ok(sent) => {
+                    pipe.held -= sent;
+                    return Poll::Ready(Ok(sent));
+                }
+                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    /// Waits for a reset (or another error) of a peer that is not read any more.
+    pub(super) async fn failed(&self) {
+        // The only failure is that the runtime is shutting down, and then nobody polls this again.
+        let _ = self.fd.ready(Interest::ERROR).await;
+    }
+
+    /// Sends FIN. An error means that the peer is gone already, which reads and writes will tell.
+    pub(super) fn shutdown_write(&self) {
+        let _ = self.socket().shutdown(Shutdown::Write);
+    }
+
+    /// The address of this end.
+    pub(super) fn local_addr(&self) -> io::Result<Option<SocketAddr>> {
+        Ok(self.socket().local_addr()?.as_socket())
+    }
+
+    /// The address of the other end.
+    pub(super) fn peer_addr(&self) -> io::Result<Option<SocketAddr>> {
+        Ok(self.socket().peer_addr()?.as_socket())
+    }
+
+    /// From now on closing sends RST and throws away what is unsent.
+    pub(super) fn reset_on_close(&self) {
+        let _ = self.socket().set_linger(Some(Duration::ZERO));
+    }
+
+    /// Prepares to close with RST, behind the bytes already written: what the kernel has not sent yet gets up to
+    /// a second to leave, so that a reset does not overtake data that came before it.
+    pub(super) async fn abort(&self) {
+        for _ in 0..ABORT_POLLS {
+            if self.unsent() == 0 {
+                break;
+            }
+            tokio::time::sleep(ABORT_PACE).await;
+        }
+        self.reset_on_close();
+    }
+
+    /// Bytes written but not yet sent.
+    fn unsent(&self) -> usize {
+        let mut count: libc::c_int = 0;
+        // SAFETY: SIOCOUTQNSD writes one int through the pointer, which points to one.
+        let done = unsafe { libc::ioctl(self.socket().as_fd().as_raw_fd(), SIOCOUTQNSD, &mut count) };
+        if done == 0 { usize::try_from(count).unwrap_or(0) } else { 0 }
+    }
+}
+
+const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+
+const ABORT_POLLS: u32 = 100;
+const ABORT_PACE: Duration = Duration::from_millis(10);
+
+/// linux/sockios.h: bytes in the send queue that were not sent yet.
+const SIOCOUTQNSD: libc::Ioctl = 0x894B;

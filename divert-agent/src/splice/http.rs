@@ -1,0 +1,413 @@
+//! HTTP/1 on a captured connection: each request is read, decided and sent where it belongs.
+//!
+//! Requests are served one after the other, so that responses come in order wherever they come from.
+//! Between requests the upstreams are watched: what a server says unasked is never forwarded, for it
+//! would be taken for the answer to the next request.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use divert_http::{Method, Request, RequestHead, parse_request, strip_h2c_offer};
+
+use super::answer::Answer;
+use super::conn::Conn;
+use super::counts::Count;
+use super::dial;
+use super::exchange::{Exchange, Outcome, Outgoing, Reset};
+use super::session::{End, Session};
+use super::upstream::{Idle, Kept, Original, poll_idle};
+use crate::decide::{Decision, decide};
+use crate::plan::{Backend, OnUnavailable, Route};
+
+/// A step that the client's bytes ask for.
+enum Step {
+    /// A request with certain framing, and where it goes: `None` is the original destination.
+    Request(Wanted, Option<Arc<Route>>),
+    /// No request can be read, but the original destination may still make something of it.
+    Opaque,
+}
+
+/// What is kept of a request's head once it was decided.
+struct Wanted {
+    outgoing: Outgoing,
+    /// It may be sent a second time.
+    repeatable: bool,
+    /// HEAD: answers have no body.
+    head_only: bool,
+    /// It has a body, which an answer of ours would leave unread.
+    has_body: bool,
+}
+
+/// An upstream for one request.
+enum Upstream {
+    Original(Conn),
+    Developer {
+        kept: Kept,
+        reused: bool,
+    },
+    /// There is none, and the client was told.
+    Answered,
+}
+
+/// What is left of an upstream after an exchange that the client's connection has outlived.
+enum Settled {
+    /// It may carry another request.
+    Reusable,
+    /// It may not.
+    Spent,
+}
+
+impl Session {
+    /// Serves requests until the connection ends.
+    pub(super) async fn http(&mut self) -> Result<Infallible, End> {
+        loop {
+            match poll_fn(|cx| self.poll_step(cx)).await? {
+                Step::Opaque => {
+                    let end = self.opaque(Default::default(), false).await;
+                    return Err(end);
+                }
+                Step::Request(wanted, route) => {
+                    self.head_complete();
+                    self.serve_request(wanted, route).await?;
+                }
+            }
+        }
+    }
+
+    /// Ready with the next request.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, End>> {
+        loop {
+            if !self.client.inbox.is_empty()
+                && let Some(step) = self.read_request()?
+            {
+                return Poll::Ready(Ok(step));
+            }
+            if self.client.ended {
+                // What is left is the beginning of a request that nobody can answer.
+                let nothing = self.client.inbox.is_empty();
+                return Poll::Ready(if nothing { Err(End::Close) } else { Ok(Step::Opaque) });
+            }
+            if self.client.inbox.is_empty() && self.worker.draining() {
+                return Poll::Ready(Err(End::Close));
+            }
+            self.poll_upstreams(cx)?;
+            match self.client.poll_read(cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Reset)),
+                Poll::Pending => {
+                    if !self.client.inbox.is_empty() {
+                        self.await_head();
+                    }
+                    return self.poll_patience(cx).map(Err);
+                }
+            }
+        }
+    }
+
+    /// Reads and decides the request at the front of the inbox; `None` while it is incomplete.
+    fn read_request(&mut self) -> Result<Option<Step>, End> {
+        let worker = Rc::clone(&self.worker);
+        let bytes = self.client.inbox.bytes();
+        match parse_request(bytes, &mut self.scan, &worker.config.names) {
+            Request::Partial => {
+                if self.client.inbox.is_full() {
+                    self.client.inbox.grow();
+                }
+                Ok(None)
+            }
+            Request::Head(head) => {
+                let route = self.route(head.key.as_deref(), head.host);
+                let wanted = wanted(&head, bytes, route.as_deref());
+                Ok(Some(Step::Request(wanted, route)))
+            }
+            Request::Irregular { key, reason, .. } => match self.route(key.as_deref(), None) {
+                None => Ok(Some(Step::Opaque)),
+                Some(_) => Err(self.refuse(&Answer::Irregular(&reason))),
+            },
+            Request::Ambiguous(error) => Err(self.refuse(&Answer::Ambiguous(&error))),
+            Request::TooLarge => Err(self.refuse(&Answer::HeadTooLarge)),
+        }
+    }
+
+    /// Where a request goes now; `None` is the original destination.
+    fn route(&self, key: Option<&str>, host: Option<&str>) -> Option<Arc<Route>> {
+        let key = key?;
+        match decide(&self.claim.target(), Some(key), host) {
+            Decision::Original => None,
+            Decision::Route(route) => Some(Arc::clone(route)),
+        }
+    }
+
+    /// Watches the upstreams while no request is outstanding.
+    fn poll_upstreams(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        self.poll_dial(cx)?;
+        if let Original::Open { conn, carried } = &self.original
+            && let Poll::Ready(idle) = poll_idle(cx, conn)
+        {
+            let carried = *carried;
+            if matches!(idle, Idle::Spoke) {
+                self.count(Count::Unsolicited);
+            }
+            self.original = Original::Absent;
+            // The client's own rules for a connection that a server closed apply, as they would without us.
+            match idle {
+                _ if !carried => {}
+                Idle::Broke => return Err(End::Reset),
+                Idle::Ended | Idle::Spoke => return Err(End::Close),
+            }
+        }
+        let counts = &self.worker.counts;
+        self.kept.poll_idle(cx, &mut || counts.add(Count::Unsolicited));
+        Ok(())
+    }
+
+    async fn serve_request(&mut self, wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
+        let upstream = match &route {
+            None => self.original_upstream().await?,
+            Some(route) => self.developer_upstream(route, &wanted).await?,
+        };
+        match upstream {
+            Upstream::Answered => {
+                // No body follows, so the next request does.
+                self.client.inbox.consume(wanted.outgoing.head_len);
+                Ok(())
+            }
+            Upstream::Original(conn) => {
+                self.count(Count::RequestsOriginal);
+                let mut outgoing = wanted.outgoing;
+                if outgoing.target.is_some() {
+                    outgoing.target = self.claim.target().services.first().map(|it| it.service.to_string());
+                }
+                let outcome = self.exchange(&conn, outgoing).await;
+                match self.settle(&conn, outcome).await? {
+                    Settled::Reusable => self.original = Original::Open { conn, carried: true },
+                    // It has carried a request: its end is the client's.
+                    Settled::Spent => return Err(End::Close),
+                }
+                Ok(())
+            }
+            Upstream::Developer { kept, reused } => {
+                self.count(Count::RequestsDiverted);
+                if matches!(self.original, Original::Failed) {
+                    self.original = Original::Absent;
+                }
+                self.divert(kept, reused, wanted, route.as_deref()).await
+            }
+        }
+    }
+
+    /// Sends a request to a developer's service, a second time if a kept connection turns out to be dead.
+    async fn divert(
+        &mut self,
+        kept: Kept,
+        reused: bool,
+        wanted: Wanted,
+        route: Option<&Route>,
+    ) -> Result<(), End> {
+        let again = (reused && wanted.repeatable).then(|| wanted.outgoing.clone());
+        let mut outgoing = wanted.outgoing;
+        outgoing.retain = again.is_some();
+        let outcome = self.exchange(&kept.conn, outgoing).await;
+        if let (Ok(Outcome::NoResponse(_)), Some(outgoing), Some(route)) = (&outcome, again, route) {
+            drop(kept);
+            self.count(Count::Retried);
+            let head_only = wanted.head_only;
+            let Some(kept) = self.dial_developer(route, head_only, false).await? else {
+                self.client.inbox.consume(outgoing.head_len);
+                return Ok(());
+            };
+            let outcome = self.exchange(&kept.conn, outgoing).await;
+            return self.settle_developer(kept, outcome).await;
+        }
+        self.settle_developer(kept, outcome).await
+    }
+
+    async fn settle_developer(&mut self, kept: Kept, outcome: Result<Outcome, Reset>) -> Result<(), End> {
+        if let Settled::Reusable = self.settle(&kept.conn, outcome).await? {
+            self.kept.keep(kept);
+        }
+        Ok(())
+    }
+
+    async fn exchange(&mut self, conn: &Conn, outgoing: Outgoing) -> Result<Outcome, Reset> {
+        Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await
+    }
+
+    /// Carries out what an exchange came to.
+    async fn settle(&mut self, conn: &Conn, outcome: Result<Outcome, Reset>) -> Result<Settled, End> {
+        match outcome {
+            Ok(Outcome::Complete) => Ok(Settled::Reusable),
+            Ok(Outcome::Spoke) => {
+                self.count(Count::Unsolicited);
+                Ok(Settled::Spent)
+            }
+            // The client gets the end that the server gave.
+            Ok(Outcome::NoResponse(None)) => Err(End::Close),
+            Ok(Outcome::NoResponse(Some(_))) | Err(Reset) => {
+                conn.reset_on_close();
+                Err(End::Reset)
+            }
+            Ok(Outcome::ServerEnded) => Err(End::Close),
+            Ok(Outcome::Last) => Err(self.await_close(conn).await),
+            Ok(Outcome::BadChunk { answered }) => {
+                // A clean end could pass for the end of the body.
+                conn.reset_on_close();
+                if answered {
+                    return Err(End::Reset);
+                }
+                Err(self.refuse(&Answer::Ambiguous(&"a chunk of its body is malformed")))
+            }
+            Ok(Outcome::Tunnel(server)) => Err(self.tunnel(conn, server, false).await),
+        }
+    }
+
+    async fn original_upstream(&mut self) -> Result<Upstream, End> {
+        Ok(Upstream::Original(self.original_conn().await?))
+    }
+
+    async fn developer_upstream(&mut self, route: &Arc<Route>, wanted: &Wanted) -> Result<Upstream, End> {
+        if let Some(kept) = self.kept.take(route) {
+            return Ok(Upstream::Developer { kept, reused: true });
+        }
+        if let Backend::Unavailable(why) = &route.backend {
+            if route.on_unavailable == OnUnavailable::Shared {
+                return self.original_upstream().await;
+            }
+            self.count(Count::RequestsUnavailable);
+            let answer = Answer::Unavailable(&route.service, why);
+            self.answer(&answer, wanted.head_only, wanted.has_body).await?;
+            return Ok(Upstream::Answered);
+        }
+        if route.on_unavailable == OnUnavailable::Shared {
+            return match dial::first_of(self.dial_from(), self.in_turn(route)).await {
+                Ok((endpoint, conn)) => Ok(developer(route, endpoint, conn)),
+                Err(_) => self.original_upstream().await,
+            };
+        }
+        Ok(match self.dial_developer(route, wanted.head_only, wanted.has_body).await? {
+            Some(kept) => Upstream::Developer { kept, reused: false },
+            None => Upstream::Answered,
+        })
+    }
+
+    /// Connects to an endpoint; `None` when none could be, and the client was told.
+    async fn dial_developer(
+        &mut self,
+        route: &Route,
+        head_only: bool,
+        has_body: bool,
+    ) -> Result<Option<Kept>, End> {
+        match dial::first_of(self.dial_from(), self.in_turn(route)).await {
+            Ok((endpoint, conn)) => Ok(Some(Kept { service: route.service.clone(), endpoint, conn })),
+            Err(unreachable) if unreachable.exhausted() => {
+                self.count(Count::Exhausted);
+                Err(End::Reset)
+            }
+            Err(unreachable) => {
+                self.count(Count::RequestsUnavailable);
+                let answer = Answer::Unreachable(&route.service, &unreachable);
+                self.answer(&answer, head_only, has_body).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is.
+    fn in_turn<'r>(&self, route: &'r Route) -> impl Iterator<Item = SocketAddr> + use<'r> {
+        let (preferred, endpoints): (&[_], &[_]) = match &route.backend {
+            Backend::Endpoints { preferred, endpoints } => (preferred, endpoints),
+            Backend::Unavailable(_) => (&[], &[]),
+        };
+        let turn = self.worker.turn.get();
+        self.worker.turn.set(turn.wrapping_add(1));
+        let start = turn.checked_rem(endpoints.len()).unwrap_or(0);
+        let (after, first) = endpoints.split_at(start);
+        let rest = first.iter().chain(after).filter(move |endpoint| !preferred.contains(endpoint));
+        preferred.iter().chain(rest).copied()
+    }
+
+    /// Answers a request that cannot be read further.
+    fn refuse(&mut self, answer: &Answer<'_>) -> End {
+        self.count(Count::RequestsRefused);
+        let bytes = answer.render(false, true);
+        // The client has just sent a request and reads: a socket with so little in its queue takes it whole.
+        match rustix::net::send(self.client.conn.socket(), &bytes, rustix::net::SendFlags::NOSIGNAL) {
+            Ok(sent) if sent == bytes.len() => End::Answered,
+            Ok(_) | Err(_) => End::Reset,
+        }
+    }
+
+    /// Answers in an upstream's stead. With an unread body the connection ends.
+    async fn answer(&mut self, answer: &Answer<'_>, head_only: bool, close: bool) -> Result<(), End> {
+        let bytes = answer.render(head_only, close);
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match poll_fn(|cx| self.client.conn.poll_send(cx, &bytes[sent..])).await {
+                Ok(more) => sent += more,
+                Err(_) => return Err(End::Reset),
+            }
+        }
+        if close { Err(End::Answered) } else { Ok(()) }
+    }
+
+    /// The last exchange is over: the server closes, and then the client is closed.
+    async fn await_close(&mut self, conn: &Conn) -> End {
+        poll_fn(|cx| {
+            match poll_idle(cx, conn) {
+                Poll::Ready(Idle::Ended) => return Poll::Ready(End::Close),
+                Poll::Ready(Idle::Spoke) => {
+                    self.count(Count::Unsolicited);
+                    return Poll::Ready(End::Close);
+                }
+                Poll::Ready(Idle::Broke) => return Poll::Ready(End::Reset),
+                Poll::Pending => {}
+            }
+            while !self.client.ended && !self.client.inbox.is_full() {
+                match self.client.poll_read(cx) {
+                    Poll::Ready(Ok(0)) => conn.shutdown_write(),
+                    // Nobody reads it, as nobody would without us.
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) => {
+                        conn.reset_on_close();
+                        return Poll::Ready(End::Reset);
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+fn developer(route: &Route, endpoint: SocketAddr, conn: Conn) -> Upstream {
+    Upstream::Developer { kept: Kept { service: route.service.clone(), endpoint, conn }, reused: false }
+}
+
+fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted {
+    let rewritten = head.h2c_offer.then(|| {
+        let mut without = Vec::with_capacity(head.len);
+        strip_h2c_offer(&bytes[..head.len], &mut without);
+        without
+    });
+    let has_body = head.body != divert_http::BodyLength::None;
+    Wanted {
+        repeatable: head.idempotent && !has_body && rewritten.is_none(),
+        head_only: head.method == Method::Head,
+        has_body,
+        outgoing: Outgoing {
+            head_len: head.len,
+            body: head.body,
+            method: head.method,
+            rewritten,
+            close: head.close,
+            // The name of the shared service is filled in where it turns out to be that.
+            target: head.debug.then(|| route.map(|route| route.service.to_string()).unwrap_or_default()),
+            retain: false,
+        },
+    }
+}

@@ -1,0 +1,63 @@
+//! Relaying a connection byte for byte: what is not HTTP, and what stopped being it.
+//!
+//! Each direction ends by itself (half-close), and a reset on one side is a reset on the other.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use super::buffer::Buffer;
+use super::conn::Conn;
+use super::pump::{Broken, Pump};
+
+/// How a relayed connection ended.
+#[derive(Debug)]
+pub(super) enum Relayed {
+    /// Both directions reached their end of stream.
+    Closed,
+    /// One side was reset or died; the other is to be reset.
+    Broken,
+}
+
+/// A side as the relay finds it.
+pub(super) struct Side<'a> {
+    /// The socket.
+    pub(super) conn: &'a Conn,
+    /// Bytes that were read from it already.
+    pub(super) read: Buffer,
+    /// Its end of stream was seen already.
+    pub(super) ended: bool,
+}
+
+/// Relays until both directions have ended.
+pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
+    let (a, b) = (client.conn, server.conn);
+    let mut up = Pump::new(client.read, client.ended);
+    let mut down = Pump::new(server.read, server.ended);
+
+    let first = poll_fn(|cx| {
+        let up_ready = up.poll(cx, a, b);
+        let down_ready = down.poll(cx, b, a);
+        match (up_ready, down_ready) {
+            (Poll::Ready(Err(broken)), _) | (_, Poll::Ready(Err(broken))) => Poll::Ready(Err(broken)),
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+            _ => Poll::Ready(Ok(())),
+        }
+    })
+    .await;
+    if let Err(Broken) = first {
+        return Relayed::Broken;
+    }
+
+    // Half-closed: the side that has ended is not read any more, so its reset must be watched for.
+    let (silent, other) = if up.done() { (a, &mut down) } else { (b, &mut up) };
+    let (from, to) = if std::ptr::eq(silent, a) { (b, a) } else { (a, b) };
+    let rest = poll_fn(|cx| other.poll(cx, from, to));
+    tokio::select! {
+        biased;
+        rest = rest => match rest {
+            Ok(()) => Relayed::Closed,
+            Err(Broken) => Relayed::Broken,
+        },
+        () = silent.failed() => Relayed::Broken,
+    }
+}

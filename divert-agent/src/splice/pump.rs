@@ -1,0 +1,176 @@
+//! One direction of a byte stream: read here, write there, until a limit or the end of the stream.
+//!
+//! Small traffic is copied through a pooled buffer. A stream that keeps filling the buffer is bulk:
+//! it moves through a pipe with splice(2), which spares both copies, until it calms down.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use super::buffer::Buffer;
+use super::conn::{Conn, ShortRead};
+use super::pipe::{Pipe, SPLICE_MOST};
+
+/// Reads in a row that filled the buffer before splicing begins: 64 KiB.
+const FULL_READS: u32 = 4;
+/// A splice that moved less than this says the bulk is over.
+const BULK: usize = 16 * 1024;
+
+/// A side was reset or died: the other is to be reset.
+#[derive(Debug)]
+pub(super) struct Broken;
+
+impl From<io::Error> for Broken {
+    fn from(_: io::Error) -> Self {
+        Self
+    }
+}
+
+/// The state of one direction of an opaque connection.
+#[derive(Debug)]
+pub(super) struct Pump {
+    buffer: Buffer,
+    pipe: Option<Pipe>,
+    full_reads: u32,
+    /// The last splice moved little: go back to copying once the pipe is empty.
+    calm: bool,
+    /// The source has sent FIN.
+    ended: bool,
+    /// ... and it was passed on.
+    done: bool,
+}
+
+impl Pump {
+    /// A direction that begins with bytes already read, and perhaps an end of stream already seen.
+    pub(super) fn new(buffer: Buffer, ended: bool) -> Self {
+        Self { buffer, pipe: None, full_reads: 0, calm: false, ended, done: false }
+    }
+
+    /// Whether the end of the stream was passed on.
+    pub(super) fn done(&self) -> bool {
+        self.done
+    }
+
+    /// Moves what can be moved; ready once the end of the stream was passed on.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &Conn, to: &Conn) -> Poll<Result<(), Broken>> {
+        while !self.done {
+            if !self.buffer.is_empty() {
+                let sent = ready!(to.poll_send(cx, self.buffer.bytes()))?;
+                self.buffer.consume(sent);
+            } else if self.pipe.is_some() {
+                ready!(self.poll_bulk(cx, from, to))?;
+            } else if self.ended {
+                to.shutdown_write();
+                self.done = true;
+            } else {
+                ready!(self.poll_copy(cx, from))?;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_copy(&mut self, cx: &mut Context<'_>, from: &Conn) -> Poll<Result<(), Broken>> {
+        // Only take memory when there is something to put into it.
+        ready!(from.poll_readable(cx))?;
+        let space = self.buffer.space();
+        let room = space.len();
+        match from.poll_recv(cx, space, ShortRead::Unproven) {
+            Poll::Ready(Ok(0)) => self.ended = true,
+            Poll::Ready(Ok(got)) => {
+                self.buffer.filled(got);
+                self.full_reads = if got == room { self.full_reads + 1 } else { 0 };
+                if self.full_reads >= FULL_READS {
+                    // No descriptor for a pipe is no reason to stop: go on copying.
+                    self.pipe = Pipe::take().ok();
+                    self.full_reads = 0;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+            Poll::Pending => {
+                self.buffer.release();
+                return Poll::Pending;
+            }
+        }
+        self.buffer.release();
+        Poll::Ready(Ok(()))
+    }
+
+    /// One step of splicing; leaves the pipe when the bulk is over.
+    fn poll_bulk(&mut self, cx: &mut Context<'_>, from: &Conn, to: &Conn) -> Poll<Result<(), Broken>> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        if pipe.held > 0 {
+            ready!(to.poll_drain_pipe(cx, pipe))?;
+        } else if self.calm {
+            self.calm = false;
+            if let Some(pipe) = self.pipe.take() {
+                pipe.give_back();
+            }
+        } else {
+            let got = ready!(from.poll_fill_pipe(cx, pipe, SPLICE_MOST))?;
+            self.ended = got == 0;
+            self.calm = got < BULK;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Moves exactly the bulk of a message body from socket to socket through a pipe.
+#[derive(Debug, Default)]
+pub(super) struct BodySplice {
+    pipe: Option<Pipe>,
+}
+
+/// What one call of [`BodySplice::poll`] came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// This many bytes were taken from the source (and are written, or will be before anything else).
+    Bytes(u64),
+    /// The source ended.
+    End,
+    /// No pipe is to be had; copy instead.
+    NoPipe,
+}
+
+impl BodySplice {
+    /// Whether bytes are still between the sockets.
+    pub(super) fn holds(&self) -> bool {
+        self.pipe.as_ref().is_some_and(|pipe| pipe.held > 0)
+    }
+
+    /// Writes what is held.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, to: &Conn) -> Poll<Result<(), Broken>> {
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held > 0) {
+            ready!(to.poll_drain_pipe(cx, pipe))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes up to `limit` bytes from the source; what was held must have been flushed.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &Conn,
+        limit: u64,
+    ) -> Poll<Result<Moved, Broken>> {
+        let pipe = match &mut self.pipe {
+            Some(pipe) => pipe,
+            none => match Pipe::take() {
+                Ok(pipe) => none.insert(pipe),
+                Err(_) => return Poll::Ready(Ok(Moved::NoPipe)),
+            },
+        };
+        let most = usize::try_from(limit).unwrap_or(usize::MAX).min(SPLICE_MOST);
+        let got = ready!(from.poll_fill_pipe(cx, pipe, most))?;
+        Poll::Ready(Ok(if got == 0 { Moved::End } else { Moved::Bytes(got as u64) }))
+    }
+
+    /// Gives the pipe back to the worker.
+    pub(super) fn finish(&mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            pipe.give_back();
+        }
+    }
+}
+
+/// Bodies from this size on are spliced, in bytes: below, a copy is cheaper than a pipe.
+pub(super) const SPLICE_FROM: u64 = 4 * BULK as u64;

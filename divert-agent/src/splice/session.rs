@@ -1,0 +1,355 @@
+//! A captured connection from accept to its end: what it speaks is found out, then it is relayed or
+//! routed.
+//!
+//! The original destination is dialled at once and both sides are watched, so that a server that
+//! speaks first is heard and no timeout has to guess. A server that speaks first, or a client whose
+//! first bytes are no HTTP, makes the connection opaque.
+
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use divert_http::{ClientBytes, ClientDetector, HeadScan, ServerBytes, detect_server};
+use tokio::time::{Sleep, sleep};
+
+use super::Pod;
+use super::buffer::Buffer;
+use super::conn::{Conn, ShortRead};
+use super::counts::Count;
+use super::dial::{self, Dial};
+use super::exchange::Downstream;
+use super::opaque::{Relayed, Side, relay};
+use super::upstream::{KeptList, Original};
+use super::worker::{Seat, Worker};
+use crate::plan::Backend;
+use crate::table::Claim;
+
+/// Longest time that a request's head may take from its first byte to its last. Servers allow less
+/// (nginx and Apache 60 s or below) but do not see what is held back here.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a client that was answered and is not read any more may go on sending before it is cut off.
+const LINGER: Duration = Duration::from_secs(2);
+/// ... and how much, in bytes.
+const LINGER_BYTES: usize = 1 << 20;
+
+/// How a connection is to end.
+#[derive(Debug)]
+pub(super) enum End {
+    /// Everything was passed on; closing sends FIN where it was not sent yet.
+    Close,
+    /// Both sides are reset.
+    Reset,
+    /// The agent has answered and reads no further requests.
+    Answered,
+}
+
+/// What a connection turned out to be.
+enum Opened {
+    Http,
+    Opaque { server: Buffer, server_ended: bool },
+}
+
+/// A captured connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) worker: Rc<Worker>,
+    pub(super) pod: Arc<Pod>,
+    pub(super) claim: Claim,
+    /// The client's address.
+    pub(super) source: IpAddr,
+    pub(super) client: Downstream,
+    pub(super) original: Original,
+    pub(super) kept: KeptList,
+    pub(super) scan: HeadScan,
+    /// A request was read: from now on the original destination is dialled when it is needed.
+    requested: bool,
+    /// Runs while something is waited for that must not take forever.
+    patience: Option<Pin<Box<Sleep>>>,
+    seat: Seat,
+    ended: bool,
+}
+
+impl Session {
+    /// A session for an accepted connection; the original destination is dialled at once.
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        seat: Seat,
+        pod: Arc<Pod>,
+        claim: Claim,
+        client: Conn,
+        source: IpAddr,
+    ) -> Self {
+        Self {
+            worker,
+            pod,
+            claim,
+            source,
+            client: Downstream { conn: client, inbox: Buffer::default(), ended: false },
+            original: Original::Absent,
+            kept: KeptList::default(),
+            scan: HeadScan::new(),
+            requested: false,
+            patience: None,
+            seat,
+            ended: false,
+        }
+    }
+
+    /// Serves the connection to its end.
+    pub(super) async fn run(mut self) {
+        let end = match self.serve().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        match end {
+            End::Close => {}
+            End::Reset => {
+                self.reset_upstreams();
+                self.client.conn.abort().await;
+            }
+            End::Answered => self.linger().await,
+        }
+        self.ended = true;
+    }
+
+    async fn serve(&mut self) -> Result<std::convert::Infallible, End> {
+        poll_fn(|cx| {
+            self.seat.leave_waker(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
+        self.original = match Dial::start(self.dial_from(), self.claim.original) {
+            Ok(dial) => Original::Dialing(dial),
+            Err(error) => self.original_failed(&error)?,
+        };
+        match self.open().await? {
+            Opened::Http => self.http().await,
+            Opened::Opaque { server, server_ended } => Err(self.opaque(server, server_ended).await),
+        }
+    }
+
+    pub(super) fn dial_from(&self) -> dial::From<'_> {
+        dial::From { netns: &self.pod.netns, source: self.source, mark: self.worker.config.mark }
+    }
+
+    pub(super) fn count(&self, count: Count) {
+        self.worker.counts.add(count);
+    }
+
+    /// Watches both sides until one of them says what the connection is.
+    async fn open(&mut self) -> Result<Opened, End> {
+        let mut detector = ClientDetector::new();
+        let mut server = Buffer::default();
+        let mut settings = false;
+        poll_fn(|cx| self.poll_open(cx, &mut detector, &mut server, &mut settings)).await
+    }
+
+    fn poll_open(
+        &mut self,
+        cx: &mut Context<'_>,
+        detector: &mut ClientDetector,
+        server: &mut Buffer,
+        settings: &mut bool,
+    ) -> Poll<Result<Opened, End>> {
+        self.poll_dial(cx)?;
+        let opaque = |server: &mut Buffer, server_ended| {
+            Poll::Ready(Ok(Opened::Opaque { server: std::mem::take(server), server_ended }))
+        };
+        while let Poll::Ready(got) = self.client.poll_read(cx) {
+            match got {
+                Err(_) => return Poll::Ready(Err(End::Reset)),
+                Ok(0) => return opaque(server, false),
+                Ok(_) => {}
+            }
+            match detector.detect(self.client.inbox.bytes()) {
+                ClientBytes::Http1 if server.is_empty() => return Poll::Ready(Ok(Opened::Http)),
+                ClientBytes::Http1 | ClientBytes::Http2 | ClientBytes::Opaque => {
+                    return opaque(server, false);
+                }
+                ClientBytes::Undecided if self.client.inbox.is_full() => self.client.inbox.grow(),
+                ClientBytes::Undecided => {}
+            }
+        }
+        // SETTINGS are kept, and the client's first bytes decide.
+        while let Original::Open { conn, .. } = &self.original
+            && !*settings
+        {
+            if conn.poll_readable(cx).is_pending() {
+                break;
+            }
+            let Poll::Ready(got) = conn.poll_recv(cx, server.space(), ShortRead::Unproven) else {
+                if server.is_empty() {
+                    server.release();
+                }
+                break;
+            };
+            match got {
+                Err(_) => return Poll::Ready(Err(End::Reset)),
+                Ok(0) => return opaque(server, true),
+                Ok(got) => server.filled(got),
+            }
+            match detect_server(server.bytes()) {
+                ServerBytes::Undecided => {}
+                ServerBytes::Settings => *settings = true,
+                ServerBytes::Opaque => return opaque(server, false),
+                // A farewell to an idle connection (408) must not become the answer to a later request.
+                ServerBytes::Http1 => {
+                    self.count(Count::Unsolicited);
+                    server.release();
+                    self.original = Original::Absent;
+                }
+            }
+        }
+        self.poll_patience(cx).map(Err)
+    }
+
+    /// Takes note of a connection to the original destination that has opened or failed.
+    pub(super) fn poll_dial(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        if let Original::Dialing(dial) = &mut self.original
+            && let Poll::Ready(dialled) = dial.poll(cx)
+        {
+            self.original = match dialled {
+                Ok(conn) => Original::Open { conn, carried: false },
+                Err(error) => self.original_failed(&error)?,
+            };
+        }
+        Ok(())
+    }
+
+    /// The original destination cannot be connected to. Before the first request only one that is diverted
+    /// can still be served, so without a ready endpoint the client learns of it at once.
+    fn original_failed(&mut self, error: &std::io::Error) -> Result<Original, End> {
+        if self.requested {
+            return Ok(Original::Absent);
+        }
+        if dial::is_exhausted(error) {
+            self.count(Count::Exhausted);
+            return Err(End::Reset);
+        }
+        let divertable = self.claim.target().services.iter().any(|shared| {
+            shared.routes.values().any(|route| matches!(route.backend, Backend::Endpoints { .. }))
+        });
+        if !divertable {
+            self.count(Count::OriginalFailed);
+            return Err(End::Reset);
+        }
+        self.patience = Some(Box::pin(sleep(self.worker.config.head_wait)));
+        Ok(Original::Failed)
+    }
+
+    /// Ready when what is waited for has taken too long.
+    pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        match &mut self.patience {
+            Some(patience) => {
+                ready!(patience.as_mut().poll(cx));
+                self.count(match self.original {
+                    Original::Failed => Count::OriginalFailed,
+                    _ => Count::HeadTimeout,
+                });
+                Poll::Ready(End::Reset)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// A head has begun and is not complete.
+    pub(super) fn await_head(&mut self) {
+        if self.patience.is_none() {
+            self.patience = Some(Box::pin(sleep(HEAD_TIMEOUT)));
+        }
+    }
+
+    /// A head is complete.
+    pub(super) fn head_complete(&mut self) {
+        self.patience = None;
+        self.requested = true;
+    }
+
+    /// Relays the rest of the connection to the original destination, byte for byte.
+    pub(super) async fn opaque(&mut self, server: Buffer, server_ended: bool) -> End {
+        let conn = match self.original_conn().await {
+            Ok(conn) => conn,
+            Err(end) => return end,
+        };
+        self.tunnel(&conn, server, server_ended).await
+    }
+
+    /// Relays the rest of the connection to an upstream, byte for byte.
+    pub(super) async fn tunnel(&mut self, upstream: &Conn, server: Buffer, server_ended: bool) -> End {
+        self.count(Count::Opaque);
+        let client = Side {
+            conn: &self.client.conn,
+            read: std::mem::take(&mut self.client.inbox),
+            ended: self.client.ended,
+        };
+        match relay(client, Side { conn: upstream, read: server, ended: server_ended }).await {
+            Relayed::Closed => End::Close,
+            Relayed::Broken => {
+                upstream.abort().await;
+                End::Reset
+            }
+        }
+    }
+
+    /// The connection to the original destination. Waits as long as the kernel tries.
+    pub(super) async fn original_conn(&mut self) -> Result<Conn, End> {
+        let dialled = match std::mem::replace(&mut self.original, Original::Absent) {
+            Original::Open { conn, .. } => return Ok(conn),
+            Original::Dialing(dial) => dial.wait().await,
+            Original::Absent => match Dial::start(self.dial_from(), self.claim.original) {
+                Ok(dial) => dial.wait().await,
+                Err(error) => Err(error),
+            },
+            Original::Failed => {
+                self.count(Count::OriginalFailed);
+                return Err(End::Reset);
+            }
+        };
+        dialled.map_err(|error| {
+            let exhausted = dial::is_exhausted(&error);
+            self.count(if exhausted { Count::Exhausted } else { Count::OriginalFailed });
+            End::Reset
+        })
+    }
+
+    /// Closes behind an answer of the agent's own: the client may still be sending, and a close with
+    /// unread bytes would be a reset that takes the answer with it.
+    async fn linger(&mut self) {
+        self.client.inbox.release();
+        self.client.conn.shutdown_write();
+        let Downstream { conn, inbox, .. } = &mut self.client;
+        let drain = async {
+            let mut drained = 0;
+            while drained < LINGER_BYTES {
+                match poll_fn(|cx| conn.poll_recv(cx, inbox.space(), ShortRead::Drained)).await {
+                    Ok(got @ 1..) => drained += got,
+                    Ok(_) | Err(_) => return,
+                }
+            }
+        };
+        // Past the limit the close below cuts the client off, which is what it is for.
+        let _ = tokio::time::timeout(LINGER, drain).await;
+    }
+
+    fn reset_upstreams(&self) {
+        if let Original::Open { conn, .. } = &self.original {
+            conn.reset_on_close();
+        }
+        self.kept.reset_on_close();
+    }
+}
+
+impl Drop for Session {
+    /// A session that is dropped in mid-flight (its pod has gone, the agent ends) must not look like one
+    /// that came to its end.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.client.conn.reset_on_close();
+            self.reset_upstreams();
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! A worker: one thread, one runtime, and the connections that were accepted on it. A connection
+//! never leaves its thread, so nothing here is shared but the routing table and the counters.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+use divert_common::map::HEARTBEAT_MILLIS;
+use divert_common::netns::NetNsId;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+
+use super::{Listeners, Pod, SpliceConfig, accept};
+use crate::splice::counts::Counts;
+use crate::table::Table;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Serve a pod.
+    Open(Arc<Pod>, Listeners),
+    /// Stop serving a pod, at once.
+    Close(NetNsId),
+    /// Accept nothing more, let exchanges end, close what is idle; end when nothing is left.
+    Drain,
+    /// End now.
+    Stop,
+}
+
+/// What every task of a worker's thread can reach.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) table: Arc<Table>,
+    pub(super) config: Arc<SpliceConfig>,
+    pub(super) counts: Arc<Counts>,
+    /// A connection has ended, so a descriptor may be free.
+    pub(super) ended: Notify,
+    /// The next round-robin position; starts anywhere.
+    pub(super) turn: Cell<usize>,
+    draining: Cell<bool>,
+    sessions: RefCell<HashMap<u64, Entry>>,
+    next_session: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    netns: NetNsId,
+    task: AbortHandle,
+    waker: Option<Waker>,
+}
+
+/// The place of a connection in its worker's list; leaves the list when dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    worker: Rc<Worker>,
+    id: u64,
+}
+
+impl Seat {
+    /// Leaves a waker by which a drain reaches an idle connection. Once per connection is enough.
+    pub(super) fn leave_waker(&self, waker: &Waker) {
+        if let Some(entry) = self.worker.sessions.borrow_mut().get_mut(&self.id) {
+            entry.waker = Some(waker.clone());
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.worker.sessions.borrow_mut().remove(&self.id);
+        self.worker.counts.add(super::counts::Count::Ended);
+        self.worker.ended.notify_waiters();
+    }
+}
+
+impl Worker {
+    /// Whether idle connections are to be closed.
+    pub(super) fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Runs a connection's task and lists it under its namespace.
+    pub(super) fn spawn<F, S>(self: &Rc<Self>, netns: NetNsId, session: S)
+    where
+        S: FnOnce(Seat) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let id = self.next_session.get();
+        self.next_session.set(id + 1);
+        let seat = Seat { worker: Rc::clone(self), id };
+        let task = tokio::task::spawn_local(session(seat)).abort_handle();
+        // The task first runs after this returns, so the entry is there before the seat is dropped.
+        self.sessions.borrow_mut().insert(id, Entry { netns, task, waker: None });
+    }
+
+    fn close(&self, netns: NetNsId) {
+        for entry in self.sessions.borrow().values().filter(|entry| entry.netns == netns) {
+            entry.task.abort();
+        }
+    }
+
+    fn drain(&self) {
+        self.draining.set(true);
+        for waker in self.sessions.borrow().values().filter_map(|entry| entry.waker.as_ref()) {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.sessions.borrow().is_empty()
+    }
+}
+
+/// Runs a worker on the calling thread until it has drained or its commands end.
+pub(super) fn run(
+    number: u32,
+    table: Arc<Table>,
+    config: Arc<SpliceConfig>,
+    counts: Arc<Counts>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+) -> std::io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    let beat = Arc::clone(&config.beat);
+    let worker = Rc::new(Worker {
+        table,
+        config,
+        counts,
+        ended: Notify::new(),
+        turn: Cell::new(number as usize * 7919 + std::process::id() as usize),
+        draining: Cell::new(false),
+        sessions: RefCell::default(),
+        next_session: Cell::new(0),
+    });
+    runtime.block_on(async move {
+        // From the event loop itself: a loop that hangs stops beating, and the hooks pass connections by.
+        let mut pace = tokio::time::interval(Duration::from_millis(HEARTBEAT_MILLIS));
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut accepting: HashMap<NetNsId, Vec<AbortHandle>> = HashMap::new();
+        loop {
+            tokio::select! {
+                _ = pace.tick() => beat(number),
+                command = commands.recv() => match command {
+                    Some(Command::Open(pod, listeners)) => {
+                        let netns = pod.netns.id();
+                        accepting.insert(netns, accept::start(&worker, &pod, listeners));
+                    }
+                    Some(Command::Close(netns)) => {
+                        for task in accepting.remove(&netns).unwrap_or_default() {
+                            task.abort();
+                        }
+                        worker.close(netns);
+                    }
+                    Some(Command::Drain) => {
+                        for task in accepting.drain().flat_map(|(_, tasks)| tasks) {
+                            task.abort();
+                        }
+                        worker.drain();
+                    }
+                    Some(Command::Stop) | None => return,
+                },
+                () = worker.ended.notified(), if worker.draining() => {}
+            }
+            if worker.draining() && worker.idle() {
+                return;
+            }
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,319 @@
+//! From the objects of Kubernetes to those of the world. What its API server would refuse is refused
+//! here too, for files have none.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::object::Labels;
+use super::{
+    Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Namespace, Object, Pod,
+    Selector, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
+};
+use crate::api;
+use crate::plan::{PodRef, ServiceRef};
+
+/// A field holds what it may not.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct ConvertError {
+    /// Path of the field, as in `spec.ports[0].port`.
+    pub field: String,
+    /// What is wrong and what to write instead.
+    pub problem: String,
+}
+
+fn fail(field: impl Into<String>, problem: impl Into<String>) -> ConvertError {
+    ConvertError { field: field.into(), problem: problem.into() }
+}
+
+/// An object as written, on its way into the world.
+pub trait Convert {
+    /// The fields that matter, checked.
+    ///
+    /// # Errors
+    /// The first field that holds what it may not.
+    fn convert(self) -> Result<Object, ConvertError>;
+}
+
+impl Convert for core::Namespace {
+    fn convert(self) -> Result<Object, ConvertError> {
+        let name = name(&self.metadata)?;
+        if !is_dns_label(&name) {
+            return Err(fail("metadata.name", format!("`{name}` is no namespace name: {LABEL_RULE}")));
+        }
+        let mut labels = labels(self.metadata.labels);
+        // As the API server does, so that selectors can go by name.
+        labels.insert(api::METADATA_NAME.into(), name.clone());
+        let annotations = self.metadata.annotations.unwrap_or_default();
+        Ok(Object::Namespace(Namespace {
+            name,
+            labels,
+            allowed: annotations.get(api::ALLOWED_NAMESPACES).map(|text| Selector::parse(text)),
+            terminating: self.metadata.deletion_timestamp.is_some()
+                || self.status.and_then(|status| status.phase).as_deref() == Some("Terminating"),
+        }))
+    }
+}
+
+impl Convert for core::Service {
+    fn convert(self) -> Result<Object, ConvertError> {
+        let service = ServiceRef { namespace: namespace(&self.metadata)?, name: name(&self.metadata)? };
+        let spec = self.spec.ok_or_else(|| fail("spec", "a Service needs a spec"))?;
+        let kind = match (spec.type_.as_deref(), spec.cluster_ip.as_deref()) {
+            (Some("ExternalName"), _) => ServiceKind::ExternalName,
+            (_, Some("None")) => ServiceKind::Headless,
+            (_, first) => ServiceKind::ClusterIps(cluster_ips(first, spec.cluster_ips.as_deref())?),
+        };
+        let mut ports = Vec::new();
+        for (i, port) in spec.ports.into_iter().flatten().enumerate() {
+            if !is_tcp(port.protocol.as_deref()) {
+                continue;
+            }
+            let number = port_number(port.port, || format!("spec.ports[{i}].port"))?;
+            let target = match port.target_port {
+                None => TargetPort::Number(number),
+                Some(IntOrString::Int(target)) => {
+                    TargetPort::Number(port_number(target, || format!("spec.ports[{i}].targetPort"))?)
+                }
+                Some(IntOrString::String(name)) => TargetPort::Name(name.into()),
+            };
+            let name = port.name.unwrap_or_default().into();
+            ports.push(ServicePort { name, number, app_protocol: port.app_protocol.map(Arc::from), target });
+        }
+        Ok(Object::Service(Service {
+            service,
+            kind,
+            ports,
+            selector: labels(spec.selector),
+            publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+        }))
+    }
+}
+
+fn cluster_ips(first: Option<&str>, all: Option<&[String]>) -> Result<Vec<IpAddr>, ConvertError> {
+    match all {
+        Some(all) if !all.is_empty() => {
+            all.iter().enumerate().map(|(i, ip)| address(ip, || format!("spec.clusterIPs[{i}]"))).collect()
+        }
+        _ => first
+            .filter(|ip| !ip.is_empty())
+            .map(|ip| address(ip, || "spec.clusterIP".into()))
+            .into_iter()
+            .collect(),
+    }
+}
+
+impl Convert for discovery::EndpointSlice {
+    fn convert(self) -> Result<Object, ConvertError> {
+        let own_namespace = namespace(&self.metadata)?;
+        let labels = self.metadata.labels.as_ref();
+        let label = |key| labels.and_then(|labels| labels.get(key));
+        let service = label(api::SERVICE_NAME).ok_or_else(|| {
+            fail("metadata.labels", format!("the label {} must name the Service", api::SERVICE_NAME))
+        })?;
+        let mut ports = Vec::new();
+        for (i, port) in self.ports.into_iter().flatten().enumerate() {
+            // Without a number it means all ports, which no Service does.
+            let Some(number) = port.port.filter(|_| is_tcp(port.protocol.as_deref())) else { continue };
+            let number = port_number(number, || format!("ports[{i}].port"))?;
+            ports.push(SlicePort { name: port.name.unwrap_or_default().into(), number });
+        }
+        let by_name = self.address_type == "FQDN";
+        let mut endpoints = Vec::new();
+        for (i, endpoint) in self.endpoints.iter().flatten().enumerate().filter(|_| !by_name) {
+            let first = endpoint
+                .addresses
+                .first()
+                .ok_or_else(|| fail(format!("endpoints[{i}].addresses"), "an endpoint needs an address"))?;
+            let conditions = endpoint.conditions.clone().unwrap_or_default();
+            // Unknown means ready, and serving what ready says (discovery.k8s.io/v1, EndpointConditions).
+            let ready = conditions.ready.unwrap_or(true);
+            let target = endpoint.target_ref.as_ref();
+            endpoints.push(Endpoint {
+                address: address(first, || format!("endpoints[{i}].addresses[0]"))?,
+                ready,
+                serving_terminating: conditions.terminating == Some(true)
+                    && conditions.serving.unwrap_or(ready),
+                hostname: endpoint.hostname.as_deref().map(Arc::from),
+                is_pod: target.is_some_and(|target| {
+                    target.kind.as_deref() == Some("Pod")
+                        && target.namespace.as_deref().is_none_or(|namespace| *namespace == *own_namespace)
+                }),
+            });
+        }
+        Ok(Object::EndpointSlice(EndpointSlice {
+            name: name(&self.metadata)?,
+            by_controller: label(api::MANAGED_BY).is_some_and(|by| by == api::ENDPOINT_SLICE_CONTROLLER),
+            service: ServiceRef { namespace: own_namespace, name: service.as_str().into() },
+            ports,
+            endpoints,
+        }))
+    }
+}
+
+impl Convert for core::Pod {
+    fn convert(self) -> Result<Object, ConvertError> {
+        let pod = PodRef { namespace: namespace(&self.metadata)?, name: name(&self.metadata)? };
+        let spec = self.spec.unwrap_or_default();
+        let status = self.status.unwrap_or_default();
+        let addresses = match status.pod_ips {
+            Some(all) if !all.is_empty() => all
+                .iter()
+                .enumerate()
+                .map(|(i, ip)| address(&ip.ip, || format!("status.podIPs[{i}].ip")))
+                .collect::<Result<_, _>>()?,
+            _ => status
+                .pod_ip
+                .iter()
+                .filter(|ip| !ip.is_empty())
+                .map(|ip| address(ip, || "status.podIP".into()))
+                .collect::<Result<_, _>>()?,
+        };
+        // Sidecars are init containers that go on running, so theirs count as well.
+        let containers =
+            [("containers", spec.containers), ("initContainers", spec.init_containers.unwrap_or_default())];
+        let mut ports = Vec::new();
+        for (list, containers) in containers {
+            for (i, container) in containers.into_iter().enumerate() {
+                for (j, port) in container.ports.into_iter().flatten().enumerate() {
+                    if is_tcp(port.protocol.as_deref()) {
+                        let field = || format!("spec.{list}[{i}].ports[{j}].containerPort");
+                        let number = port_number(port.container_port, field)?;
+                        ports.push(ContainerPort { name: port.name.map(Arc::from), number });
+                    }
+                }
+            }
+        }
+        let conditions = status.conditions.unwrap_or_default();
+        Ok(Object::Pod(Pod {
+            pod,
+            labels: labels(self.metadata.labels),
+            addresses,
+            host_network: spec.host_network.unwrap_or_default(),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            ready: conditions.is_empty()
+                || conditions
+                    .iter()
+                    .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            terminating: self.metadata.deletion_timestamp.is_some(),
+            ports,
+            hostname: spec.hostname.map(Arc::from),
+            subdomain: spec.subdomain.map(Arc::from),
+        }))
+    }
+}
+
+impl Convert for api::Divert {
+    fn convert(self) -> Result<Object, ConvertError> {
+        let services = self.spec.services.filter(|services| !services.is_empty());
+        let services = services.map(|services| names(services, "spec.services")).transpose()?;
+        divert(
+            DivertApi::Divert,
+            &self.metadata,
+            &self.spec.shared_namespace,
+            Asks::Divert {
+                services,
+                hosts: self.spec.hosts.into_iter().flatten().map(Arc::from).collect(),
+                inject: self.spec.inject,
+                on_unavailable: self.spec.on_unavailable,
+                names: self.spec.names,
+            },
+        )
+    }
+}
+
+impl Convert for api::OktetoDivert {
+    fn convert(self) -> Result<Object, ConvertError> {
+        let service = names(vec![self.spec.service], "spec.service")?.remove(0);
+        let asks = Asks::Okteto { service, key: self.spec.divert_key.into() };
+        divert(DivertApi::Okteto, &self.metadata, &self.spec.shared_namespace, asks)
+    }
+}
+
+fn divert(api: DivertApi, metadata: &ObjectMeta, shared: &str, asks: Asks) -> Result<Object, ConvertError> {
+    if !is_dns_label(shared) {
+        let problem = format!("`{shared}` is no namespace name: {LABEL_RULE}");
+        return Err(fail("spec.sharedNamespace", problem));
+    }
+    Ok(Object::Divert(Divert {
+        divert: DivertRef { api, namespace: namespace(metadata)?, name: name(metadata)? },
+        shared: shared.into(),
+        created: metadata.creation_timestamp.as_ref().map(|time| time.0),
+        asks,
+    }))
+}
+
+fn names(names: Vec<String>, field: &str) -> Result<Vec<Arc<str>>, ConvertError> {
+    match names.iter().find(|name| !is_dns_label(name)) {
+        Some(bad) => Err(fail(field, format!("`{bad}` is no name of a Service: {LABEL_RULE}"))),
+        None => Ok(names.into_iter().map(Arc::from).collect()),
+    }
+}
+
+fn name(metadata: &ObjectMeta) -> Result<Arc<str>, ConvertError> {
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let valid = name.len() <= 253 && !name.is_empty() && name.split('.').all(is_dns_part);
+    match valid {
+        true => Ok(name.into()),
+        false if name.is_empty() => Err(fail("metadata.name", "it is missing")),
+        false => Err(fail("metadata.name", format!("`{name}` is no object name: {LABEL_RULE}, and dots"))),
+    }
+}
+
+fn namespace(metadata: &ObjectMeta) -> Result<Arc<str>, ConvertError> {
+    match metadata.namespace.as_deref().unwrap_or_default() {
+        "" => Err(fail("metadata.namespace", "it is missing; files have no default namespace")),
+        namespace if is_dns_label(namespace) => Ok(namespace.into()),
+        namespace => {
+            Err(fail("metadata.namespace", format!("`{namespace}` is no namespace name: {LABEL_RULE}")))
+        }
+    }
+}
+
+const LABEL_RULE: &str = "write lower-case letters, digits and `-`";
+
+/// RFC 1123 label.
+fn is_dns_label(name: &str) -> bool {
+    name.len() <= 63 && is_dns_part(name)
+}
+
+fn is_dns_part(part: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !part.is_empty() && part.bytes().all(allowed) && !part.starts_with('-') && !part.ends_with('-')
+}
+
+fn labels(labels: Option<BTreeMap<String, String>>) -> Labels {
+    labels.into_iter().flatten().map(|(key, value)| (key.into(), value.into())).collect()
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    protocol.is_none_or(|protocol| protocol == "TCP")
+}
+
+fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, ConvertError> {
+    u16::try_from(number)
+        .ok()
+        .filter(|&number| number != 0)
+        .ok_or_else(|| fail(field(), format!("{number} is no port; write 1 to 65535")))
+}
+
+/// An address that belongs to one pod or service of the cluster. Kubernetes refuses the others in
+/// EndpointSlices too: a captured 127.0.0.1 would be every pod's own.
+fn address(text: &str, field: impl FnOnce() -> String) -> Result<IpAddr, ConvertError> {
+    let problem = match text.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Err(_) => "is no IP address",
+        Ok(ip) if ip.is_loopback() => "is a loopback address, which every pod has for itself",
+        Ok(ip) if ip.is_unspecified() => "is no address to connect to",
+        Ok(ip) if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) => "is not a single host's",
+        Ok(IpAddr::V4(ip)) if ip.is_link_local() => "is link-local",
+        Ok(IpAddr::V6(ip)) if ip.is_unicast_link_local() => "is link-local",
+        Ok(ip) => return Ok(ip),
+    };
+    Err(fail(field(), format!("`{text}` {problem}; write the address of a pod or service")))
+}

@@ -1,0 +1,382 @@
+//! Objects as compile needs them: a few fields each, addresses parsed, labels understood.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+
+use super::intern::Interner;
+use super::{Pair, Selector, SelectorError};
+use crate::api;
+use crate::plan::{OnUnavailable, PodRef, ServiceRef};
+
+/// Labels of an object.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// The two kinds that ask for a diversion. Declared in the order in which they merge.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+pub enum DivertApi {
+    /// divert.dev/v1alpha1.
+    Divert,
+    /// okteto.com/v1.
+    Okteto,
+}
+
+/// A kind that the world holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum ObjectKind {
+    /// v1.
+    Namespace,
+    /// v1.
+    Service,
+    /// discovery.k8s.io/v1.
+    EndpointSlice,
+    /// v1.
+    Pod,
+    /// Of either group.
+    Divert(DivertApi),
+}
+
+impl fmt::Display for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Namespace => "Namespace",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Pod => "Pod",
+            Self::Divert(DivertApi::Divert) => "Divert",
+            Self::Divert(DivertApi::Okteto) => "Divert.okteto.com",
+        })
+    }
+}
+
+/// What tells one object from another.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ObjectRef {
+    /// Kind.
+    pub kind: ObjectKind,
+    /// Namespace; empty for a Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl ObjectRef {
+    /// The namespace under which the world keeps it.
+    pub(super) fn home(&self) -> &Arc<str> {
+        if self.kind == ObjectKind::Namespace { &self.name } else { &self.namespace }
+    }
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            ObjectKind::Namespace => write!(f, "{} {}", self.kind, self.name),
+            _ => write!(f, "{} {}/{}", self.kind, self.namespace, self.name),
+        }
+    }
+}
+
+/// An object of the world.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Object {
+    /// v1.
+    Namespace(Namespace),
+    /// v1.
+    Service(Service),
+    /// discovery.k8s.io/v1.
+    EndpointSlice(EndpointSlice),
+    /// v1.
+    Pod(Pod),
+    /// Of either group.
+    Divert(Divert),
+}
+
+impl Object {
+    /// Kind, namespace and name.
+    pub fn reference(&self) -> ObjectRef {
+        let (kind, namespace, name) = match self {
+            Self::Namespace(namespace) => (ObjectKind::Namespace, Arc::from(""), namespace.name.clone()),
+            Self::Service(Service { service, .. }) => {
+                (ObjectKind::Service, service.namespace.clone(), service.name.clone())
+            }
+            Self::EndpointSlice(slice) => {
+                (ObjectKind::EndpointSlice, slice.service.namespace.clone(), slice.name.clone())
+            }
+            Self::Pod(Pod { pod, .. }) => (ObjectKind::Pod, pod.namespace.clone(), pod.name.clone()),
+            Self::Divert(Divert { divert, .. }) => {
+                (ObjectKind::Divert(divert.api), divert.namespace.clone(), divert.name.clone())
+            }
+        };
+        ObjectRef { kind, namespace, name }
+    }
+
+    /// Shares the strings that repeat from object to object.
+    pub(super) fn intern(&mut self, strings: &mut Interner) {
+        let mut intern = |string: &mut Arc<str>| strings.intern(string);
+        match self {
+            Self::Namespace(namespace) => intern(&mut namespace.name),
+            Self::Service(Service { service, ports, .. }) => {
+                intern(&mut service.namespace);
+                intern(&mut service.name);
+                ports.iter_mut().for_each(|port| intern(&mut port.name));
+            }
+            Self::EndpointSlice(EndpointSlice { service, ports, .. }) => {
+                intern(&mut service.namespace);
+                intern(&mut service.name);
+                ports.iter_mut().for_each(|port| intern(&mut port.name));
+            }
+            Self::Pod(Pod { pod, .. }) => intern(&mut pod.namespace),
+            Self::Divert(Divert { divert, shared, .. }) => {
+                intern(&mut divert.namespace);
+                intern(shared);
+            }
+        }
+    }
+}
+
+/// A Namespace.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Namespace {
+    /// Name.
+    pub name: Arc<str>,
+    /// All its labels: selectors of other namespaces read them.
+    pub labels: Labels,
+    /// The annotation `divert.dev/allowed-namespaces`; a selector that cannot be read allows nobody.
+    pub allowed: Option<Result<Selector, SelectorError>>,
+    /// Being deleted.
+    pub terminating: bool,
+}
+
+impl Namespace {
+    /// Labelled as shared.
+    pub fn is_shared(&self) -> bool {
+        self.labels.get(api::SHARED).is_some_and(|value| &**value == "true")
+    }
+
+    /// Whether its pods may be captured.
+    pub fn allows_capture(&self) -> bool {
+        allows_capture(&self.labels)
+    }
+}
+
+fn allows_capture(labels: &Labels) -> bool {
+    labels.get(api::CAPTURE).is_none_or(|value| &**value != "false")
+}
+
+/// A Service.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Service {
+    /// Namespace and name.
+    pub service: ServiceRef,
+    /// How it is reached.
+    pub kind: ServiceKind,
+    /// TCP ports, in the order written.
+    pub ports: Vec<ServicePort>,
+    /// What its pods are labelled; empty when its endpoints are somebody else's business.
+    pub selector: Labels,
+    /// Whether pods count as ready as soon as they have an address.
+    pub publish_not_ready: bool,
+}
+
+impl Service {
+    /// Whether pods with these labels are its own.
+    pub fn selects(&self, labels: &Labels) -> bool {
+        !self.selector.is_empty() && self.selector.iter().all(|(name, value)| labels.get(name) == Some(value))
+    }
+
+    /// Whether it is an alias for another name.
+    pub fn is_external_name(&self) -> bool {
+        self.kind == ServiceKind::ExternalName
+    }
+}
+
+/// How a Service is reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ServiceKind {
+    /// By these addresses.
+    ClusterIps(Vec<IpAddr>),
+    /// By the addresses of its endpoints.
+    Headless,
+    /// It is an alias for a name elsewhere.
+    ExternalName,
+}
+
+/// A TCP port of a Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Empty when it has none.
+    pub name: Arc<str>,
+    /// Number.
+    pub number: u16,
+    /// What the author says is spoken on it.
+    pub app_protocol: Option<Arc<str>>,
+    /// The pods' port.
+    pub target: TargetPort,
+}
+
+/// `targetPort`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TargetPort {
+    /// The same in all pods.
+    Number(u16),
+    /// The container port of that name, each pod's own.
+    Name(Arc<str>),
+}
+
+/// An EndpointSlice.
+#[derive(Clone, PartialEq, Debug)]
+pub struct EndpointSlice {
+    /// The Service it belongs to, of the same namespace.
+    pub service: ServiceRef,
+    /// Its own name.
+    pub name: Arc<str>,
+    /// Whether the endpoint slice controller writes it.
+    pub by_controller: bool,
+    /// TCP ports.
+    pub ports: Vec<SlicePort>,
+    /// Endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A TCP port that all endpoints of a slice have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    /// The name of the Service's port; empty when it has none.
+    pub name: Arc<str>,
+    /// The endpoints' port.
+    pub number: u16,
+}
+
+/// An endpoint of a slice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoint {
+    /// Its address. Kubernetes allows several and means the first ("fungible"); its own controller
+    /// writes one.
+    pub address: IpAddr,
+    /// Takes new connections.
+    pub ready: bool,
+    /// On its way out, yet still answering.
+    pub serving_terminating: bool,
+    /// Name of its own under a headless Service.
+    pub hostname: Option<Arc<str>>,
+    /// Whether it is a Pod of the Service's namespace.
+    pub is_pod: bool,
+}
+
+/// A Pod.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Pod {
+    /// Namespace and name.
+    pub pod: PodRef,
+    /// Labels.
+    pub labels: Labels,
+    /// All its addresses, the primary one first.
+    pub addresses: Vec<IpAddr>,
+    /// Shares the node's network.
+    pub host_network: bool,
+    /// In phase Succeeded or Failed: its address may be another's by now.
+    pub finished: bool,
+    /// Passes its readiness probes.
+    pub ready: bool,
+    /// Being deleted.
+    pub terminating: bool,
+    /// TCP ports that its containers declare.
+    pub ports: Vec<ContainerPort>,
+    /// `spec.hostname`.
+    pub hostname: Option<Arc<str>>,
+    /// `spec.subdomain`: the headless Service that the hostname is below.
+    pub subdomain: Option<Arc<str>>,
+}
+
+impl Pod {
+    /// Whether its own label allows its connections to be captured.
+    pub fn allows_capture(&self) -> bool {
+        allows_capture(&self.labels)
+    }
+
+    /// The number of a port of a Service that selects it.
+    pub fn target_port(&self, target: &TargetPort) -> Option<u16> {
+        match target {
+            TargetPort::Number(number) => Some(*number),
+            TargetPort::Name(name) => {
+                self.ports.iter().find(|port| port.name.as_ref() == Some(name)).map(|port| port.number)
+            }
+        }
+    }
+}
+
+/// A TCP port that a container declares.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ContainerPort {
+    /// Name, for Services to refer to.
+    pub name: Option<Arc<str>>,
+    /// Number.
+    pub number: u16,
+}
+
+/// What tells one Divert from another.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+pub struct DivertRef {
+    /// Kind.
+    pub api: DivertApi,
+    /// Namespace: the key.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for DivertRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)?;
+        if self.api == DivertApi::Okteto { f.write_str(" (okteto.com)") } else { Ok(()) }
+    }
+}
+
+/// A Divert of either kind.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Divert {
+    /// Kind, namespace and name.
+    pub divert: DivertRef,
+    /// N.
+    pub shared: Arc<str>,
+    /// `None` sorts first: an object without a timestamp is older than all that have one.
+    pub created: Option<Timestamp>,
+    /// What it asks for.
+    pub asks: Asks,
+}
+
+/// What a Divert asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Asks {
+    /// divert.dev.
+    Divert {
+        /// None is all.
+        services: Option<Vec<Arc<str>>>,
+        /// To be granted.
+        hosts: Vec<Arc<str>>,
+        /// Said, or left open.
+        inject: Option<api::Inject>,
+        /// Said, or left open.
+        on_unavailable: Option<OnUnavailable>,
+        /// Said, or left open.
+        names: Option<api::Names>,
+    },
+    /// okteto.com.
+    Okteto {
+        /// The one service.
+        service: Arc<str>,
+        /// What it claims as its key.
+        key: Arc<str>,
+    },
+}
+
+impl Divert {
+    /// The namespaces it is about.
+    pub fn pair(&self) -> Pair {
+        Pair { developer: self.divert.namespace.clone(), shared: self.shared.clone() }
+    }
+}

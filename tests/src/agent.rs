@@ -1,0 +1,306 @@
+//! The agent under test, in a namespace of its own, with its admin address on that namespace's `lo`.
+//!
+//! It runs in a cgroup below the one that its hooks are attached to, as in Kubernetes, so that its own
+//! connections go through its own hooks.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use divert_common::netns::NetNs;
+use rustix::process::Signal;
+
+use crate::http::{Http, Response};
+use crate::lab::{self, Lab, Pod};
+use crate::manifest::Manifests;
+use crate::process::{Place, Process};
+use crate::wait;
+
+/// How an agent is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The program; [`program`] when none is named.
+    pub program: Option<PathBuf>,
+    /// `--workers`.
+    pub workers: u32,
+    /// Port of `--admin`, on 127.0.0.1 of the lab's node.
+    pub admin_port: u16,
+    /// More arguments.
+    pub arguments: Vec<String>,
+    /// Limits of descriptors, soft and hard, other than this process's own.
+    pub descriptors: Option<(u64, u64)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { program: None, workers: 2, admin_port: 9464, arguments: Vec::new(), descriptors: None }
+    }
+}
+
+/// A running agent. Dropped, it is asked to end, and must do so cleanly, unless it was killed before.
+#[derive(Debug)]
+pub struct Agent {
+    process: Process,
+    node: Arc<NetNs>,
+    admin: SocketAddr,
+    cgroup: PathBuf,
+    pods: Vec<(Arc<Pod>, Traces)>,
+    killed: bool,
+}
+
+impl Agent {
+    /// Starts an agent and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not become ready; the message holds what it printed.
+    pub fn start(lab: &Lab, manifests: &Manifests, options: &Options) -> Result<Self> {
+        let mut agent = Self::launch(lab, manifests, options)?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// Starts an agent and does not wait for it.
+    ///
+    /// # Errors
+    /// When there is no program.
+    pub fn launch(lab: &Lab, manifests: &Manifests, options: &Options) -> Result<Self> {
+        let admin = SocketAddr::from(([127, 0, 0, 1], options.admin_port));
+        let mut command = Command::new(options.program.clone().map_or_else(program, Ok)?);
+        command.arg("run").arg("--manifests").arg(manifests.path()).arg("--cgroup").arg(lab.cgroup());
+        command.args(["--workers", &options.workers.to_string(), "--admin", &admin.to_string()]);
+        command.args(&options.arguments);
+        command.env("RUST_BACKTRACE", "1");
+        if let Some((soft, hard)) = options.descriptors {
+            limit_descriptors(&mut command, soft, hard);
+        }
+        let pods =
+            lab.pods().map(|pod| Ok((Arc::clone(pod), Traces::of(pod)?))).collect::<Result<Vec<_>>>()?;
+        let node = Arc::new(NetNs::open(&PathBuf::from("/run/netns").join(lab.node().name()))?);
+        let place = Place { netns: Some(&node), cgroup: Some(lab.agents_cgroup()) };
+        let process = Process::spawn("divert-agent", command, place)?;
+        Ok(Self { process, node, admin, cgroup: lab.cgroup().to_owned(), pods, killed: false })
+    }
+
+    /// Waits until /readyz says so.
+    ///
+    /// # Errors
+    /// When it does not in time, or the agent ends.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let mut last = String::from("no answer");
+        let ready = wait::some_within(wait::PATIENCE, "the agent to be ready", || {
+            if let Some(status) = self.process.exited() {
+                return Some(Err(status));
+            }
+            match self.get("/readyz") {
+                Ok(response) if response.status == 200 => return Some(Ok(())),
+                Ok(response) => last = format!("{} {}", response.status, response.text()),
+                Err(error) => last = format!("{error:#}"),
+            }
+            None
+        });
+        match ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(status)) => {
+                self.killed = true;
+                bail!("the agent ended ({status}) before it was ready:\n{}", self.process.output())
+            }
+            Err(error) => {
+                self.kill();
+                Err(error).with_context(|| format!("/readyz: {last}\n{}", self.process.output()))
+            }
+        }
+    }
+
+    /// Asks the admin address.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn get(&self, path: &str) -> Result<Response> {
+        let stream = self.node.enter(|| TcpStream::connect_timeout(&self.admin, wait::PATIENCE))??;
+        Http::new(lab::patient(stream)?).get(path, &[("Connection", "close")])
+    }
+
+    /// The sum of a metric over all its labels; zero when it is not there.
+    ///
+    /// # Errors
+    /// When /metrics does not answer.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let metrics = self.get("/metrics")?.text();
+        let samples = metrics.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            (series.split('{').next()? == name).then(|| value.parse::<f64>().ok())?
+        });
+        Ok(samples.sum())
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// SIGKILL: what a crash or the OOM killer does.
+    pub fn kill(&mut self) {
+        self.killed = true;
+        self.process.kill();
+    }
+
+    /// SIGSTOP: a hang.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> Result<()> {
+        self.process.signal(Signal::STOP)
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.process.signal(Signal::CONT)
+    }
+
+    /// SIGTERM; waits for the end and looks for what is left.
+    ///
+    /// # Errors
+    /// When it does not end in time, ends with an error, or leaves something.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.process.signal(Signal::TERM)?;
+        let status = self.process.wait_exit(wait::PATIENCE);
+        self.killed = true;
+        let status = status?;
+        ensure!(status.success(), "the agent ended with {status}:\n{}", self.process.output());
+        self.assert_nothing_left()?;
+        Ok(status)
+    }
+
+    /// Whether something of an agent is in pods or on the cgroup that was not there at the start.
+    ///
+    /// # Errors
+    /// Naming what is left.
+    pub fn assert_nothing_left(&self) -> Result<()> {
+        for (pod, before) in &self.pods {
+            let mut left = String::new();
+            // The kernel takes sockets apart a moment after their process is gone.
+            wait::until(&format!("{} to be as it was", pod.name()), || {
+                let now = Traces::of(pod).unwrap_or_default();
+                left = format!("{:?}", now.0.difference(&before.0).collect::<Vec<_>>());
+                left == "[]"
+            })
+            .with_context(|| format!("left in {}: {left}", pod.name()))?;
+        }
+        let cgroup = std::fs::File::open(&self.cgroup)?;
+        wait::until("no eBPF program to be attached to the cgroup", || {
+            ATTACH_TYPES.iter().all(|attach_type| attached_programs(&cgroup, *attach_type).unwrap_or(0) == 0)
+        })
+    }
+
+    /// Panics are bugs wherever they happen; the test must not pass over one.
+    fn panicked(&self) -> bool {
+        self.process.output().contains("panicked at")
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let stopped = if self.killed { Ok(()) } else { self.stop().map(drop) };
+        let panicked = self.panicked();
+        if stopped.is_err() || panicked {
+            eprintln!("---- divert-agent printed:\n{}", self.process.output());
+        }
+        if let Err(error) = stopped {
+            panic!("{error:#}");
+        }
+        assert!(!panicked, "a thread of the agent panicked");
+    }
+}
+
+/// The agent's program: what DIVERT_AGENT names, else what cargo has built beside this program.
+///
+/// # Errors
+/// When it is not there.
+pub fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("DIVERT_AGENT") {
+        return Ok(path.into());
+    }
+    let me = std::env::current_exe().context("finding this program's own path")?;
+    let folders = me.ancestors().skip(1).take(2);
+    let candidates = folders.map(|folder| folder.join("divert-agent"));
+    let missing = "no divert-agent in target/: run `cargo xtask build`, or set DIVERT_AGENT to its path";
+    candidates.into_iter().find(|path| path.is_file()).context(missing)
+}
+
+fn limit_descriptors(command: &mut Command, soft: u64, hard: u64) {
+    use std::os::unix::process::CommandExt;
+    let limit = move || {
+        let limit = rustix::process::Rlimit { current: Some(soft), maximum: Some(hard) };
+        Ok(rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?)
+    };
+    // SAFETY: one system call, which allocates nothing.
+    unsafe { command.pre_exec(limit) };
+}
+
+/// What an agent makes in a pod's namespace: routes and listeners.
+#[derive(Debug, Default)]
+struct Traces(BTreeSet<String>);
+
+impl Traces {
+    fn of(pod: &Pod) -> Result<Self> {
+        let mut traces = BTreeSet::new();
+        for family in ["-4", "-6"] {
+            let routes = pod.named_netns().ip(&format!("{family} route show table all"))?;
+            // Multicast and cached routes come and go by themselves.
+            let lasting = routes.lines().filter(|route| !route.contains("multicast ff00"));
+            traces.extend(lasting.map(|route| format!("route {}", route.trim())));
+        }
+        for table in ["tcp", "tcp6"] {
+            let mut sockets = String::new();
+            let path = format!("/proc/thread-self/net/{table}");
+            pod.netns().enter(|| std::fs::File::open(path)?.read_to_string(&mut sockets))??;
+            for line in sockets.lines().skip(1) {
+                let mut fields = line.split_whitespace().skip(1);
+                let (local, state) = (fields.next().unwrap_or_default(), fields.nth(1).unwrap_or_default());
+                // 0A is LISTEN. 127.0.0.1 and ::1, as the kernel prints them.
+                let loopback = ["0100007F:", "00000000000000000000000001000000:"];
+                if state == "0A" && loopback.iter().any(|address| local.starts_with(address)) {
+                    traces.insert(format!("listener {local}"));
+                }
+            }
+        }
+        Ok(Self(traces))
+    }
+}
+
+/// BPF_CGROUP_INET4_CONNECT, INET6_CONNECT, INET4_GETPEERNAME, INET6_GETPEERNAME (linux/bpf.h).
+const ATTACH_TYPES: [u32; 4] = [10, 11, 29, 30];
+
+/// Number of eBPF programs attached to a cgroup.
+fn attached_programs(cgroup: &std::fs::File, attach_type: u32) -> std::io::Result<u32> {
+    /// The start of `union bpf_attr` for BPF_PROG_QUERY.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Query {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_count: u32,
+        reserved: [u32; 9],
+    }
+    const BPF_PROG_QUERY: libc::c_int = 16;
+    let mut query = Query { attach_type, ..Query::default() };
+    query.target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(std::io::Error::other)?;
+    // SAFETY: bpf(2) reads and writes at most the size given of the structure, which outlives the call.
+    let done =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, std::mem::size_of::<Query>()) };
+    if done == -1 { Err(std::io::Error::last_os_error()) } else { Ok(query.prog_count) }
+}

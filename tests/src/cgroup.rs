@@ -1,0 +1,107 @@
+//! A cgroup of the test's own. eBPF is attached to it and never to the root.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::wait;
+
+/// A cgroup in the cgroup2 hierarchy, removed on drop with all that runs in it.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes `NAME` directly below the mount point.
+    ///
+    /// # Errors
+    /// When no cgroup2 is mounted or the cgroup cannot be made.
+    pub fn new(name: &str) -> Result<Self> {
+        let path = mount()?.join(name);
+        fs::create_dir(&path).with_context(|| format!("making the cgroup {}", path.display()))?;
+        Ok(Self { path })
+    }
+
+    /// Makes a cgroup inside this one. It goes when this one goes.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn child(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        fs::create_dir(&path).with_context(|| format!("making the cgroup {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        remove_tree(&self.path);
+    }
+}
+
+/// Opens `cgroup.procs` of a cgroup: a process that writes `0` to it moves itself there.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_procs(path: &Path) -> io::Result<File> {
+    File::options().write(true).open(path.join("cgroup.procs"))
+}
+
+/// Where cgroup2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1.
+///
+/// # Errors
+/// When it is not mounted.
+pub fn mount() -> Result<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    find_mount(&table).context("no cgroup2 is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+}
+
+fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        (after.split(' ').next()? == "cgroup2").then(|| before.split(' ').nth(4).map(PathBuf::from))?
+    })
+}
+
+/// Ends every process in a cgroup and below, and removes it.
+pub(crate) fn remove_tree(path: &Path) {
+    // cgroup.kill is there from kernel 5.14.
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    let _ = wait::until_within(Duration::from_secs(5), "a cgroup to be empty", || {
+        fs::read_to_string(path.join("cgroup.events")).map_or(true, |events| events.contains("populated 0"))
+    });
+    for child in fs::read_dir(path).into_iter().flatten().flatten() {
+        if child.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&child.path());
+        }
+    }
+    // The last process counts as gone a moment before the cgroup can be removed.
+    let _ = wait::until_within(Duration::from_secs(1), "a cgroup to be removable", || {
+        fs::remove_dir(path).is_ok() || !path.exists()
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroup2_is_found_on_pure_and_hybrid_hosts() {
+        let pure = "24 30 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        assert_eq!(find_mount(pure), Some(PathBuf::from("/sys/fs/cgroup")));
+        let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
+        assert_eq!(find_mount(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(find_mount("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"), None);
+    }
+}

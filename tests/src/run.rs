@@ -1,0 +1,156 @@
+//! Names that tell whose a leftover is, and the sweep of leftovers.
+//!
+//! Whatever outlives a process when it is killed (named namespaces, cgroups, folders) is named
+//! `divert-PID-START-N`: the process that made it, that process's start time, and a number. A name
+//! whose process is no longer alive, or whose PID is another process by now, belongs to nobody and is
+//! removed by the next run. So runs beside each other never touch each other's things.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::{cgroup, named_netns};
+
+const PREFIX: &str = "divert";
+
+/// A name for things of this process, different at each call.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunName {
+    pid: u32,
+    /// Clock ticks after boot, field 22 of /proc/PID/stat.
+    start: u64,
+    number: u32,
+}
+
+impl RunName {
+    /// The next name. The first call in a process sweeps what dead ones have left.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn next() -> io::Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(sweep);
+        let pid = std::process::id();
+        let start = start_time(pid)?;
+        Ok(Self { pid, start, number: NUMBER.fetch_add(1, Ordering::Relaxed) })
+    }
+
+    /// Reads the name at the start of `text`, which may go on after a dot.
+    fn parse(text: &str) -> Option<Self> {
+        let name = text.split('.').next()?;
+        let mut parts = name.split('-');
+        if parts.next()? != PREFIX {
+            return None;
+        }
+        let parsed = Self {
+            pid: parts.next()?.parse().ok()?,
+            start: parts.next()?.parse().ok()?,
+            number: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(parsed)
+    }
+
+    /// Whether the process that took the name is still there.
+    fn is_alive(&self) -> bool {
+        start_time(self.pid).is_ok_and(|start| start == self.start)
+    }
+}
+
+impl fmt::Display for RunName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}-{}-{}-{}", self.pid, self.start, self.number)
+    }
+}
+
+/// Clock ticks after boot at which a process started.
+fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the program's name in brackets and may hold spaces and brackets itself.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let field = after_name.split_whitespace().nth(19).and_then(|field| field.parse().ok());
+    field.ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time: {stat}")))
+}
+
+/// A folder that is removed on drop.
+#[derive(Debug)]
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    /// Makes `NAME` under the system's folder for temporary files.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new(name: &str) -> io::Result<Self> {
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Removes what dead processes have left. What cannot be removed now is left to the next run.
+pub fn sweep() {
+    // Cgroups first: that ends the processes that hold the rest.
+    if let Ok(root) = cgroup::mount() {
+        for path in left_behind(&root) {
+            cgroup::remove_tree(&path);
+        }
+    }
+    for path in left_behind(Path::new(named_netns::FOLDER)) {
+        named_netns::remove(&path);
+    }
+    for path in left_behind(&std::env::temp_dir()) {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}
+
+/// Entries of a folder that carry the name of a dead process.
+fn left_behind(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    names
+        .filter(|path| {
+            let name = path.file_name().and_then(|name| name.to_str()).and_then(RunName::parse);
+            name.is_some_and(|name| !name.is_alive())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_reads_back_with_and_without_a_suffix() {
+        let name = RunName::next().unwrap();
+        assert_eq!(RunName::parse(&name.to_string()), Some(name.clone()));
+        assert_eq!(RunName::parse(&format!("{name}.staging.web")), Some(name.clone()));
+        assert!(name.is_alive());
+    }
+
+    #[test]
+    fn a_name_of_another_start_time_is_dead() {
+        let name = RunName::next().unwrap();
+        assert!(!RunName { start: name.start + 1, ..name }.is_alive());
+    }
+
+    #[test]
+    fn foreign_names_are_left_alone() {
+        for name in ["divert", "divert-1", "divert-1-2", "divert-1-2-3-4", "cni-1-2-3", "divert-a-2-3"] {
+            assert_eq!(RunName::parse(name), None, "{name}");
+        }
+    }
+}

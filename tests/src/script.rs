@@ -1,0 +1,383 @@
+//! The differential harness: what both sides of a connection see must be the same with and without the
+//! agent in between.
+//!
+//! A [`Script`] says what a client and a server do, step by step. [`run`] plays it over a real
+//! connection and records what each side saw: bytes, ends of stream, errors, addresses. Played twice,
+//! once direct and once captured, the two records must be equal ([`compare`]).
+//!
+//! The two sides run at once. Where the order between them matters, one [`Step::Signal`]s and the other
+//! [`Step::Await`]s; without that, a reset may overtake bytes that nobody has read yet, and even two
+//! direct runs would differ.
+
+use std::collections::HashSet;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::fixture::{Fixture, PORT};
+use crate::lab::{self, FAMILIES, Family, Pod};
+use crate::{server, wait};
+
+mod capture;
+mod random;
+
+pub use capture::is_captured;
+pub use random::random;
+
+/// One thing that one side does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Writes all of it.
+    Send(Vec<u8>),
+    /// Writes it in pieces of so many bytes, each in a segment of its own as far as TCP lets one ask.
+    Trickle(Vec<u8>, usize),
+    /// Writes so many bytes that follow from a seed.
+    SendBulk(usize, u64),
+    /// Reads exactly so many bytes and records them.
+    Read(usize),
+    /// Reads exactly so many bytes, in pieces of so many, and records their number and hash.
+    ReadBulk(usize, usize),
+    /// Reads up to the end of the stream, and records the bytes and how it ended.
+    ReadEnd,
+    /// Writes until the other side's absence shows, and records how.
+    SendUntilError,
+    /// Records that nothing comes for so long.
+    Quiet(Duration),
+    /// Shuts the writing half down.
+    Finish,
+    /// Closes.
+    Close,
+    /// Closes with a reset.
+    Reset,
+    /// Tells the other side.
+    Signal(&'static str),
+    /// Waits to be told.
+    Await(&'static str),
+}
+
+/// What the server does.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ServerSide {
+    /// Accepts one connection and takes these steps on it.
+    Steps(Vec<Step>),
+    /// Does not listen: the connection is refused.
+    Refuses,
+}
+
+/// What both sides do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Script {
+    /// The client's steps once it is connected.
+    pub client: Vec<Step>,
+    /// The server's.
+    pub server: ServerSide,
+}
+
+impl Script {
+    /// A client and a server that accepts.
+    pub fn new(client: Vec<Step>, server: Vec<Step>) -> Self {
+        Self { client, server: ServerSide::Steps(server) }
+    }
+}
+
+/// What one side saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// connect returned: the error, or the addresses the application is shown. Its own port is chosen by
+    /// the kernel, and left out.
+    Connected(Result<(SocketAddr, IpAddr), io::ErrorKind>),
+    /// accept returned: the peer's address and the own one.
+    Accepted(IpAddr, SocketAddr),
+    /// Bytes.
+    Bytes(Text),
+    /// Many bytes: their number and hash.
+    Bulk(usize, u64),
+    /// The end of the stream, clean or with an error.
+    End(Result<(), io::ErrorKind>),
+    /// Writing failed.
+    SendFailed(io::ErrorKind),
+    /// Nothing came.
+    Quiet,
+}
+
+/// Bytes that print as text where they are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Text(pub Vec<u8>);
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "\"{}\"", self.0.escape_ascii())
+    }
+}
+
+/// What both sides saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// The client.
+    pub client: Vec<Event>,
+    /// The server.
+    pub server: Vec<Event>,
+}
+
+/// Plays a script between two pods. `to` is where the client connects, `port` where the server listens.
+/// Returns what was seen, and whether the client's connection was captured, where that could be told:
+/// a connection that ended at once cannot be looked at any more.
+///
+/// # Errors
+/// When a step cannot be taken as the script says, such as to read more bytes than come.
+pub fn run(
+    script: &Script,
+    client: &Pod,
+    server: &Pod,
+    to: SocketAddr,
+    port: u16,
+) -> Result<(Record, Option<bool>)> {
+    let listener = match &script.server {
+        ServerSide::Steps(_) => Some(server.listen(port)?),
+        ServerSide::Refuses => None,
+    };
+    let signals = Signals::default();
+    let (client, server) = std::thread::scope(|scope| {
+        let serving = scope.spawn(|| match (&script.server, &listener) {
+            (ServerSide::Steps(steps), Some(listener)) => serve(steps, listener, &signals),
+            _ => Ok(Side::default()),
+        });
+        let client = act(&script.client, client, to, &signals);
+        if client.is_err() {
+            signals.give_up();
+        }
+        (client, serving.join().unwrap_or_else(|_| bail!("the server's thread panicked")))
+    });
+    // Sockets that are still open are closed here, when both sides have taken all their steps.
+    let (client, server) = match (client, server) {
+        (Ok(client), Ok(server)) => (client, server),
+        (Err(client), Ok(_)) => return Err(client.context("the client's side")),
+        (Ok(_), Err(server)) => return Err(server.context("the server's side")),
+        (Err(client), Err(server)) => bail!("the client's side: {client:#}; the server's side: {server:#}"),
+    };
+    Ok((Record { client: client.events, server: server.events }, client.captured))
+}
+
+/// Plays scripts by each family, direct and then captured, and fails where a side saw a difference.
+///
+/// With DIVERT_TESTS_DIRECT set, they are played direct only, twice: to check a script by itself.
+///
+/// # Errors
+/// Naming the script and both records.
+pub fn compare(scripts: &[(&str, Script)]) -> Result<()> {
+    let town = Fixture::new()?;
+    let (client, server) = (town.client(), town.server());
+    let play = |name: &str, script: &Script, family: Family| {
+        run(script, &client, &server, town.address(family), PORT)
+            .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))
+    };
+    let cases = || FAMILIES.into_iter().flat_map(|family| scripts.iter().map(move |case| (family, case)));
+    let mut direct = Vec::new();
+    for (family, (name, script)) in cases() {
+        let (record, captured) = play(name, script, family).context("direct")?;
+        anyhow::ensure!(captured != Some(true), "{name}: captured without an agent");
+        direct.push(record);
+    }
+    let alone = std::env::var_os("DIVERT_TESTS_DIRECT").is_some();
+    let agent = if alone { None } else { Some(town.agent()?) };
+    for ((family, (name, script)), expected) in cases().zip(direct) {
+        let (record, captured) = play(name, script, family).context("captured")?;
+        anyhow::ensure!(captured != Some(alone), "{name}, {family:?}: captured is {captured:?}");
+        if record != expected {
+            let printed = agent.as_ref().map(|agent| agent.process().output()).unwrap_or_default();
+            bail!("{name}, {family:?}\n  direct: {expected:#?}\n  captured: {record:#?}\n{printed}");
+        }
+    }
+    Ok(())
+}
+
+/// One side at the end of its steps.
+#[derive(Debug, Default)]
+struct Side {
+    events: Vec<Event>,
+    captured: Option<bool>,
+    /// Held until both sides are through: a close would be one more thing for the other to see.
+    _stream: Option<TcpStream>,
+}
+
+fn act(steps: &[Step], pod: &Pod, to: SocketAddr, signals: &Signals) -> Result<Side> {
+    let stream = match pod.connect(to) {
+        Ok(stream) => stream,
+        Err(error) => {
+            let events = vec![Event::Connected(Err(error.kind()))];
+            return Ok(Side { events, ..Side::default() });
+        }
+    };
+    // An application asks for its addresses in any state, also after a reset; then there are none.
+    let addresses = stream.peer_addr().and_then(|peer| Ok((peer, stream.local_addr()?.ip())));
+    let captured = is_captured(&stream, pod)?;
+    let connected = Event::Connected(addresses.map_err(|error| error.kind()));
+    Ok(Side { captured, ..take_steps(steps, stream, connected, signals)? })
+}
+
+fn serve(steps: &[Step], listener: &TcpListener, signals: &Signals) -> Result<Side> {
+    let (stream, peer) = server::accept(listener)?;
+    let local = stream.local_addr()?;
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    take_steps(steps, stream, Event::Accepted(peer.ip().to_canonical(), local), signals)
+}
+
+fn take_steps(steps: &[Step], stream: TcpStream, first: Event, signals: &Signals) -> Result<Side> {
+    let mut events = vec![first];
+    let mut open = Some(stream);
+    for (number, step) in steps.iter().enumerate() {
+        if let Err(error) = take(step, &mut open, &mut events, signals) {
+            signals.give_up();
+            return Err(error).with_context(|| format!("step {number}, {step:.60?}, after {events:?}"));
+        }
+    }
+    Ok(Side { events, captured: None, _stream: open })
+}
+
+fn take(step: &Step, open: &mut Option<TcpStream>, events: &mut Vec<Event>, signals: &Signals) -> Result<()> {
+    match step {
+        Step::Signal(name) => {
+            signals.give(name);
+            return Ok(());
+        }
+        Step::Await(name) => return signals.wait(name),
+        Step::Close => {
+            drop(open.take());
+            return Ok(());
+        }
+        _ => {}
+    }
+    let stream = open.as_mut().context("the script has closed this side already")?;
+    match step {
+        Step::Send(bytes) => send(stream, bytes, events),
+        Step::Trickle(bytes, size) => {
+            bytes.chunks((*size).max(1)).for_each(|piece| send(stream, piece, events))
+        }
+        Step::SendBulk(length, seed) => send(stream, &bulk(*length, *seed), events),
+        Step::Read(length) => {
+            let mut bytes = vec![0; *length];
+            stream.read_exact(&mut bytes)?;
+            events.push(Event::Bytes(Text(bytes)));
+        }
+        Step::ReadBulk(length, piece) => {
+            let mut bytes = vec![0; *length];
+            for piece in bytes.chunks_mut((*piece).max(1)) {
+                stream.read_exact(piece)?;
+            }
+            events.push(Event::Bulk(*length, hash(&bytes)));
+        }
+        Step::ReadEnd => {
+            let mut bytes = Vec::new();
+            let end = stream.read_to_end(&mut bytes);
+            if let Err(error) = &end
+                && error.kind() == io::ErrorKind::WouldBlock
+            {
+                bail!("no end of the stream after {:?}", Text(bytes));
+            }
+            if !bytes.is_empty() {
+                events.push(Event::Bytes(Text(bytes)));
+            }
+            events.push(Event::End(end.map(drop).map_err(|error| error.kind())));
+        }
+        Step::SendUntilError => {
+            let error = wait::some_within(wait::PATIENCE, "a write to fail", || stream.write_all(b"x").err());
+            events.push(Event::SendFailed(error?.kind()));
+        }
+        Step::Quiet(time) => {
+            stream.set_read_timeout(Some(*time))?;
+            let mut byte = [0];
+            let came = stream.read(&mut byte);
+            stream.set_read_timeout(Some(wait::PATIENCE))?;
+            match came {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => events.push(Event::Quiet),
+                other => bail!("wanted silence, got {other:?} and {byte:?}"),
+            }
+        }
+        Step::Finish => stream.shutdown(Shutdown::Write)?,
+        Step::Reset => {
+            let stream = socket2::Socket::from(open.take().context("open")?);
+            stream.set_linger(Some(Duration::ZERO))?;
+        }
+        Step::Signal(_) | Step::Await(_) | Step::Close => {}
+    }
+    Ok(())
+}
+
+fn send(stream: &mut TcpStream, bytes: &[u8], events: &mut Vec<Event>) {
+    if let Err(error) = stream.write_all(bytes) {
+        events.push(Event::SendFailed(error.kind()));
+    }
+}
+
+/// Bytes that follow from a seed.
+pub fn bulk(length: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; length];
+    random.fill(&mut bytes);
+    bytes
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+/// What the sides have told each other.
+#[derive(Debug, Default)]
+struct Signals {
+    given: Mutex<(HashSet<&'static str>, bool)>,
+    changed: Condvar,
+}
+
+impl Signals {
+    fn give(&self, name: &'static str) {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).0.insert(name);
+        self.changed.notify_all();
+    }
+
+    /// A side has failed: the other is not to wait for it.
+    fn give_up(&self) {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, name: &str) -> Result<()> {
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = |given: &mut (HashSet<&str>, bool)| !given.0.contains(name) && !given.1;
+        let (given, _) = self
+            .changed
+            .wait_timeout_while(given, wait::PATIENCE, waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        if given.0.contains(name) { Ok(()) } else { bail!("the other side never signalled {name}") }
+    }
+}
+
+impl Step {
+    /// [`Step::Send`].
+    pub fn send(bytes: impl AsRef<[u8]>) -> Self {
+        Self::Send(bytes.as_ref().to_vec())
+    }
+
+    /// [`Step::Trickle`] byte by byte.
+    pub fn trickle(bytes: impl AsRef<[u8]>) -> Self {
+        Self::Trickle(bytes.as_ref().to_vec(), 1)
+    }
+
+    /// Reads as many bytes as there are in `bytes`, which the record then shows.
+    pub fn expect(bytes: impl AsRef<[u8]>) -> Self {
+        Self::Read(bytes.as_ref().len())
+    }
+}
+
+/// A raw connection for tests that need no script.
+///
+/// # Errors
+/// Those of connect(2).
+pub fn connect(town: &Fixture, family: Family) -> Result<TcpStream> {
+    Ok(lab::patient(town.client().connect(town.address(family))?)?)
+}

@@ -1,0 +1,154 @@
+//! The demo's requests, and what their answers must be.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use divert_tests::http::Http;
+use divert_tests::wait;
+
+use super::interrupt;
+use super::town::{CHAIN, COPIES, Town};
+
+/// The services that answered a request, in order: `staging/frontend`, `bob/api`, …
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Way(Vec<String>);
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(" → "))
+    }
+}
+
+/// Sends a request with a key or without, and returns its way.
+pub(super) fn ask(connection: &mut Http, key: Option<&str>) -> Result<Way> {
+    let baggage = key.map(|key| format!("user=42,okteto-divert={key};note=demo"));
+    let fields: Vec<_> = baggage.iter().map(|baggage| ("Baggage", baggage.as_str())).collect();
+    let response = connection.get("/", &fields)?;
+    ensure!(response.status == 200, "status {} instead of 200: {}", response.status, response.text());
+    Ok(Way(response.text().lines().map(str::to_owned).collect()))
+}
+
+/// The right way of a request.
+pub(super) struct Expected(Way);
+
+impl Expected {
+    /// From a service of the chain on, where every Divert is in force.
+    pub(super) fn from(first: &str, key: Option<&str>) -> Self {
+        let rest = CHAIN.iter().skip_while(|service| **service != first);
+        let copy = |service: &str| {
+            let own = COPIES.iter().find(|copy| Some(copy.0) == key && copy.1 == service);
+            own.map_or("staging", |(namespace, _)| namespace)
+        };
+        Self(Way(rest.map(|service| format!("{}/{service}", copy(service))).collect()))
+    }
+
+    /// # Errors
+    /// When it was another.
+    pub(super) fn check(&self, way: &Way) -> Result<()> {
+        ensure!(*way == self.0, "WRONG: a request went {way}\n  instead of     {}", self.0);
+        Ok(())
+    }
+}
+
+/// Requests that run while Diverts change.
+#[derive(Default)]
+pub(super) struct Traffic {
+    pub(super) stop: AtomicBool,
+    /// The latest answer to each key, and when it came.
+    latest: Mutex<HashMap<String, (Way, Instant)>>,
+    /// A request went wrong: nobody is to wait on.
+    failed: AtomicBool,
+}
+
+impl Traffic {
+    /// Asks until told to stop, on one connection for some requests and then on the next. Returns the
+    /// number of requests.
+    ///
+    /// # Errors
+    /// At the first wrong answer.
+    pub(super) fn keep_asking(&self, town: &Town, key: Option<&str>) -> Result<usize> {
+        let asked = self.ask_until_stopped(town, key);
+        self.failed.fetch_or(asked.is_err(), Ordering::AcqRel);
+        asked.with_context(|| format!("a request with key {key:?} while Diverts changed"))
+    }
+
+    fn ask_until_stopped(&self, town: &Town, key: Option<&str>) -> Result<usize> {
+        const A_CONNECTION: usize = 50;
+        let mut asked = 0;
+        while !self.stop.load(Ordering::Acquire) {
+            let mut connection = town.connect("frontend")?;
+            for _ in 0..A_CONNECTION {
+                let way = ask(&mut connection, key)?;
+                asked += 1;
+                check_while_changing(&way, key)?;
+                if let Some(key) = key {
+                    let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+                    latest.insert(key.to_owned(), (way, Instant::now()));
+                }
+            }
+        }
+        Ok(asked)
+    }
+
+    /// Waits for an answer of a service to a key, and returns how long after `change` it came.
+    ///
+    /// # Errors
+    /// When none comes within `limit`, or a request goes wrong.
+    pub(super) fn await_way(
+        &self,
+        key: &str,
+        service: &str,
+        change: Instant,
+        limit: Duration,
+    ) -> Result<Duration> {
+        let what = format!("{service} to answer {key}");
+        wait::some_within(limit, &what, || {
+            if let Err(interrupted) = interrupt::check() {
+                return Some(Err(interrupted));
+            }
+            if self.failed.load(Ordering::Acquire) {
+                return Some(Err(anyhow::anyhow!("a request went wrong")));
+            }
+            let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+            let (way, when) = latest.get(key)?;
+            (*when > change && way.0.iter().any(|answered| answered == service))
+                .then(|| Ok(when.duration_since(change)))
+        })?
+    }
+}
+
+/// alice's Divert comes and goes, so her requests may see either catalog. Nothing else may change.
+fn check_while_changing(way: &Way, key: Option<&str>) -> Result<()> {
+    let expected = Expected::from("frontend", key);
+    let without = Expected::from("frontend", None);
+    match key {
+        Some("alice") if without.check(way).is_ok() => Ok(()),
+        _ => expected.check(way),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ways_are_those_of_the_readme() {
+        let way = |first, key| Expected::from(first, key).0.to_string();
+        let alice = "staging/frontend → staging/api → alice/catalog → staging/inventory";
+        assert_eq!(way("frontend", Some("alice")), alice);
+        assert_eq!(way("api", Some("bob")), "bob/api → staging/catalog → bob/inventory");
+        assert_eq!(way("catalog", Some("alice-feature")), "staging/catalog → staging/inventory");
+    }
+
+    #[test]
+    fn a_wrong_way_is_an_error() {
+        let way = Way(vec!["alice/catalog".into(), "staging/inventory".into()]);
+        assert!(Expected::from("catalog", Some("alice")).check(&way).is_ok());
+        assert!(Expected::from("catalog", None).check(&way).is_err());
+        assert!(Expected::from("catalog", Some("bob")).check(&way).is_err());
+    }
+}
