@@ -18,6 +18,7 @@ use divert_common::map::{CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, PodEntry
 use super::cookie::NetnsCookie;
 use super::counters::Counters;
 use super::heartbeat::Heartbeat;
+use super::log::{self, KernelLog};
 use super::lookup::{Assignment, LookupLoader};
 use super::object::CONNECT;
 
@@ -119,6 +120,9 @@ pub enum HookError {
         /// Why not.
         source: Box<MapError>,
     },
+    /// The programs' log could not be read.
+    #[error("starting to read what the eBPF programs log; without debug logging it is not needed")]
+    Log(#[source] io::Error),
     /// The heartbeats could not be mapped into memory.
     #[error("mapping the heartbeats into memory")]
     Heartbeat(#[source] io::Error),
@@ -151,6 +155,7 @@ pub struct Hooks {
     heartbeat: Heartbeat,
     counters: Counters,
     lookup: LookupLoader,
+    _log: Option<KernelLog>,
     /// The attached connect hooks.
     connects: Vec<(&'static str, CgroupSockAddrLinkId)>,
     /// Programs and, once attached, their links.
@@ -166,12 +171,14 @@ impl Hooks {
     pub fn load(config: &HookConfig) -> Result<Self, HookError> {
         config.check()?;
         let ranges = Ranges::from(config.ranges);
+        let log_level = log::level();
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global("RANGES", &ranges, true)
             .override_global("MARK", &config.mark, true)
             .override_global("MARK_MASK", &config.mark_mask, true)
             .override_global("WORKERS", &config.workers, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
             .map_max_entries("CAPTURE4", config.captures)
             .map_max_entries("CAPTURE6", config.captures)
             .map_max_entries("ORIGINS", config.captures.saturating_mul(2).min(INDEX_COUNT))
@@ -194,6 +201,7 @@ impl Hooks {
             heartbeat,
             counters: Counters::new(counters),
             lookup: LookupLoader::new(),
+            _log: (log_level > 0).then(|| KernelLog::start(&mut ebpf)).transpose().map_err(HookError::Log)?,
             connects: Vec::new(),
             ebpf,
         })
