@@ -2,7 +2,10 @@
 //!
 //! The application must never want it: an ephemeral port of ours, or one that a container listens
 //! on, would make its bind fail. And a run of the agent must not take its predecessor's, because a
-//! label means (port, index), and a SYN for the predecessor's labels may still be on its way.
+//! label means (port, index), and a SYN for the predecessor's labels may still be on its way. Which
+//! port that was, no file needs to tell: an agent that was killed left its label route with the port as
+//! metric ([`super::routes`]), and whatever is still on its way to a label, also after a clean exit, is a
+//! socket of the namespace that sock_diag lists ([`super::sock_diag`]).
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
