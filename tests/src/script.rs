@@ -25,7 +25,7 @@ use crate::{server, wait};
 mod capture;
 mod random;
 
-pub use capture::is_captured;
+pub use capture::{is_captured, kernel_peer};
 pub use random::random;
 
 /// One thing that one side does.

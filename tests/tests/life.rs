@@ -17,6 +17,9 @@ const SHARED: &str = "staging/web";
 const ALICES: &str = "alice/web";
 const BOBS: &str = "bob/web";
 
+/// Header fields of a request, and who may answer it.
+type Kind = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+
 fn servers(town: &Fixture) -> Result<[Echo; 3]> {
     Ok([
         Echo::start(&town.lab.pod(SHARED), PORT)?,
@@ -139,8 +142,7 @@ fn diverts_come_and_go_under_load_and_no_answer_is_wrong() -> Result<()> {
     let _agent = town.agent()?;
     let stop = AtomicBool::new(false);
     // What may answer: alice's Divert comes and goes, bob's too.
-    let kinds: [(&[(&str, &str)], &[&str]); 3] =
-        [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES]), (&[BOB], &[SHARED, BOBS])];
+    let kinds: [Kind; 3] = [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES]), (&[BOB], &[SHARED, BOBS])];
     std::thread::scope(|scope| {
         let threads: Vec<_> = kinds
             .into_iter()
@@ -197,7 +199,7 @@ fn a_killed_and_restarted_agent_under_load_gives_no_wrong_answer() -> Result<()>
     let town = Fixture::new()?;
     let _servers = servers(&town)?;
     let stop = AtomicBool::new(false);
-    let kinds: [(&[(&str, &str)], &[&str]); 2] = [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES])];
+    let kinds: [Kind; 2] = [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES])];
     std::thread::scope(|scope| {
         let threads: Vec<_> = kinds
             .into_iter()
