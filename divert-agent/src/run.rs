@@ -17,19 +17,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier};
 use crate::cli::RunArgs;
-use crate::kernel::cgroup;
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::ports::DEFAULT_PORTS;
+use crate::kernel::{cgroup, preflight};
 use crate::metrics::Sources;
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
-use crate::{admin, compile, control, manifests};
+use crate::{admin, control, manifests};
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
+    /// The machine or the privileges do not suffice.
+    #[error(transparent)]
+    Preflight(#[from] preflight::PreflightError),
     /// There is no cgroup to attach to.
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
@@ -93,7 +96,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let ranges = label_ranges(&args)?;
     let names =
         KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
-    // PREFLIGHT
+    preflight::check()?;
+    preflight::raise_open_files()?;
     let root = cgroup::mount(args.cgroup_root.as_deref())?;
     let (cgroup, attach_at) = cgroup::open(&root, args.cgroup.as_deref())?;
 
@@ -134,7 +138,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;
-    let control = control::start(&args.manifests, compile::Settings::default())?;
+    let control = control::start(&args.manifests, args.settings.into())?;
     let (mut changes, state, watch) = control.split();
     let sources = Sources { workers: counts, hooks: counters, apply: driver.status(), control: state };
     let admin = tokio::spawn(admin::serve(listener, sources));

@@ -102,15 +102,16 @@ pub fn find_key<'a>(
     names: &KeyNames,
     fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
 ) -> Option<Cow<'a, str>> {
-    let of_member = |name: &Box<str>| {
+    let of_member = |name: &str| {
         let value = members(fields.clone()).find_map(|member| value_of(member, name))?;
         (!value.is_empty()).then(|| decode(value))
     };
-    let of_header = |name: &Box<str>| {
+    let of_header = |name: &str| {
         let value = fields.clone().find(|(field, _)| is(field, name)).map(|(_, value)| trim_ows(value))?;
         (!value.is_empty()).then(|| String::from_utf8_lossy(value))
     };
-    names.members.iter().find_map(of_member).or_else(|| names.headers.iter().find_map(of_header))
+    let (mut members, mut headers) = (names.members.iter(), names.headers.iter());
+    members.find_map(|name| of_member(name)).or_else(|| headers.find_map(|name| of_header(name)))
 }
 
 /// The members of all baggage fields, joined in order with commas, within the limits.

@@ -29,7 +29,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What precedes the minor version.
 const VERSION: &[u8] = b"HTTP/1.";
 /// Longest method. The longest one registered, UPDATEREDIRECTREF, has 17 characters.
-const MAX_METHOD: usize = 64;
+pub(crate) const MAX_METHOD: usize = 64;
 
 /// Decides what a client speaks while its first bytes arrive; no byte is looked at twice.
 #[derive(Clone, Debug)]
@@ -232,6 +232,7 @@ mod tests {
     fn the_http2_preface_counts_whole() {
         assert_eq!(decided(PREFACE), (ClientBytes::Http2, 24));
         assert_eq!(decided(&PREFACE[..23]).0, ClientBytes::Undecided);
+        assert_eq!(decided(b"XRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), (ClientBytes::Opaque, 12));
         assert_eq!(decided(b"PRI * HTTP/1.1\r\n"), (ClientBytes::Http1, 14));
         assert_eq!(decided(b"PRI * HTTP/2.0\r\n\r\nSX"), (ClientBytes::Opaque, 20));
     }

@@ -28,7 +28,7 @@ pub(crate) fn with_fields<'a, T>(
         Ok(fields) => Ok(read(fields)),
         Err(FieldsError::TooMany) => {
             let mut many = vec![EMPTY_HEADER; MAX_FIELDS];
-            parse(bytes, &mut many).map(|fields| read(fields))
+            parse(bytes, &mut many).map(read)
         }
         Err(error) => Err(error),
     }

@@ -200,6 +200,7 @@ mod tests {
         assert_eq!(framing(&[('l', "5, 5")]).of_request(1), Ok(BodyLength::Length(5)));
         assert_eq!(framing(&[('l', "5"), ('l', "05")]).of_request(1), Ok(BodyLength::Length(5)));
         assert_eq!(framing(&[('l', "5, 6")]).of_request(1), Err(DifferingLengths));
+        assert_eq!(framing(&[('l', "6, 5")]).of_request(1), Err(DifferingLengths));
         assert_eq!(framing(&[('l', "5"), ('l', "6")]).of_request(1), Err(DifferingLengths));
         assert_eq!(framing(&[('l', "5,")]).of_request(1), Err(InvalidLength));
         assert_eq!(framing(&[('l', "5"), ('l', "")]).of_request(1), Err(InvalidLength));

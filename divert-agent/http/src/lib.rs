@@ -17,6 +17,25 @@
 //!
 //! No allocation happens for a regular head of up to 64 fields whose key has no percent sign. What is
 //! read in parts is not read twice: [`HeadScan`] and [`ClientDetector`] remember how far they came.
+//!
+//! ```
+//! use divert_http::{BodyReader, HeadScan, KeyNames, Request, parse_request};
+//!
+//! let names = KeyNames::default();
+//! let mut scan = HeadScan::new();
+//! let stream = b"POST / HTTP/1.1\r\nHost: catalog\r\nBaggage: okteto-divert=alice\r\n\
+//!     Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n";
+//!
+//! assert_eq!(parse_request(&stream[..20], &mut scan, &names), Request::Partial);
+//! let Request::Head(head) = parse_request(stream, &mut scan, &names) else { panic!("a regular head") };
+//! assert_eq!(head.key.as_deref(), Some("alice"));
+//!
+//! let rest = &stream[head.len..];
+//! let body = BodyReader::new(head.body).advance(rest)?;
+//! assert!(body.done);
+//! assert!(rest[body.consumed..].starts_with(b"GET"));
+//! # Ok::<(), divert_http::ChunkError>(())
+//! ```
 
 pub mod baggage;
 pub mod body;

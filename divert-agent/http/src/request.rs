@@ -6,6 +6,7 @@ use httparse::Header;
 use memchr::memchr;
 
 use crate::baggage::{KeyNames, find_key};
+use crate::detect::MAX_METHOD;
 use crate::field::{FieldsError, elements, has_token, is, is_tchar, is_token, with_fields};
 use crate::framing::{BodyLength, Framing, FramingError};
 use crate::head::{HeadScan, Scanned};
@@ -137,7 +138,8 @@ struct RequestLine<'a> {
 }
 
 impl<'a> RequestLine<'a> {
-    /// `method SP request-target SP HTTP-version CRLF` (RFC 9112 3), with any visible byte in the target.
+    /// `method SP request-target SP HTTP-version CRLF` (RFC 9112 3), with any visible byte in the target; what
+    /// detection takes for one, and no more.
     fn parse(line: &'a [u8]) -> Option<Self> {
         let line = line.strip_suffix(b"\r\n")?;
         let (method, rest) = line.split_at(memchr(b' ', line)?);
@@ -146,7 +148,8 @@ impl<'a> RequestLine<'a> {
         let [digit @ b'0'..=b'9'] = version.strip_prefix(b" HTTP/1.")? else { return None };
         let visible =
             target.iter().fold(!target.is_empty(), |all, byte| all & (*byte > b' ') & (*byte != 0x7f));
-        (visible && is_token(method)).then_some(Self { method, target, minor: digit - b'0' })
+        let method_ok = is_token(method) && method.len() <= MAX_METHOD;
+        (visible && method_ok).then_some(Self { method, target, minor: digit - b'0' })
     }
 
     /// The host in the target, if it has one (RFC 9112 3.2.2 and 3.2.3).

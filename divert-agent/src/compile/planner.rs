@@ -51,6 +51,16 @@ impl Planner {
         &self.world
     }
 
+    /// Whether nothing is kept: what an empty world must come to.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.groups.is_empty()
+            && self.developers.is_empty()
+            && self.services.is_empty()
+            && self.addresses.is_empty()
+            && self.world.is_empty()
+    }
+
     /// What people are told about each Divert.
     pub fn statuses(&self) -> Vec<DivertStatus> {
         let groups = self.groups.iter();

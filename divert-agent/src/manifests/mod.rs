@@ -9,6 +9,10 @@ mod locate;
 mod parse;
 mod problem;
 mod store;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use problem::{Problem, Report, Severity};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 pub use convert::{Convert, ConvertError};
 pub use object::{
-    Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Namespace, Object,
+    Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Labels, Namespace, Object,
     ObjectKind, ObjectRef, Pod, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
 };
 pub use selector::{Selector, SelectorError};
@@ -107,6 +107,11 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.contents.is_empty() && self.pairs.is_empty()
     }
 
     /// The Namespace of that name.

@@ -1,0 +1,78 @@
+//! Heads: the answer does not depend on how the bytes arrive, detection and parser agree, a second parser
+//! agrees, and what is left after an h2c offer is removed is the same request without it.
+#![no_main]
+
+use divert_http::{
+    ClientBytes, ClientDetector, HeadScan, KeyNames, Method, Request, RequestHead, Response, detect_client,
+    parse_request, parse_response, strip_h2c_offer,
+};
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/reference/mod.rs"]
+mod reference;
+
+fuzz_target!(|bytes: &[u8]| {
+    let names = KeyNames::default();
+    let ends = reference::parts(bytes.len(), reference::seed_of(bytes));
+
+    let request = parse_request(bytes, &mut HeadScan::new(), &names);
+    let mut scan = HeadScan::new();
+    let in_parts = ends.iter().map(|end| parse_request(&bytes[..*end], &mut scan, &names));
+    assert_eq!(
+        in_parts.into_iter().find(|found| *found != Request::Partial).unwrap_or(Request::Partial),
+        request
+    );
+
+    let mut detector = ClientDetector::new();
+    let in_parts = ends.iter().map(|end| detector.detect(&bytes[..*end]));
+    let detected = in_parts.into_iter().find(|found| *found != ClientBytes::Undecided);
+    assert_eq!(detected.unwrap_or(ClientBytes::Undecided), detect_client(bytes));
+
+    if let Request::Head(head) = &request {
+        assert_eq!(detect_client(bytes), ClientBytes::Http1);
+        agrees_with_httparse(bytes, head);
+        let mut out = Vec::new();
+        strip_h2c_offer(&bytes[..head.len], &mut out);
+        let expected = RequestHead { len: out.len(), h2c_offer: false, ..head.clone() };
+        match parse_request(&out, &mut HeadScan::new(), &names) {
+            Request::Head(stripped) => assert_eq!(stripped, expected),
+            other => panic!("{other:?} is left of {head:?}"),
+        }
+    }
+
+    for method in [Method::Other, Method::Head, Method::Connect] {
+        let response = parse_response(bytes, &mut HeadScan::new(), method);
+        let mut scan = HeadScan::new();
+        let in_parts = ends.iter().map(|end| parse_response(&bytes[..*end], &mut scan, method));
+        let in_parts = in_parts.into_iter().find(|found| *found != Response::Partial);
+        assert_eq!(in_parts.unwrap_or(Response::Partial), response);
+        if let Response::Head(head) = response {
+            let mut fields = [httparse::EMPTY_HEADER; 128];
+            let mut parsed = httparse::Response::new(&mut fields);
+            match parsed.parse(bytes) {
+                Ok(status) => {
+                    assert_eq!(status, httparse::Status::Complete(head.len));
+                    assert_eq!((parsed.version, parsed.code), (Some(head.version), Some(head.status)));
+                }
+                Err(httparse::Error::TooManyHeaders) => {}
+                Err(error) => assert!(head.version > 1, "{error} in {head:?}"),
+            }
+        }
+    }
+});
+
+/// What is regular to us is so to a parser that is known to be lenient, and ends at the same byte.
+fn agrees_with_httparse(bytes: &[u8], head: &RequestHead<'_>) {
+    let mut fields = [httparse::EMPTY_HEADER; 128];
+    let mut parsed = httparse::Request::new(&mut fields);
+    match parsed.parse(bytes) {
+        Ok(status) => {
+            assert_eq!(status, httparse::Status::Complete(head.len));
+            assert_eq!(parsed.version, Some(head.version));
+        }
+        Err(httparse::Error::TooManyHeaders) => {}
+        // It wants targets to be UTF-8, and knows no later version.
+        Err(httparse::Error::Token) => assert!(std::str::from_utf8(&bytes[..head.len]).is_err()),
+        Err(error) => assert!(head.version > 1, "{error} in {head:?}"),
+    }
+}

@@ -1,0 +1,161 @@
+//! Which endpoints of a developer's service take requests.
+
+use super::*;
+
+const PORT: &str = "addressType: IPv4\nports: [{name: http, port: 8080}]\n";
+
+/// The route at a cluster address of staging/catalog for these endpoints of alice.
+fn route(slices: &[String]) -> String {
+    route_with(Settings::default(), "ports: [{name: http, port: 8080}]", slices)
+}
+
+fn route_with(settings: Settings, spec: &str, slices: &[String]) -> String {
+    let mut documents = vec![
+        shared_namespace("staging"),
+        namespace("alice"),
+        service("staging", "catalog", "clusterIP: 10.96.0.12, ports: [{name: http, port: 8080}]"),
+        service("alice", "catalog", spec),
+        divert("alice", "d", "sharedNamespace: staging"),
+    ];
+    documents.extend_from_slice(slices);
+    let planner = planner_with(settings, &documents);
+    let line = capture_at(&planner, "10.96.0.12:8080").unwrap();
+    line.split_once("alice>").unwrap().1.to_owned()
+}
+
+fn endpoints(name: &str, endpoints: &str) -> String {
+    slice("alice", "catalog", name, &format!("{PORT}endpoints: [{endpoints}]"))
+}
+
+#[test]
+fn ready_ones_of_all_slices_each_once() {
+    assert_eq!(
+        route(&[
+            endpoints("a", "{addresses: [10.0.1.2]}, {addresses: [10.0.1.1], conditions: {ready: true}}"),
+            endpoints("b", "{addresses: [10.0.1.3]}, {addresses: [10.0.1.1]}"),
+            endpoints("c", "{addresses: [10.0.1.4], conditions: {ready: false}}"),
+            endpoints(
+                "d",
+                "{addresses: [10.0.1.5], conditions: {ready: false, serving: true, terminating: true}}"
+            ),
+        ]),
+        "10.0.1.1:8080,10.0.1.2:8080,10.0.1.3:8080"
+    );
+}
+
+#[test]
+fn serving_terminating_ones_when_none_is_ready() {
+    assert_eq!(
+        route(&[endpoints(
+            "a",
+            "{addresses: [10.0.1.1], conditions: {ready: false, serving: true, terminating: true}}, \
+             {addresses: [10.0.1.2], conditions: {ready: false, serving: false, terminating: true}}, \
+             {addresses: [10.0.1.3], conditions: {ready: false, serving: true}}"
+        )]),
+        "10.0.1.1:8080"
+    );
+    assert_eq!(
+        route(&[endpoints("a", "{addresses: [10.0.1.1], conditions: {ready: false}}")]),
+        "NoReadyEndpoints"
+    );
+    assert_eq!(route(&[]), "NoReadyEndpoints");
+}
+
+#[test]
+fn per_slice_target_ports_are_respected() {
+    let other = "addressType: IPv4\nports: [{name: http, port: 9090}, {name: metrics, port: 9100}]\n\
+                 endpoints: [{addresses: [10.0.1.2]}]";
+    assert_eq!(
+        route(&[endpoints("a", "{addresses: [10.0.1.1]}"), slice("alice", "catalog", "b", other)]),
+        "10.0.1.1:8080,10.0.1.2:9090"
+    );
+}
+
+#[test]
+fn no_corresponding_port_is_a_port_mismatch() {
+    let spec = "ports: [{name: a, port: 1}, {name: b, port: 2}]";
+    assert_eq!(route_with(Settings::default(), spec, &[]), "PortMismatch { port: 8080 }");
+}
+
+#[test]
+fn each_family_gets_its_own_where_there_are_both() {
+    let dual = |own: &str| {
+        let planner = planner(&[
+            shared_namespace("staging"),
+            namespace("alice"),
+            service(
+                "staging",
+                "catalog",
+                "clusterIPs: [10.96.0.12, 'fd00::12'], ports: [{name: http, port: 80}]",
+            ),
+            service("alice", "catalog", "ports: [{name: http, port: 80}]"),
+            own.to_owned(),
+            divert("alice", "d", "sharedNamespace: staging"),
+        ]);
+        let rest =
+            |address| capture_at(&planner, address).unwrap().split_once("alice>").unwrap().1.to_owned();
+        (rest("10.96.0.12:80"), rest("[fd00::12]:80"))
+    };
+    let v4 = endpoints("a", "{addresses: [10.0.1.1]}");
+    let v6 = endpoints("b", "{addresses: ['fd00:1::1']}").replace("IPv4", "IPv6");
+    assert_eq!(dual(&(v4.clone() + &v6)), ("10.0.1.1:8080".into(), "[fd00:1::1]:8080".into()));
+    assert_eq!(dual(&v4), ("10.0.1.1:8080".into(), "10.0.1.1:8080".into()));
+    assert_eq!(dual(&v6), ("[fd00:1::1]:8080".into(), "[fd00:1::1]:8080".into()));
+}
+
+#[test]
+fn a_headless_endpoints_namesake_is_preferred() {
+    let stateful = |namespace: &str, net: u8, count: u8| {
+        let endpoint = |i| format!("{{addresses: [10.0.{net}.{i}], hostname: catalog-{i}}}");
+        let list = (0..count).map(endpoint).collect::<Vec<_>>().join(", ");
+        service(namespace, "catalog", "clusterIP: None, ports: [{name: http, port: 8080}]")
+            + &slice(namespace, "catalog", "a", &format!("{PORT}endpoints: [{list}]"))
+    };
+    let planner = planner(&[
+        shared_namespace("staging"),
+        namespace("alice"),
+        stateful("staging", 0, 3),
+        stateful("alice", 1, 2),
+        divert("alice", "d", "sharedNamespace: staging"),
+    ]);
+    assert_eq!(
+        captures(&planner),
+        [
+            "10.0.0.0:8080 staging/catalog alice>10.0.1.0:8080|10.0.1.0:8080,10.0.1.1:8080",
+            "10.0.0.1:8080 staging/catalog alice>10.0.1.1:8080|10.0.1.0:8080,10.0.1.1:8080",
+            "10.0.0.2:8080 staging/catalog alice>10.0.1.0:8080,10.0.1.1:8080",
+        ]
+    );
+}
+
+#[test]
+fn in_a_cluster_only_pods_of_the_controllers_slices_count() {
+    let settings = || Settings { endpoint_trust: EndpointTrust::PodsOfController, ..Settings::default() };
+    let selecting = "selector: {app: x}, ports: [{name: http, port: 8080}]";
+    let without = "ports: [{name: http, port: 8080}]";
+    let pod = "{addresses: [10.0.1.1], targetRef: {kind: Pod, name: x, namespace: alice}}";
+    let by_controller = |endpoints: &str| {
+        let label = "labels: {endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io, ";
+        self::endpoints("a", endpoints).replace("labels: {", label)
+    };
+    assert_eq!(route_with(settings(), selecting, &[by_controller(pod)]), "10.0.1.1:8080");
+    for (spec, slice) in [
+        (without, by_controller(pod)),
+        (selecting, endpoints("a", pod)),
+        (selecting, by_controller("{addresses: [10.0.1.1]}")),
+        (selecting, by_controller("{addresses: [10.0.1.1], targetRef: {kind: Node, name: x}}")),
+        (
+            selecting,
+            by_controller("{addresses: [10.0.1.1], targetRef: {kind: Pod, name: x, namespace: bob}}"),
+        ),
+    ] {
+        assert_eq!(
+            route_with(settings(), spec, std::slice::from_ref(&slice)),
+            "EndpointsNotPods",
+            "{spec} {slice}"
+        );
+        // In manifests, they do.
+        assert_eq!(route_with(Settings::default(), spec, &[slice]), "10.0.1.1:8080");
+    }
+    assert_eq!(route_with(settings(), selecting, &[]), "NoReadyEndpoints");
+}

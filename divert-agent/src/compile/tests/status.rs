@@ -1,0 +1,128 @@
+//! What people are told.
+
+use super::*;
+
+/// Rows as `name ready reason`, and the condition Ready.
+fn status(documents: &[String], divert: &str) -> (Vec<String>, &'static str, String) {
+    let planner = planner(documents);
+    let statuses = planner.statuses();
+    let status = statuses.iter().find(|status| status.divert.to_string() == divert).unwrap();
+    for row in &status.services {
+        assert_eq!(row.message.is_empty(), row.reason == RowReason::Ready, "{row:?}");
+    }
+    let rows = status.services.iter().map(|row| format!("{} {} {:?}", row.name, row.ready, row.reason));
+    let (reason, message) = condition(&planner, divert, "Ready").unwrap();
+    (rows.collect(), reason, message)
+}
+
+fn with(documents: &[String], services: &str) -> (Vec<String>, &'static str, String) {
+    let divert = divert("alice", "d", &format!("sharedNamespace: staging, services: [{services}]"));
+    status(&[staging_and_alice(), documents.to_vec(), vec![divert]].concat(), "alice/d")
+}
+
+#[test]
+fn all_ready_is_ready() {
+    let (rows, reason, message) = with(&[], "catalog");
+    assert_eq!((rows, reason), (vec!["catalog 1 Ready".into()], "Ready"));
+    assert_eq!(message, "catalog run in alice");
+    // By default: what both have.
+    let more =
+        [simple("alice", "lab", "10.96.1.1", "10.0.1.1"), simple("staging", "api", "10.96.0.1", "10.0.0.1")];
+    assert_eq!(with(&more, "").0, ["catalog 1 Ready"]);
+}
+
+#[test]
+fn nothing_in_common_is_no_services() {
+    let documents = [
+        shared_namespace("staging"),
+        namespace("alice"),
+        simple("alice", "lab", "10.96.1.1", "10.0.1.1"),
+        divert("alice", "d", "sharedNamespace: staging"),
+    ];
+    let (rows, reason, message) = status(&documents, "alice/d");
+    assert_eq!((rows.len(), reason), (0, "NoServices"));
+    assert!(message.contains("alice and staging"), "{message}");
+}
+
+#[test]
+fn each_service_has_a_row_that_says_what_is_wrong() {
+    let alias =
+        |namespace: &str, name: &str| service(namespace, name, "type: ExternalName, externalName: x.y");
+    let http = "clusterIP: 10.96.5.5, ports: [{name: http, port: 80}]";
+    let two_ports = "ports: [{name: a, port: 1}, {name: b, port: 2}]";
+    let documents = [
+        simple("staging", "missing", "10.96.0.1", "10.0.0.1"),
+        simple("alice", "new", "10.96.1.1", "10.0.1.1"),
+        service("staging", "idle", http),
+        service("alice", "idle", http),
+        service("staging", "moved", http),
+        service("alice", "moved", two_ports),
+        service("staging", "db", "ports: [{name: postgres, port: 5432}]"),
+        service("alice", "db", "ports: [{name: postgres, port: 5432}]"),
+        service("staging", "alias", http),
+        alias("alice", "alias"),
+        alias("staging", "elsewhere"),
+        service("alice", "elsewhere", http),
+    ];
+    let names = "missing, new, idle, moved, db, alias, elsewhere, catalog, typo";
+    let (rows, reason, message) = with(&documents, names);
+    assert_eq!(
+        rows,
+        [
+            "alias 0 ExternalName",
+            "catalog 1 Ready",
+            "db 0 NotHTTP",
+            "elsewhere 0 ExternalName",
+            "idle 0 NoReadyEndpoints",
+            "missing 0 ServiceMissing",
+            "moved 0 PortMismatch",
+            "new 0 NotInShared",
+            "typo 0 ServiceMissing",
+        ]
+    );
+    assert_eq!(reason, "ServicesNotReady");
+    assert_eq!(message, "alice/alias is of type ExternalName, an alias and no service of alice (and 7 more)");
+}
+
+#[test]
+fn ready_gates_nothing() {
+    let documents = [
+        staging_and_alice(),
+        vec![divert("alice", "d", "sharedNamespace: staging, services: [catalog, typo]")],
+    ];
+    let planner = planner(&documents.concat());
+    assert_eq!(condition(&planner, "alice/d", "Ready").unwrap().0, "ServicesNotReady");
+    assert_eq!(captures(&planner).len(), 2);
+}
+
+#[test]
+fn a_refused_divert_has_no_rows() {
+    let planner = planner(&[namespace("alice"), divert("alice", "d", "sharedNamespace: staging")]);
+    assert_eq!(planner.statuses()[0].services, []);
+    assert_eq!(condition(&planner, "alice/d", "Ready"), None);
+}
+
+#[test]
+fn endpoints_of_both_families_count_once() {
+    let own = service("alice", "catalog", "ports: [{name: http, port: 80}]")
+        + &slice(
+            "alice",
+            "catalog",
+            "a",
+            "addressType: IPv4\nports: [{name: http, port: 80}]\nendpoints: [{addresses: [10.0.1.1]}, {addresses: [10.0.1.2]}]",
+        )
+        + &slice(
+            "alice",
+            "catalog",
+            "b",
+            "addressType: IPv6\nports: [{name: http, port: 80}]\nendpoints: [{addresses: ['fd00::1']}]",
+        );
+    let documents = [
+        shared_namespace("staging"),
+        namespace("alice"),
+        service("staging", "catalog", "ports: [{name: http, port: 80}]"),
+        own,
+        divert("alice", "d", "sharedNamespace: staging"),
+    ];
+    assert_eq!(status(&documents, "alice/d").0, ["catalog 2 Ready"]);
+}
