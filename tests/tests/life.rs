@@ -136,6 +136,25 @@ fn a_port_that_declares_another_protocol_is_not_captured() -> Result<()> {
 }
 
 #[test]
+fn a_removed_divert_takes_no_request_on_connections_that_are_open() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = servers(&town)?;
+    let _agent = town.agent()?;
+    let mut kept = town.connect()?;
+    let mut ask_kept = || -> Result<String> { kept.get("/", &[ALICE])?.served_by().context("an answer") };
+    for _ in 0..3 {
+        wait::until("alice to be asked", || ask_kept().is_ok_and(|by| by == ALICES))?;
+        town.undivert("alice")?;
+        wait::until("new connections to go direct", || captured(&town).is_ok_and(|captured| !captured))?;
+        for _ in 0..10 {
+            assert_eq!(ask_kept()?, SHARED);
+        }
+        town.divert("alice")?;
+    }
+    Ok(())
+}
+
+#[test]
 fn diverts_come_and_go_under_load_and_no_answer_is_wrong() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = servers(&town)?;
