@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier};
 use crate::cli::RunArgs;
-use crate::kernel::cgroup;
+use crate::kernel::{cgroup, preflight};
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::ports::DEFAULT_PORTS;
@@ -30,6 +30,9 @@ use crate::{admin, compile, control, manifests};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
+    /// The machine or the privileges do not suffice.
+    #[error(transparent)]
+    Preflight(#[from] preflight::PreflightError),
     /// There is no cgroup to attach to.
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
@@ -93,7 +96,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let ranges = label_ranges(&args)?;
     let names =
         KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
-    // PREFLIGHT
+    preflight::check()?;
+    preflight::raise_open_files()?;
     let root = cgroup::mount(args.cgroup_root.as_deref())?;
     let (cgroup, attach_at) = cgroup::open(&root, args.cgroup.as_deref())?;
 

@@ -1,6 +1,8 @@
 //! Keys and values of the BPF maps, as both sides lay them out in memory. No padding is implicit:
 //! a hash key with undefined bytes would never match.
 
+use crate::label::LabelRanges;
+
 /// Capture set of every registered pod.
 pub const EVERYONE: u32 = 0;
 
@@ -88,6 +90,36 @@ pub const LISTENER_V6: u32 = 1;
 /// Length of `LISTENERS`.
 pub const LISTENER_COUNT: u32 = 2;
 
+/// Label ranges as the programs compare them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Ranges {
+    /// Network address of the /10, as a number.
+    pub v4: u32,
+    /// Network address of the /64, the bytes as on the wire, as words in memory.
+    pub v6: [u32; 4],
+}
+
+/// The one value of `SETTINGS` of an sk_lookup program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct LookupSettings {
+    /// Addresses that are labels.
+    pub ranges: Ranges,
+    /// Port of the listeners, host byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+impl From<LabelRanges> for Ranges {
+    fn from(ranges: LabelRanges) -> Self {
+        let v6 = ranges.v6.octets();
+        let word = |i| u32::from_ne_bytes([v6[i], v6[i + 1], v6[i + 2], v6[i + 3]]);
+        Self { v4: ranges.v4.to_bits(), v6: [word(0), word(4), word(8), word(12)] }
+    }
+}
+
 /// User space hands these to the kernel as bytes.
 #[cfg(feature = "aya")]
 mod pod {
@@ -99,6 +131,10 @@ mod pod {
     unsafe impl aya::Pod for super::CaptureKey6 {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Origin {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Ranges {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::LookupSettings {}
 }
 
 /// A size that is the sum of its fields' sizes leaves no room for padding.
@@ -107,4 +143,6 @@ const _: () = {
     assert!(size_of::<CaptureKey4>() == 4 + 4 + 2 + 2);
     assert!(size_of::<CaptureKey6>() == 4 + 16 + 2 + 2);
     assert!(size_of::<Origin>() == 16 + 2 + 2);
+    assert!(size_of::<Ranges>() == 4 + 16);
+    assert!(size_of::<LookupSettings>() == 20 + 2 + 2);
 };

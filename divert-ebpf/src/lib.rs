@@ -9,31 +9,24 @@
 //! connection that is passed untouched is missed, never wrong.
 #![no_std]
 
-use aya_ebpf::Global;
-use divert_common::label::{DEFAULT_V4, INDEX_MASK};
+use divert_common::label::INDEX_MASK;
+use divert_common::map::Ranges;
 
-/// What user space sets at load. The kernel freezes them before verification, so they cost nothing.
-#[unsafe(no_mangle)]
-static LABELS_V4: Global<u32> = Global::new(DEFAULT_V4.to_bits());
-#[unsafe(no_mangle)]
-static LABELS_V6: Global<[u32; 4]> = Global::new([0; 4]);
-
-/// The label index that an IPv4 address stands for. In network byte order, as in socket addresses.
+/// The label index that an IPv4 address, in network byte order, stands for.
 #[inline(always)]
-pub fn label_of_v4(address: u32) -> Option<u32> {
+pub fn label_of_v4(ranges: &Ranges, address: u32) -> Option<u32> {
     let address = u32::from_be(address);
-    if address & !INDEX_MASK == LABELS_V4.load() { Some(address & INDEX_MASK) } else { None }
+    if address & !INDEX_MASK == ranges.v4 { Some(address & INDEX_MASK) } else { None }
 }
 
-/// The label index that an IPv6 address stands for; words in network byte order.
+/// The label index that an IPv6 address, words in network byte order, stands for.
 #[inline(always)]
-pub fn label_of_v6(address: [u32; 4]) -> Option<u32> {
-    let range = LABELS_V6.load();
+pub fn label_of_v6(ranges: &Ranges, address: [u32; 4]) -> Option<u32> {
     let last = u32::from_be(address[3]);
-    if address[0] == range[0]
-        && address[1] == range[1]
-        && address[2] == range[2]
-        && last & !INDEX_MASK == u32::from_be(range[3])
+    if address[0] == ranges.v6[0]
+        && address[1] == ranges.v6[1]
+        && address[2] == ranges.v6[2]
+        && last & !INDEX_MASK == u32::from_be(ranges.v6[3])
     {
         Some(last & INDEX_MASK)
     } else {
@@ -43,15 +36,14 @@ pub fn label_of_v6(address: [u32; 4]) -> Option<u32> {
 
 /// The IPv4 address of a label index, in network byte order.
 #[inline(always)]
-pub fn v4_of_label(index: u32) -> u32 {
-    (LABELS_V4.load() | index).to_be()
+pub fn v4_of_label(ranges: &Ranges, index: u32) -> u32 {
+    (ranges.v4 | index).to_be()
 }
 
 /// The IPv6 address of a label index, words in network byte order.
 #[inline(always)]
-pub fn v6_of_label(index: u32) -> [u32; 4] {
-    let range = LABELS_V6.load();
-    [range[0], range[1], range[2], range[3] | index.to_be()]
+pub fn v6_of_label(ranges: &Ranges, index: u32) -> [u32; 4] {
+    [ranges.v6[0], ranges.v6[1], ranges.v6[2], ranges.v6[3] | index.to_be()]
 }
 
 /// Words 0 to 2 of `::ffff:0:0/96`, in network byte order.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs, io};
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 
 use crate::toolchain::{BPF_TARGET, BpfToolchain};
 use crate::{command, linker, workspace};
@@ -35,9 +35,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Compiles the eBPF objects for this machine's architecture and for `others`.
 pub(crate) fn objects(others: &[String]) -> Result<()> {
     let toolchain = BpfToolchain::find()?;
-    let linker = linker::folder(&toolchain)?;
-    compile(&toolchain, linker.as_deref(), env::consts::ARCH)?;
-    for arch in others.iter().filter(|arch| *arch != env::consts::ARCH) {
+    let linker = linker::find(&toolchain)?;
+    let this = env::consts::ARCH;
+    for arch in others.iter().map(String::as_str).filter(|arch| *arch != this).chain([this]) {
         compile(&toolchain, linker.as_deref(), arch)?;
     }
     Ok(())
@@ -46,17 +46,13 @@ pub(crate) fn objects(others: &[String]) -> Result<()> {
 /// Compiles the objects as one architecture's kernel wants them into `target/bpf/<arch>/`. Cargo judges
 /// whether there is anything to do.
 fn compile(toolchain: &BpfToolchain, linker: Option<&Path>, arch: &str) -> Result<()> {
-    // A folder for each architecture: they differ in flags, which cargo would else build anew at every change.
-    let target = workspace::target().join("bpf-build").join(arch);
+    let target = workspace::target().join("bpf-build");
     let mut cargo = toolchain.cargo("build");
     cargo.current_dir(workspace::root().join("divert-ebpf"));
     cargo.args(["--release", "--locked", "--bins", "--target-dir"]).arg(&target);
     cargo.env("RUSTFLAGS", format!(r#"--cfg=bpf_target_arch="{arch}" -Cdebuginfo=2 -Clink-arg=--btf"#));
     if let Some(linker) = linker {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let path = env::join_paths(std::iter::once(linker.to_owned()).chain(env::split_paths(&path)))
-            .context("putting bpf-linker on PATH")?;
-        cargo.env("PATH", path);
+        cargo.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
     }
     command::run(&mut cargo)?;
 

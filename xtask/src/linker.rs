@@ -16,15 +16,15 @@ const FEATURE: &str = "llvm-22";
 /// Where Debian and Fedora put that LLVM.
 const PREFIXES: [&str; 2] = ["/usr/lib/llvm-22", "/usr/lib64/llvm22"];
 
-/// The folder of a bpf-linker that reads what `toolchain` writes.
-pub(crate) fn folder(toolchain: &BpfToolchain) -> Result<Option<PathBuf>> {
+/// A bpf-linker that reads what `toolchain` writes; `None` for that on PATH.
+pub(crate) fn find(toolchain: &BpfToolchain) -> Result<Option<PathBuf>> {
     // A nightly may have a newer LLVM than ours; whoever installed it has been told to install this too.
     if matches!(toolchain, BpfToolchain::Nightly(_)) && on_path("bpf-linker") {
         return Ok(None);
     }
     // The compiler's version is not an input: only LLVM ends up in the program.
     let inputs = [VERSION, FEATURE, env::consts::ARCH, &libc_version()];
-    cache::built_once("bpf-linker", &inputs, build).map(|root| Some(root.join("bin")))
+    cache::built_once("bpf-linker", &inputs, build).map(|root| Some(root.join("bin/bpf-linker")))
 }
 
 fn build(root: &Path) -> Result<()> {

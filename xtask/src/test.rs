@@ -55,7 +55,7 @@ fn at_root() -> Command {
 fn ebpf_clippy() -> Result<()> {
     let mut clippy = at_root();
     clippy.args(["clippy", "--locked", "--manifest-path", "divert-ebpf/Cargo.toml", "--target-dir"]);
-    clippy.arg(workspace::target().join("bpf-build/clippy"));
+    clippy.arg(workspace::target().join("bpf-build"));
     clippy.args(["--", "--deny", "warnings"]);
     clippy.env("RUSTC_BOOTSTRAP", "1");
     command::run(&mut clippy)

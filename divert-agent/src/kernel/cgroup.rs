@@ -170,7 +170,7 @@ fn open_directory(path: &Path) -> Result<File, CgroupError> {
     let failed = |source| CgroupError::Open { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
     let kind = rustix::fs::fstatfs(&file).map_err(|error| failed(error.into()))?.f_type;
-    if kind as i64 != libc::CGROUP2_SUPER_MAGIC as i64 || !file.metadata().map_err(failed)?.is_dir() {
+    if kind != libc::CGROUP2_SUPER_MAGIC || !file.metadata().map_err(failed)?.is_dir() {
         return Err(CgroupError::NotCgroup2 { path: path.to_owned() });
     }
     Ok(file)

@@ -13,17 +13,20 @@ use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
-use divert_common::map::{CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, PodEntry};
+use divert_common::map::{CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, PodEntry, Ranges};
 
 use super::cookie::NetnsCookie;
 use super::counters::Counters;
 use super::heartbeat::Heartbeat;
-use super::lookup::Assignment;
-use super::object::{CONNECT, RangeGlobals};
+use super::lookup::{Assignment, LookupLoader};
+use super::object::CONNECT;
 
 /// Programs of the object `connect`.
 const PROGRAMS: [&str; 4] =
     ["divert_connect4", "divert_connect6", "divert_getpeername4", "divert_getpeername6"];
+
+/// A good number for [`HookConfig::captures`]: 16 MiB of hash tables in all.
+pub const DEFAULT_CAPTURES: u32 = 1 << 18;
 
 /// What the hooks are loaded with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,8 +39,9 @@ pub struct HookConfig {
     pub mark_mask: u32,
     /// Number of workers that write heartbeats: 1 to [`MAX_WORKERS`].
     pub workers: u32,
-    /// The most destinations of each family that can be captured, 1 to [`INDEX_COUNT`]. The hash table
-    /// takes 16 bytes for each from the start; entries take memory as they come.
+    /// The most destinations of each family that can be captured, 1 to [`INDEX_COUNT`]. The hash tables
+    /// take 64 bytes for each from the start (rounded up to a power of two); entries, some 300 bytes
+    /// with their origin, come on top as they are made.
     pub captures: u32,
 }
 
@@ -138,7 +142,7 @@ impl HookError {
 
 /// The hooks of this agent. Dropping them detaches them: nothing of them stays in the kernel.
 pub struct Hooks {
-    ranges: RangeGlobals,
+    ranges: Ranges,
     pods: HashMap<MapData, u64, PodEntry>,
     capture4: HashMap<MapData, CaptureKey4, u32>,
     capture6: HashMap<MapData, CaptureKey6, u32>,
@@ -147,6 +151,7 @@ pub struct Hooks {
     counters: Counters,
     /// The attached connect hooks.
     connects: Vec<(&'static str, CgroupSockAddrLinkId)>,
+    lookup: LookupLoader,
     /// Programs and, once attached, their links.
     ebpf: Ebpf,
 }
@@ -159,11 +164,10 @@ impl Hooks {
     /// For a configuration that cannot be, and when the kernel refuses an object.
     pub fn load(config: &HookConfig) -> Result<Self, HookError> {
         config.check()?;
-        let ranges = RangeGlobals::from(config.ranges);
+        let ranges = Ranges::from(config.ranges);
         let mut ebpf = EbpfLoader::new()
             .btf(None)
-            .override_global("LABELS_V4", &ranges.v4, true)
-            .override_global("LABELS_V6", &ranges.v6, true)
+            .override_global("RANGES", &ranges, true)
             .override_global("MARK", &config.mark, true)
             .override_global("MARK_MASK", &config.mark_mask, true)
             .override_global("WORKERS", &config.workers, true)
@@ -189,6 +193,7 @@ impl Hooks {
             heartbeat,
             counters: Counters::new(counters),
             connects: Vec::new(),
+            lookup: LookupLoader::new(),
             ebpf,
         })
     }
@@ -309,13 +314,13 @@ impl Hooks {
     /// When the kernel refuses: CAP_NET_ADMIN in the namespace's user namespace is needed, and
     /// sockets that listen.
     pub fn assign(
-        &self,
+        &mut self,
         netns: BorrowedFd<'_>,
         port: u16,
         v4: Option<BorrowedFd<'_>>,
         v6: Option<BorrowedFd<'_>>,
     ) -> Result<Assignment, HookError> {
-        Assignment::new(self.ranges, netns, port, v4, v6)
+        self.lookup.assign(self.ranges, netns, port, v4, v6)
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::buffer::{BLOCK, Buffer};
 use super::conn::{Conn, ShortRead};
+use super::counts::{Count, Counts};
 use super::pump::{BodySplice, Broken, Moved, SPLICE_FROM};
 
 /// The client's side, which outlives the exchange.
@@ -53,8 +54,11 @@ pub(super) enum Outcome {
     Complete,
     /// Both messages are complete, and one of them said that it is the last.
     Last,
-    /// The upstream ended its stream, or said more than it was asked; what it sent has been passed on.
+    /// The upstream ended its stream, which ends what can be said on this connection; what it sent has
+    /// been passed on.
     ServerEnded,
+    /// Both messages are complete, and the upstream has said more than it was asked, which was dropped.
+    Spoke,
     /// The upstream ended before it sent anything.
     NoResponse(Option<io::Error>),
     /// The connection has become a tunnel (101, or 2xx to CONNECT). The buffer holds what the upstream
@@ -154,6 +158,7 @@ enum DownState {
 pub(super) struct Exchange<'a> {
     client: &'a mut Downstream,
     server: &'a Conn,
+    counts: &'a Counts,
     method: Method,
     close: bool,
     target: Option<String>,
@@ -167,7 +172,12 @@ pub(super) struct Reset;
 
 impl<'a> Exchange<'a> {
     /// An exchange about to begin with the request at the front of the client's inbox.
-    pub(super) fn new(client: &'a mut Downstream, server: &'a Conn, request: Outgoing) -> Self {
+    pub(super) fn new(
+        client: &'a mut Downstream,
+        server: &'a Conn,
+        counts: &'a Counts,
+        request: Outgoing,
+    ) -> Self {
         let mut body = BodyReader::new(request.body);
         let lead = match request.rewritten {
             Some(bytes) => {
@@ -181,6 +191,7 @@ impl<'a> Exchange<'a> {
         let rest = body.advance(&client.inbox.bytes()[head..]);
         Self {
             server,
+            counts,
             method: request.method,
             close: request.close,
             target: request.target,
@@ -327,12 +338,12 @@ impl<'a> Exchange<'a> {
                 }
                 DownState::Ended => return Poll::Ready(Ok(Outcome::ServerEnded)),
                 DownState::Done if self.up.state == UpState::Done => {
-                    return Poll::Ready(Ok(if !self.down.outbox.is_empty() {
-                        Outcome::ServerEnded
-                    } else if self.close || self.down.close {
+                    return Poll::Ready(Ok(if self.close || self.down.close {
                         Outcome::Last
-                    } else {
+                    } else if self.down.outbox.is_empty() {
                         Outcome::Complete
+                    } else {
+                        Outcome::Spoke
                     }));
                 }
                 DownState::Done if self.up.state == UpState::Cut => {
@@ -383,6 +394,7 @@ impl<'a> Exchange<'a> {
             }
             Response::Irregular(fault) => {
                 tracing::debug!(%fault, "a response is relayed to its end of stream");
+                self.counts.add(Count::ResponseIrregular);
                 down.until_close();
             }
             Response::Partial => {
@@ -433,6 +445,7 @@ impl<'a> Exchange<'a> {
             }
             // RFC 9112 7.1: not to be followed any further. The client gets the bytes and judges.
             Err(_) => {
+                self.counts.add(Count::ResponseIrregular);
                 down.pass = down.outbox.len();
                 down.until_close();
             }

@@ -53,6 +53,14 @@ enum Upstream {
     Answered,
 }
 
+/// What is left of an upstream after an exchange that the client's connection has outlived.
+enum Settled {
+    /// It may carry another request.
+    Reusable,
+    /// It may not.
+    Spent,
+}
+
 impl Session {
     /// Serves requests until the connection ends.
     pub(super) async fn http(&mut self) -> Result<Infallible, End> {
@@ -175,11 +183,11 @@ impl Session {
                     outgoing.target = self.claim.target().services.first().map(|it| it.service.to_string());
                 }
                 let outcome = self.exchange(&conn, outgoing).await;
-                if !self.settle(&conn, outcome).await? {
-                    // The client gets the end that the server gave.
-                    return Err(End::Close);
+                match self.settle(&conn, outcome).await? {
+                    Settled::Reusable => self.original = Original::Open { conn, carried: true },
+                    // It has carried a request: its end is the client's.
+                    Settled::Spent => return Err(End::Close),
                 }
-                self.original = Original::Open { conn, carried: true };
                 Ok(())
             }
             Upstream::Developer { kept, reused } => {
@@ -219,23 +227,26 @@ impl Session {
     }
 
     async fn settle_developer(&mut self, kept: Kept, outcome: Result<Outcome, Reset>) -> Result<(), End> {
-        if !self.settle(&kept.conn, outcome).await? {
-            return Err(End::Close);
+        if let Settled::Reusable = self.settle(&kept.conn, outcome).await? {
+            self.kept.keep(kept);
         }
-        self.kept.keep(kept);
         Ok(())
     }
 
     async fn exchange(&mut self, conn: &Conn, outgoing: Outgoing) -> Result<Outcome, Reset> {
-        Exchange::new(&mut self.client, conn, outgoing).run().await
+        Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await
     }
 
-    /// Carries out what an exchange came to. True when the upstream may carry another request, false when
-    /// it ended without a response.
-    async fn settle(&mut self, conn: &Conn, outcome: Result<Outcome, Reset>) -> Result<bool, End> {
+    /// Carries out what an exchange came to.
+    async fn settle(&mut self, conn: &Conn, outcome: Result<Outcome, Reset>) -> Result<Settled, End> {
         match outcome {
-            Ok(Outcome::Complete) => Ok(true),
-            Ok(Outcome::NoResponse(None)) => Ok(false),
+            Ok(Outcome::Complete) => Ok(Settled::Reusable),
+            Ok(Outcome::Spoke) => {
+                self.count(Count::Unsolicited);
+                Ok(Settled::Spent)
+            }
+            // The client gets the end that the server gave.
+            Ok(Outcome::NoResponse(None)) => Err(End::Close),
             Ok(Outcome::NoResponse(Some(_))) | Err(Reset) => {
                 conn.reset_on_close();
                 Err(End::Reset)

@@ -65,6 +65,8 @@ pub(super) struct Session {
     pub(super) original: Original,
     pub(super) kept: KeptList,
     pub(super) scan: HeadScan,
+    /// A request was read: from now on the original destination is dialled when it is needed.
+    requested: bool,
     /// Runs while something is waited for that must not take forever.
     patience: Option<Pin<Box<Sleep>>>,
     seat: Seat,
@@ -90,6 +92,7 @@ impl Session {
             original: Original::Absent,
             kept: KeptList::default(),
             scan: HeadScan::new(),
+            requested: false,
             patience: None,
             seat,
             ended: false,
@@ -217,9 +220,12 @@ impl Session {
         Ok(())
     }
 
-    /// The original destination cannot be connected to, and no request was read yet. Only a request that
-    /// is diverted can still be served, so without a ready endpoint the client learns of it at once.
+    /// The original destination cannot be connected to. Before the first request only one that is diverted
+    /// can still be served, so without a ready endpoint the client learns of it at once.
     fn original_failed(&mut self, error: &std::io::Error) -> Result<Original, End> {
+        if self.requested {
+            return Ok(Original::Absent);
+        }
         if dial::is_exhausted(error) {
             self.count(Count::Exhausted);
             return Err(End::Reset);
@@ -260,6 +266,7 @@ impl Session {
     /// A head is complete.
     pub(super) fn head_complete(&mut self) {
         self.patience = None;
+        self.requested = true;
     }
 
     /// Relays the rest of the connection to the original destination, byte for byte.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use divert_agent::kernel::cgroup;
 use divert_agent::kernel::cookie::NetnsCookie;
@@ -25,7 +26,7 @@ use divert_common::netns::NetNs;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer};
 use rustix::net::{SendAncillaryMessage, SendFlags, recvmsg, sendmsg};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 pub(crate) const POD_V4: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub(crate) const POD_V6: Ipv6Addr = Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 1);
@@ -122,24 +123,30 @@ impl Agent {
 }
 
 pub(crate) fn load(workers: u32) -> Hooks {
-    let config = HookConfig {
-        ranges: LabelRanges::default(),
-        mark: MARK,
-        mark_mask: MARK_MASK,
-        workers,
-        captures: 1024,
-    };
-    Hooks::load(&config).unwrap()
+    load_with(workers, 1024)
+}
+
+pub(crate) fn load_with(workers: u32, captures: u32) -> Hooks {
+    let ranges = LabelRanges::default();
+    Hooks::load(&HookConfig { ranges, mark: MARK, mark_mask: MARK_MASK, workers, captures }).unwrap()
 }
 
 /// Accepts the connection of `client`, and proves that it is that one by a byte each way.
 pub(crate) fn accept(listener: &TcpListener, client: &mut TcpStream) -> TcpStream {
+    limit(listener);
     let (mut accepted, _) = listener.accept().unwrap();
+    limit(&accepted);
+    limit(client);
     client.write_all(b"?").unwrap();
     accepted.read_exact(&mut [0]).unwrap();
     accepted.write_all(b"!").unwrap();
     client.read_exact(&mut [0]).unwrap();
     accepted
+}
+
+/// What should come has come within this, or never will.
+pub(crate) fn limit(socket: &impl std::os::fd::AsFd) {
+    SockRef::from(socket).set_read_timeout(Some(Duration::from_secs(10))).unwrap();
 }
 
 /// A cgroup of the test's own; never the root.

@@ -6,6 +6,7 @@ use aya_log_ebpf::debug;
 use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE, PodEntry};
 use divert_ebpf::{mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
 
+use crate::RANGES;
 use crate::address::Address;
 use crate::gate;
 use crate::maps::{CAPTURE4, CAPTURE6, count, pod};
@@ -29,7 +30,7 @@ pub fn v4(ctx: &SockAddrContext) {
     }
     let destination = address.v4();
     let Some(label) = label_v4(pod, destination, address.port()) else { return };
-    let to = v4_of_label(label);
+    let to = v4_of_label(&RANGES.load(), label);
     if gate::open_v4(ctx, to, pod.port) {
         debug!(ctx, "{:i}:{} captured as label {}", u32::from_be(destination), address.port(), label);
         address.set_v4(to);
@@ -50,14 +51,14 @@ pub fn v6(ctx: &SockAddrContext) {
     let port = address.port();
     let (to, label) = if let Some(destination) = v4_of_mapped(destination) {
         let Some(label) = label_v4(pod, destination, port) else { return };
-        let to = v4_of_label(label);
+        let to = v4_of_label(&RANGES.load(), label);
         if !gate::open_v4(ctx, to, pod.port) {
             return;
         }
         (mapped_of_v4(to), label)
     } else {
         let Some(label) = label_v6(pod, destination, port) else { return };
-        let to = v6_of_label(label);
+        let to = v6_of_label(&RANGES.load(), label);
         if !gate::open_v6(ctx, to, pod.port) {
             return;
         }

@@ -8,8 +8,14 @@ mod gate;
 mod maps;
 mod peer;
 
+use aya_ebpf::Global;
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use divert_common::map::Ranges;
+
+/// Addresses that are labels.
+#[unsafe(no_mangle)]
+static RANGES: Global<Ranges> = Global::new(Ranges { v4: 0, v6: [0; 4] });
 
 /// Let the system call go on. These hooks never refuse one.
 const PROCEED: i32 = 1;

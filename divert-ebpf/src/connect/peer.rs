@@ -7,6 +7,7 @@ use aya_ebpf::programs::SockAddrContext;
 use divert_common::map::Origin;
 use divert_ebpf::{label_of_v4, label_of_v6, v4_of_mapped};
 
+use crate::RANGES;
 use crate::address::Address;
 use crate::maps::{origin, pod};
 
@@ -14,7 +15,7 @@ use crate::maps::{origin, pod};
 #[inline(always)]
 pub fn v4(ctx: &SockAddrContext) {
     let address = Address::of(ctx);
-    let Some(label) = label_of_v4(address.v4()) else { return };
+    let Some(label) = label_of_v4(&RANGES.load(), address.v4()) else { return };
     let Some(origin) = own(ctx, address, label) else { return };
     if let Some(original) = v4_of_mapped(words(origin)) {
         address.set_v4(original);
@@ -28,8 +29,8 @@ pub fn v6(ctx: &SockAddrContext) {
     let address = Address::of(ctx);
     let peer = address.v6();
     let label = match v4_of_mapped(peer) {
-        Some(peer) => label_of_v4(peer),
-        None => label_of_v6(peer),
+        Some(peer) => label_of_v4(&RANGES.load(), peer),
+        None => label_of_v6(&RANGES.load(), peer),
     };
     let Some(label) = label else { return };
     if let Some(origin) = own(ctx, address, label) {

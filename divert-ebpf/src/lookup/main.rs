@@ -8,20 +8,23 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_RDONLY_PROG;
 use aya_ebpf::bindings::sk_action::SK_PASS;
 use aya_ebpf::macros::{map, sk_lookup};
-use aya_ebpf::maps::SockMap;
+use aya_ebpf::maps::{Array, SockMap};
 use aya_ebpf::programs::SkLookupContext;
-use divert_common::map::{LISTENER_COUNT, LISTENER_V4, LISTENER_V6};
+use divert_common::map::{LISTENER_COUNT, LISTENER_V4, LISTENER_V6, LookupSettings};
 use divert_ebpf::{label_of_v4, label_of_v6};
 
-/// Port of the agent's listeners in this network namespace.
-#[unsafe(no_mangle)]
-static PORT: Global<u16> = Global::new(0);
 /// Whether packets that came over the network are left alone. Zero on kernels before 5.17, where the
 /// program cannot see it: the verifier then never meets the access.
 #[unsafe(no_mangle)]
 static LOOPBACK_ONLY: Global<u8> = Global::new(0);
+
+/// Written once, before the program is attached. Not globals: those would have to be set in a copy of the object
+/// for each namespace.
+#[map]
+static SETTINGS: Array<LookupSettings> = Array::with_max_entries(1, BPF_F_RDONLY_PROG);
 
 /// One listener for each family. Those that share its port by SO_REUSEPORT need no entry: the
 /// kernel chooses among them after this program has run.
@@ -49,25 +52,29 @@ pub fn divert_lookup(ctx: SkLookupContext) -> u32 {
 #[inline(always)]
 fn listener(ctx: &SkLookupContext) -> Option<u32> {
     let lookup = ctx.lookup;
+    let settings = SETTINGS.get(0)?;
     // SAFETY: the context is valid while the program runs; volatile keeps each access one word wide.
     unsafe {
-        if read_volatile(&raw const (*lookup).local_port) != u32::from(PORT.load())
+        if read_volatile(&raw const (*lookup).local_port) != u32::from(settings.port)
             || read_volatile(&raw const (*lookup).protocol) != IPPROTO_TCP
         {
             return None;
         }
         let listener = match read_volatile(&raw const (*lookup).family) {
             AF_INET => {
-                label_of_v4(read_volatile(&raw const (*lookup).local_ip4))?;
+                label_of_v4(&settings.ranges, read_volatile(&raw const (*lookup).local_ip4))?;
                 LISTENER_V4
             }
             AF_INET6 => {
-                label_of_v6([
-                    read_volatile(&raw const (*lookup).local_ip6[0]),
-                    read_volatile(&raw const (*lookup).local_ip6[1]),
-                    read_volatile(&raw const (*lookup).local_ip6[2]),
-                    read_volatile(&raw const (*lookup).local_ip6[3]),
-                ])?;
+                label_of_v6(
+                    &settings.ranges,
+                    [
+                        read_volatile(&raw const (*lookup).local_ip6[0]),
+                        read_volatile(&raw const (*lookup).local_ip6[1]),
+                        read_volatile(&raw const (*lookup).local_ip6[2]),
+                        read_volatile(&raw const (*lookup).local_ip6[3]),
+                    ],
+                )?;
                 LISTENER_V6
             }
             _ => return None,
