@@ -161,11 +161,18 @@ impl Captures {
         steps
     }
 
-    /// Labels that mean nothing any more: their slots leave the table, their origins the kernel.
-    pub(super) fn expire(&mut self, now: Duration) -> Vec<Label> {
+    /// Whether a label has rested long enough to be looked at.
+    pub(super) fn has_due(&self, now: Duration) -> bool {
+        self.labels.has_due(now)
+    }
+
+    /// Labels that mean nothing any more: their slots leave the table, their origins the kernel. Not those
+    /// that sockets are still connected or connecting to.
+    pub(super) fn expire(&mut self, now: Duration, under_way: &HashSet<Label>) -> Vec<Label> {
         let resting = &self.resting;
-        let freed =
-            self.labels.expire(now, |label| resting.get(&label).is_some_and(|it| it.connections() > 0));
+        let is_held =
+            |label| under_way.contains(&label) || resting.get(&label).is_some_and(|it| it.connections() > 0);
+        let freed = self.labels.expire(now, is_held);
         for (key, label) in &freed {
             self.resting.remove(label);
             self.sets.release(key.set);
@@ -279,7 +286,7 @@ mod tests {
         let steps = captures.change([], [it.clone()]);
         assert_eq!(steps.release.len(), 1);
         settle(&mut captures, &table, steps, Duration::ZERO);
-        assert_eq!(captures.expire(Duration::from_secs(1)), []);
+        assert_eq!(captures.expire(Duration::from_secs(1), &HashSet::new()), []);
         assert_eq!(table.get(label).unwrap().original, it.address);
 
         let steps = captures.change([(it.clone(), target())], []);
@@ -299,7 +306,7 @@ mod tests {
         let second = captures.change([(b, target())], []).capture[0];
         assert_ne!(first.0.set, second.0.set);
         assert_ne!(first.1, second.1);
-        captures.expire(QUARANTINE);
+        captures.expire(QUARANTINE, &HashSet::new());
         assert_eq!(captures.sets.count(), 1, "b's alone");
     }
 
@@ -313,9 +320,10 @@ mod tests {
         let claim = table.claim(label).unwrap();
         let steps = captures.change([], [it]);
         settle(&mut captures, &table, steps, Duration::ZERO);
-        assert_eq!(captures.expire(QUARANTINE * 2), []);
+        assert_eq!(captures.expire(QUARANTINE * 2, &HashSet::new()), []);
         drop(claim);
-        assert_eq!(captures.expire(QUARANTINE * 2), [label]);
+        assert_eq!(captures.expire(QUARANTINE * 2, &HashSet::from([label])), [], "nor while one connects");
+        assert_eq!(captures.expire(QUARANTINE * 2, &HashSet::new()), [label]);
         assert_eq!(captures.resting(), 0);
     }
 
@@ -326,14 +334,14 @@ mod tests {
         let (key, label) = captures.change([(it.clone(), target())], []).capture[0];
         captures.change([], [it.clone()]);
         assert_eq!(captures.unsettled(), 1);
-        assert_eq!(captures.expire(QUARANTINE * 2), [], "it does not even rest");
+        assert_eq!(captures.expire(QUARANTINE * 2, &HashSet::new()), [], "it does not even rest");
         assert_eq!(captures.retry().release, [key]);
         assert_eq!(captures.change([(it.clone(), target())], []).capture, [(key, label)]);
         assert_eq!(captures.unsettled(), 0);
         // One reference is left, not two.
         let release = captures.change([], [it]).release;
         captures.released(release[0], Duration::ZERO);
-        assert_eq!(captures.expire(QUARANTINE), [label]);
+        assert_eq!(captures.expire(QUARANTINE, &HashSet::new()), [label]);
         assert_eq!(captures.sets.count(), 0);
     }
 
