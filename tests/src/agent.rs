@@ -171,13 +171,51 @@ impl Agent {
     /// # Errors
     /// When it does not end in time, ends with an error, or leaves something.
     pub fn stop(&mut self) -> Result<ExitStatus> {
+        let status = self.terminate()?;
+        self.assert_nothing_left()?;
+        Ok(status)
+    }
+
+    /// SIGTERM; waits for the end and does not look for what is left, which may be another agent's.
+    ///
+    /// # Errors
+    /// When it does not end in time or ends with an error.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::TERM)?;
+        self.wait_end()
+    }
+
+    /// Waits for a clean end that was asked for already.
+    ///
+    /// # Errors
+    /// When it does not end in time or ends with an error.
+    pub fn wait_end(&mut self) -> Result<ExitStatus> {
         let status = self.process.wait_exit(wait::PATIENCE);
         self.killed = true;
         let status = status?;
         ensure!(status.success(), "the agent ended with {status}:\n{}", self.process.output());
-        self.assert_nothing_left()?;
         Ok(status)
+    }
+
+    /// What is in a pod's namespace that was not there when the agent was started: routes as `ip` prints them,
+    /// and listeners on loopback.
+    ///
+    /// # Errors
+    /// When the namespace cannot be looked at.
+    pub fn traces_in(&self, pod: &Pod) -> Result<Vec<String>> {
+        let before = self.pods.iter().find(|(it, _)| it.name() == pod.name()).map(|(_, before)| &before.0);
+        let now = Traces::of(pod)?.0;
+        Ok(now.into_iter().filter(|trace| before.is_none_or(|before| !before.contains(trace))).collect())
+    }
+
+    /// Number of eBPF programs attached to the cgroup, by whichever agent.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn attached(&self) -> Result<u32> {
+        let cgroup = std::fs::File::open(&self.cgroup)?;
+        let numbers = ATTACH_TYPES.iter().map(|kind| attached_programs(&cgroup, *kind));
+        Ok(numbers.sum::<std::io::Result<u32>>()?)
     }
 
     /// Whether something of an agent is in pods or on the cgroup that was not there at the start.
@@ -195,9 +233,8 @@ impl Agent {
             })
             .with_context(|| format!("left in {}: {left}", pod.name()))?;
         }
-        let cgroup = std::fs::File::open(&self.cgroup)?;
         wait::until("no eBPF program to be attached to the cgroup", || {
-            ATTACH_TYPES.iter().all(|attach_type| attached_programs(&cgroup, *attach_type).unwrap_or(0) == 0)
+            self.attached().is_ok_and(|number| number == 0)
         })
     }
 
