@@ -81,6 +81,9 @@ impl Session {
     /// Ready with the next request.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, End>> {
         loop {
+            // First, also where the next request is here already: what an upstream has said meanwhile would
+            // become its answer.
+            self.poll_upstreams(cx)?;
             if !self.client.inbox.is_empty()
                 && let Some(step) = self.read_request()?
             {
@@ -94,7 +97,6 @@ impl Session {
             if self.client.inbox.is_empty() && self.worker.draining() {
                 return Poll::Ready(Err(End::Close));
             }
-            self.poll_upstreams(cx)?;
             match self.client.poll_read(cx) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Reset)),
