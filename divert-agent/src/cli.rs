@@ -25,14 +25,20 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print what a folder of manifests comes to, without touching the kernel.
     Plan(PlanArgs),
+    /// Print the custom resource definition of Divert, for `kubectl apply -f -`.
+    Crd,
 }
 
 /// Options of `divert-agent run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Folder of Kubernetes manifests: Namespaces, Services, EndpointSlices, Pods, Diverts. Watched.
+    /// Folder of Kubernetes manifests: Namespaces, Services, EndpointSlices, Pods, Diverts. Watched. Without
+    /// it, the agent follows the cluster: of KUBECONFIG, ~/.kube/config, or the pod that it runs in.
     #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+    /// Name of the node whose pods are served; in a cluster only.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
     /// cgroup to attach to: sockets made in it or below are seen. Default: the lowest one that holds all
     /// pods of the kubelet, else the root of cgroup2.
     #[arg(long, value_name = "PATH")]

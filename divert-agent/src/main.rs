@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use divert_agent::cli::{Cli, Command};
-use divert_agent::{plan_view, run};
+use divert_agent::{crd, plan_view, run};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         .init();
     let done = match cli.command {
         Command::Run(args) => run::run(*args).map_err(anyhow::Error::from),
+        Command::Crd => crd::yaml().map(|yaml| print!("{yaml}")).map_err(anyhow::Error::from),
         Command::Plan(args) => plan_view::plan_command(args).map_err(anyhow::Error::from),
     };
     match done {

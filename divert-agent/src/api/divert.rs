@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::OnUnavailable;
 
-/// What a [`Divert`] asks for.
+/// What is asked for.
 // Absent fields say nothing: among several Diverts of one pair of namespaces only what is said can conflict.
 #[derive(CustomResource, KubeSchema, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[kube(
@@ -70,7 +70,13 @@ pub struct DivertSpec {
     pub names: Option<Names>,
 }
 
-/// `spec.inject`.
+impl DivertSpec {
+    /// Its fields, as written.
+    pub const FIELDS: [&str; 6] =
+        ["sharedNamespace", "services", "hosts", "inject", "onUnavailable", "names"];
+}
+
+/// Whether what the developer's own pods send gets the key. Without it, FromPods.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Inject {
     /// Requests of the developer's own pods towards the shared namespace get the key.
@@ -80,7 +86,7 @@ pub enum Inject {
     None,
 }
 
-/// `spec.names`.
+/// Whether names of services that the developer's namespace lacks are made to resolve in it. Without it, All.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Names {
     /// Every Service of the shared namespace resolves by its short name.

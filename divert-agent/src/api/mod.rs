@@ -2,6 +2,7 @@
 //!
 //! Kinds of Kubernetes itself are those of `k8s-openapi`, so that files and a cluster share one model.
 
+#[expect(unreachable_pub, reason = "what kube derives for the rules is public, and nobody needs it")]
 mod divert;
 mod okteto;
 
@@ -21,6 +22,8 @@ pub const ALLOWED_NAMESPACES: &str = "divert.dev/allowed-namespaces";
 pub const CAPTURE: &str = "divert.dev/capture";
 /// Label that the API server puts on every Namespace; its value is the name.
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
+/// Annotation of a static pod's image in the API: the UID that the node knows it by.
+pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 /// Label of an EndpointSlice: the Service that it belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of an EndpointSlice: who writes it.

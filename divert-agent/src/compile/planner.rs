@@ -46,6 +46,15 @@ impl Planner {
         &self.plan
     }
 
+    /// The step from nothing to what is to be done now.
+    pub fn whole_plan(&self) -> PlanChange {
+        PlanChange {
+            captures: self.plan.captures.iter().map(|(it, target)| (it.clone(), target.clone())).collect(),
+            pods: self.plan.pods.iter().map(|(it, pod)| (it.clone(), pod.clone())).collect(),
+            ..PlanChange::default()
+        }
+    }
+
     /// What exists now.
     pub fn world(&self) -> &World {
         &self.world

@@ -19,6 +19,7 @@ pub(super) fn compile(world: &World, pod: &Pod) -> Option<PodPlan> {
             .flat_map(|service| &service.ports)
             .filter_map(|port| pod.target_port(&port.target));
         PodPlan {
+            uid: pod.uid.clone(),
             addresses: pod.addresses.clone(),
             set: CaptureSet::default(),
             ports: pod.ports.iter().map(|port| port.number).chain(targets).collect(),

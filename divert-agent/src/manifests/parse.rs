@@ -180,7 +180,15 @@ impl Reader<'_> {
             let object = Some(describe("Divert", &value));
             let message = format!("unknown field `{unknown}`, expected one of {}", FIELDS.join(", "));
             let steps = [Step::Key(&unknown)];
-            return self.invalid(Some(kind), reference, object, &steps, Some(unknown.clone()), message, within);
+            return self.invalid(
+                Some(kind),
+                reference,
+                object,
+                &steps,
+                Some(unknown.clone()),
+                message,
+                within,
+            );
         }
         // Written for people, never read.
         value.as_object_mut().map(|fields| fields.remove("status"));
