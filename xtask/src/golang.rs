@@ -27,7 +27,8 @@ Then run this again.";
 /// A `go` that is, or fetches, `version` (as in go.mod: `1.26.8`). Installs Debian's to download
 /// it if there is none.
 pub(crate) fn find(version: &str) -> Result<PathBuf> {
-    let found = || ["go", USUAL].into_iter().find_map(|go| Some((go, minor_version(go)?)));
+    let versions = || ["go", USUAL].into_iter().filter_map(|go| Some((go, minor_version(go)?)));
+    let found = || versions().max_by_key(|(_, minor)| *minor);
     let (go, minor) = match found() {
         Some(found) => found,
         None => {
