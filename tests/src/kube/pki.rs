@@ -28,6 +28,13 @@ pub(super) struct Identity {
     pub(super) key: PathBuf,
 }
 
+/// What tokens are signed with and verified by, as files in PEM.
+#[derive(Clone, Debug)]
+pub(super) struct TokenKeys {
+    pub(super) private: PathBuf,
+    pub(super) public: PathBuf,
+}
+
 impl Authority {
     /// Makes an authority, whose certificate is in [`Self::certificate`].
     pub(super) fn new(folder: &Path) -> Result<Self> {
@@ -62,11 +69,14 @@ impl Authority {
         self.sign(user, group, params, file)
     }
 
-    /// A key that the API server signs tokens of ServiceAccounts with.
-    pub(super) fn token_key(&self) -> Result<PathBuf> {
-        let path = self.folder.join("service-accounts.key");
-        write(&path, &KeyPair::generate()?.serialize_pem())?;
-        Ok(path)
+    /// A key pair that the API server signs tokens of ServiceAccounts with.
+    pub(super) fn token_keys(&self) -> Result<TokenKeys> {
+        let path = |suffix: &str| self.folder.join(format!("service-accounts.{suffix}"));
+        let keys = TokenKeys { private: path("key"), public: path("pub") };
+        let pair = KeyPair::generate().context("making the key of ServiceAccounts")?;
+        write(&keys.private, &pair.serialize_pem())?;
+        write(&keys.public, &pair.public_key_pem())?;
+        Ok(keys)
     }
 
     fn sign(

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::kind::{NAMESPACE, SERVICE_ACCOUNT};
-use super::pki::{Authority, Identity};
+use super::pki::{Authority, Identity, TokenKeys};
 use super::program;
 use super::rest::Rest;
 use crate::cgroup::Cgroup;
@@ -71,7 +71,7 @@ pub struct ApiServer {
     admin: Client,
     authority: Authority,
     identity: Identity,
-    token_key: PathBuf,
+    token_keys: TokenKeys,
     options: Options,
     nodes: AtomicU32,
     users: AtomicU32,
@@ -124,7 +124,7 @@ impl ApiServer {
         fs::create_dir(&pki).with_context(|| format!("making {}", pki.display()))?;
         let authority = Authority::new(&pki)?;
         let identity = authority.server(&[ADDRESS.into(), Ipv4Addr::LOCALHOST.into()])?;
-        let token_key = authority.token_key()?;
+        let token_keys = authority.token_keys()?;
 
         let opened = NetNs::open(&Path::new(named_netns::FOLDER).join(netns.name()))?;
         let rest = Rest {
@@ -143,7 +143,7 @@ impl ApiServer {
 
         let place = Place { netns: Some(netns.netns()), cgroup: Some(cgroup.path()) };
         let etcd = Process::spawn("etcd", etcd(&folder.path().join("etcd"))?, place)?;
-        let command = apiserver(&authority, &identity, &token_key, &options)?;
+        let command = apiserver(&authority, &identity, &token_keys, &options)?;
         let apiserver = Process::spawn("kube-apiserver", command, place)?;
         let mut server = Self {
             controllers: None,
@@ -152,7 +152,7 @@ impl ApiServer {
             admin,
             authority,
             identity,
-            token_key,
+            token_keys,
             options,
             nodes: AtomicU32::new(0),
             users: AtomicU32::new(0),
@@ -166,10 +166,7 @@ impl ApiServer {
             server.start_controllers()?;
         }
         server.wait_ready()?;
-        if server.options.controllers {
-            let account = |account: &Value| !account.is_null();
-            server.admin.wait_for(SERVICE_ACCOUNT, "default", "default", "to be there", account)?;
-        }
+        server.wait_for_controllers()?;
         Ok(server)
     }
 
@@ -220,7 +217,7 @@ impl ApiServer {
     /// When it does not become ready.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
-        let command = apiserver(&self.authority, &self.identity, &self.token_key, &self.options)?;
+        let command = apiserver(&self.authority, &self.identity, &self.token_keys, &self.options)?;
         self.apiserver = Process::spawn("kube-apiserver", command, self.place())?;
         self.wait_ready()
     }
@@ -254,7 +251,7 @@ impl ApiServer {
         self.controllers = None;
         let name = "system:kube-controller-manager";
         let user = user(&self.authority, &self.admin, name, None, "controllers")?;
-        let command = controllers(&self.authority, &user, &self.token_key)?;
+        let command = controllers(&self.authority, &user, &self.token_keys)?;
         self.controllers = Some(Process::spawn("kube-controller-manager", command, self.place())?);
         Ok(())
     }
@@ -293,6 +290,21 @@ impl ApiServer {
 
     fn place(&self) -> Place<'_> {
         Place { netns: Some(self.netns.netns()), cgroup: Some(self.cgroup.path()) }
+    }
+
+    /// Waits until the controllers, if any, work: Pods cannot be created before they have made this account.
+    fn wait_for_controllers(&mut self) -> Result<()> {
+        let Some(controllers) = &mut self.controllers else { return Ok(()) };
+        let admin = &self.admin;
+        let working = wait::some_within(START, "kube-controller-manager to work", || {
+            let done = admin.get(SERVICE_ACCOUNT, "default", "default").is_ok();
+            std::thread::sleep(Duration::from_millis(10));
+            done.then_some(true).or_else(|| controllers.exited().map(|_| false))
+        });
+        if matches!(working, Ok(true)) {
+            return Ok(());
+        }
+        bail!("kube-controller-manager does not work; it printed:\n{}", controllers.output())
     }
 
     fn wait_ready(&mut self) -> Result<()> {
@@ -391,7 +403,7 @@ fn etcd(data: &Path) -> Result<Command> {
 fn apiserver(
     authority: &Authority,
     identity: &Identity,
-    token_key: &Path,
+    token_keys: &TokenKeys,
     options: &Options,
 ) -> Result<Command> {
     let mut command = program::part("kube-apiserver")?;
@@ -402,9 +414,8 @@ fn apiserver(
     command.arg("--tls-private-key-file").arg(&identity.key);
     command.arg("--client-ca-file").arg(authority.certificate());
     command.arg("--service-account-issuer=https://kubernetes.default.svc");
-    for flag in ["--service-account-key-file", "--service-account-signing-key-file"] {
-        command.arg(flag).arg(token_key);
-    }
+    command.arg("--service-account-signing-key-file").arg(&token_keys.private);
+    command.arg("--service-account-key-file").arg(&token_keys.public);
     if !options.controllers {
         // Nobody would make the accounts that it asks for.
         command.arg("--disable-admission-plugins=ServiceAccount");
@@ -413,16 +424,17 @@ fn apiserver(
     Ok(command)
 }
 
-fn controllers(authority: &Authority, user: &Client, token_key: &Path) -> Result<Command> {
+fn controllers(authority: &Authority, user: &Client, token_keys: &TokenKeys) -> Result<Command> {
     let mut command = program::part("kube-controller-manager")?;
     for flag in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
         command.arg(flag).arg(&user.kubeconfig);
     }
     command.arg("--root-ca-file").arg(authority.certificate());
-    command.arg("--service-account-private-key-file").arg(token_key);
+    command.arg("--service-account-private-key-file").arg(&token_keys.private);
     command.args(["--controllers", &CONTROLLERS.join(","), "--use-service-account-credentials"]);
     // Alone; and not held back as beside thousands of nodes, where a namespace takes seconds.
     command.args(["--leader-elect=false", "--kube-api-qps=400", "--kube-api-burst=800"]);
-    command.arg("--bind-address=127.0.0.1");
+    // Nobody asks it for anything; and the role for the look-up may not be there yet.
+    command.args(["--bind-address=127.0.0.1", "--authentication-skip-lookup"]);
     Ok(command)
 }
