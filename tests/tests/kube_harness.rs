@@ -1,9 +1,9 @@
 //! The guards of a real Kubernetes API themselves: what they promise to other tests.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -92,10 +92,14 @@ fn a_namespace_is_deleted_with_all_that_is_in_it() -> Result<()> {
     });
     admin.create(&config)?;
     admin.delete(NAMESPACE, "", "deleted")?;
+    // There is no kubelet, so the test ends the Pod as one would.
+    let terminating = |object: &Value| object["metadata"]["deletionTimestamp"].is_string();
+    admin.wait_for(POD, "deleted", "web", "to be asked to end", terminating)?;
+    admin.delete(POD, "deleted", "web")?;
     admin.wait_gone(POD, "deleted", "web")?;
     // What has a finalizer keeps the namespace.
-    let terminating = |namespace: &Value| namespace["status"]["phase"] == "Terminating";
-    admin.wait_for(NAMESPACE, "", "deleted", "to be on its way out", terminating)?;
+    admin.wait_for(CONFIG_MAP, "deleted", "held", "to be on its way out", terminating)?;
+    assert_eq!(admin.get(NAMESPACE, "", "deleted")?["status"]["phase"], "Terminating");
     admin.patch(CONFIG_MAP, "deleted", "held", &json!({"metadata": {"finalizers": null}}))?;
     admin.wait_gone(NAMESPACE, "", "deleted")
 }
@@ -279,6 +283,8 @@ fn the_next_run_sweeps_what_a_killed_process_left() -> Result<()> {
 /// Another process with a shared server.
 struct Other {
     child: Child,
+    /// Held, for it goes on to print.
+    _output: Lines<BufReader<ChildStdout>>,
     name: String,
     pids: Vec<u32>,
 }
@@ -288,13 +294,13 @@ impl Other {
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["--ignored", "--exact", "--nocapture", "hold_a_shared_server"]);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let lines = BufReader::new(child.stdout.take().context("its standard output")?).lines();
-        for line in lines {
+        let mut output = BufReader::new(child.stdout.take().context("its standard output")?).lines();
+        for line in output.by_ref() {
             if let Some(told) = line?.split_once("server: ").map(|(_, told)| told.to_owned()) {
                 let mut words = told.split(' ');
                 let name = words.next().context("a name")?.to_owned();
                 let pids = words.map(str::parse).collect::<Result<_, _>>()?;
-                return Ok(Self { child, name, pids });
+                return Ok(Self { child, _output: output, name, pids });
             }
         }
         anyhow::bail!("the other process ended ({}) without a server", child.wait()?)

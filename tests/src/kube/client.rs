@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::kind::{self, Kind, NAMESPACE, SERVICE_ACCOUNT};
@@ -160,12 +161,13 @@ impl Client {
         Ok(list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
     }
 
-    /// Deletes an object; does not wait for its end.
+    /// Deletes an object; does not wait for its end. A Pod ends at once, as if its node's kubelet had ended
+    /// its containers.
     ///
     /// # Errors
     /// [`Self::apply`]'s.
     pub fn delete(&self, kind: Kind, namespace: &str, name: &str) -> Result<()> {
-        // No grace: there is no kubelet that would end a Pod's containers and then the Pod.
+        // With a grace period a Pod would wait for its kubelet to do the same, and there is none.
         let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0});
         self.request("DELETE", &kind.path(namespace, name), JSON, Some(&options)).map(drop)
     }
@@ -211,7 +213,7 @@ impl Client {
         })
     }
 
-    fn poll<T: std::fmt::Debug>(&self, what: &str, mut look: impl FnMut() -> Result<(T, bool)>) -> Result<T> {
+    fn poll<T: Serialize>(&self, what: &str, mut look: impl FnMut() -> Result<(T, bool)>) -> Result<T> {
         let mut last = None;
         let found = wait::some_within(wait::PATIENCE, what, || match look() {
             Err(error) => Some(Err(error)),
@@ -222,7 +224,7 @@ impl Client {
                 None
             }
         });
-        found.with_context(|| format!("seen last: {last:#?}"))?
+        found.with_context(|| format!("seen last: {:#}", json!(last)))?
     }
 
     /// Any request: path with query, content type, body. Gives the answer, as text when it is not JSON.
@@ -257,7 +259,7 @@ impl Client {
         .into())
     }
 
-    /// Whether a namespace and all in it are gone.
+    /// Waits until an object is gone.
     ///
     /// # Errors
     /// [`Self::wait_for`]'s.
@@ -265,7 +267,8 @@ impl Client {
         self.wait_for(kind, namespace, name, "to be gone", Value::is_null).map(drop)
     }
 
-    /// Deletes a namespace, and waits until the controllers have emptied it and it is gone.
+    /// Deletes a namespace, and waits until the controllers have emptied it and it is gone. Its Pods, if any,
+    /// are to be deleted before.
     ///
     /// # Errors
     /// [`Self::wait_for`]'s.
