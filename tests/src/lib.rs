@@ -13,6 +13,7 @@ pub mod broker;
 pub mod cgroup;
 pub mod fixture;
 pub mod http;
+pub mod kube;
 pub mod lab;
 pub mod manifest;
 pub mod named_netns;
