@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use divert_common::label;
 
 use crate::compile::SettingsArgs;
+use crate::okteto::{DownArgs, UpArgs};
 use crate::plan_view::PlanArgs;
 
 /// Steers requests between namespaces by the baggage they carry.
@@ -27,6 +28,10 @@ pub enum Command {
     Plan(PlanArgs),
     /// Print the custom resource definition of Divert, for `kubectl apply -f -`.
     Crd,
+    /// Divert the services of the current namespace, as the section deploy.divert of an okteto.yaml says.
+    Up(UpArgs),
+    /// Undo `up`.
+    Down(DownArgs),
 }
 
 /// Options of `divert-agent run`.

@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod kubernetes;
 pub mod manifests;
 pub mod metrics;
+pub mod okteto;
 pub mod plan;
 pub mod plan_view;
 pub mod run;

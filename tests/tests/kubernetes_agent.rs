@@ -1,15 +1,13 @@
 //! The agent on a cluster: real API server, real controllers, network namespaces as pods.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use divert_tests::agent::Agent;
 use divert_tests::kube::{
-    ApiServer, CUSTOM_RESOURCE_DEFINITION, Client, DIVERT, NAMESPACE, OKTETO_DIVERT, Options, POD, Refusal,
-    Town, install_definition, install_oktetos_definition,
+    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, NAMESPACE, OKTETO_DIVERT, Options, Refusal, Town,
+    install_definition, install_oktetos_definition,
 };
-use divert_tests::process::{Place, Process};
 use divert_tests::{manifest, wait};
 use serde_json::{Value, json};
 
@@ -22,21 +20,20 @@ fn own_server() -> Result<ApiServer> {
 
 /// Waits until who asks with the key is answered by the one namespace, and sees that who asks without is
 /// always answered by the shared one.
-fn wait_served_by(town: &Town, namespace: &str) -> Result<Duration> {
+fn wait_served_by(town: &Town, agent: &Agent, namespace: &str) -> Result<Duration> {
     let began = Instant::now();
     let mut failure = None;
-    wait::until(&format!("the key to lead to {namespace}"), || {
-        match (town.asks(true), town.asks(false)) {
-            (Ok(with), Ok(without)) => {
-                assert_eq!(without, town.server(&town.shared), "a request without a key");
-                with == town.server(namespace)
-            }
-            (with, without) => {
-                failure = with.err().or(without.err());
-                failure.is_some()
-            }
+    wait::until(&format!("the key to lead to {namespace}"), || match (town.asks(true), town.asks(false)) {
+        (Ok(with), Ok(without)) => {
+            assert_eq!(without, town.server(&town.shared), "a request without a key");
+            with == town.server(namespace)
         }
-    })?;
+        (with, without) => {
+            failure = with.err().or(without.err());
+            failure.is_some()
+        }
+    })
+    .with_context(|| agent.process().output())?;
     match failure {
         None => Ok(began.elapsed()),
         Some(error) => Err(error),
@@ -65,18 +62,18 @@ fn a_divert_steers_requests_until_it_is_deleted() -> Result<()> {
     assert_eq!(town.asks(true)?, "steers-staging/web", "nobody diverts yet");
 
     admin.create(&town.divert())?;
-    let took = wait_served_by(&town, "steers-alice")?;
+    let took = wait_served_by(&town, &agent, "steers-alice")?;
     eprintln!("a new Divert took effect after {took:?}");
 
     // Consent is asked for again at each change.
     let label = |value: Value| json!({"metadata": {"labels": {"divert.dev/shared": value}}});
     admin.patch(NAMESPACE, "", "steers-staging", &label(Value::Null))?;
-    wait_served_by(&town, "steers-staging")?;
+    wait_served_by(&town, &agent, "steers-staging")?;
     admin.patch(NAMESPACE, "", "steers-staging", &label(json!("true")))?;
-    wait_served_by(&town, "steers-alice")?;
+    wait_served_by(&town, &agent, "steers-alice")?;
 
     admin.delete(DIVERT, "steers-alice", "steers-staging")?;
-    wait_served_by(&town, "steers-staging")?;
+    wait_served_by(&town, &agent, "steers-staging")?;
     drop(agent);
     Ok(())
 }
@@ -93,8 +90,14 @@ fn the_definition_refuses_what_cannot_be_meant() -> Result<()> {
         (json!({"sharedNamespace": "staging", "services": ["a.b"]}), "write names of Services"),
         (json!({"sharedNamespace": "staging", "hosts": ["http://a.example"]}), "no scheme, no port, no path"),
         (json!({"sharedNamespace": "staging", "hosts": ["*.example.com"]}), "write host names alone"),
-        (json!({"sharedNamespace": "staging", "inject": "Always"}), "supported values: \"FromPods\", \"None\""),
-        (json!({"sharedNamespace": "staging", "onUnavailable": "No"}), "supported values: \"Fail\", \"Shared\""),
+        (
+            json!({"sharedNamespace": "staging", "inject": "Always"}),
+            "supported values: \"FromPods\", \"None\"",
+        ),
+        (
+            json!({"sharedNamespace": "staging", "onUnavailable": "No"}),
+            "supported values: \"Fail\", \"Shared\"",
+        ),
     ] {
         let metadata = json!({"name": "d", "namespace": "refused"});
         let divert =
@@ -126,7 +129,7 @@ fn oktetos_diverts_count_from_the_moment_their_definition_is_there() -> Result<(
     let agent = town.agent(admin)?;
     install_oktetos_definition(admin)?;
     admin.create(&okteto_divert(&town))?;
-    wait_served_by(&town, "alice")?;
+    wait_served_by(&town, &agent, "alice")?;
 
     // One that cannot be read stops no other.
     let mut broken = okteto_divert(&town);
@@ -140,11 +143,11 @@ fn oktetos_diverts_count_from_the_moment_their_definition_is_there() -> Result<(
     assert_eq!(town.asks(true)?, "alice/web", "the other asks for the same");
 
     admin.delete(CUSTOM_RESOURCE_DEFINITION, "", "diverts.okteto.com")?;
-    wait_served_by(&town, "staging")?;
+    wait_served_by(&town, &agent, "staging")?;
     // And again: nothing was forgotten with it.
     install_oktetos_definition(admin)?;
     admin.create(&okteto_divert(&town))?;
-    wait_served_by(&town, "alice")?;
+    wait_served_by(&town, &agent, "alice")?;
     drop(agent);
     Ok(())
 }
@@ -155,7 +158,7 @@ fn while_the_api_server_is_away_the_last_good_state_stays() -> Result<()> {
     let town = Town::new(&server, "staging", "alice")?;
     server.admin().create(&town.divert())?;
     let agent = town.agent(server.admin())?;
-    wait_served_by(&town, "alice")?;
+    wait_served_by(&town, &agent, "alice")?;
 
     server.kill();
     let told = |text: &str| agent.get("/readyz").is_ok_and(|it| it.status == 200 && it.text().contains(text));
@@ -188,40 +191,26 @@ fn an_agent_that_starts_before_the_api_server_waits_for_it() -> Result<()> {
     wait::until_within(BACK_OFF, "the agent to be ready", || {
         agent.get("/readyz").is_ok_and(|it| it.status == 200)
     })?;
-    wait_served_by(&town, "alice")?;
+    wait_served_by(&town, &agent, "alice")?;
     agent.wait_ready()
-}
-
-/// Runs a process in a pod's namespace, in the cgroup that a kubelet would give the pod.
-fn pause(town: &Town, admin: &Client, pod: &str) -> Result<Process> {
-    let pod = town.lab.pod(pod);
-    let object = admin.get(POD, pod.namespace(), pod.short_name())?;
-    let uid = object["metadata"]["uid"].as_str().context("a Pod without a UID")?;
-    let cgroup = town.lab.cgroup().join(format!("pods/pod{uid}/sandbox"));
-    std::fs::create_dir_all(&cgroup)?;
-    let mut command = Command::new("sleep");
-    command.arg("infinity");
-    Process::spawn("pause", command, Place { netns: Some(pod.netns()), cgroup: Some(&cgroup) })
 }
 
 #[test]
 fn a_pod_that_takes_anothers_address_does_not_get_its_place() -> Result<()> {
     let server = ApiServer::shared()?;
-    let town = Town::new(&server, "thief-staging", "thief-alice")?;
+    let mut town = Town::new(&server, "thief-staging", "thief-alice")?;
     let admin = server.admin();
     admin.create(&town.divert())?;
-    let pods = ["thief-staging/client", "thief-staging/web", "thief-alice/web"];
-    let pauses = pods.iter().map(|pod| pause(&town, admin, pod)).collect::<Result<Vec<_>>>()?;
     // By address alone, neither of the two could be told.
-    let (client, thief) = (town.client(), town.lab.pod("thief-alice/web"));
+    let (client, thief) = (town.client(), town.lab.pod("thief-alice/idle"));
     thief.named_netns().ip_batch(&format!("addr add {}/32 dev lo\n", client.v4))?;
     let agent = town.agent(admin)?;
-    wait_served_by(&town, "thief-alice")?;
+    wait_served_by(&town, &agent, "thief-alice")?;
     let ready = agent.get("/readyz")?.text();
-    assert!(ready.starts_with("ready: 3 pods served") && !ready.contains("left direct"), "{ready}");
+    assert!(ready.starts_with("ready: 4 pods served") && !ready.contains("left direct"), "{ready}");
 
     // A pod whose processes have ended is nobody's any more, though its namespace is still mounted.
-    drop(pauses);
+    town.sandboxes.clear();
     wait::until("the pods to be left alone", || {
         agent.get("/readyz").is_ok_and(|it| it.text().contains("no process of the pod's cgroup is in it"))
     })?;

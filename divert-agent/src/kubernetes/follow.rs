@@ -64,7 +64,13 @@ pub fn follow(
     let thread = Builder::new().name("cluster".into()).spawn(move || {
         runtime.block_on(async move {
             let source = Source::start(&client, Some(&node));
-            let mut follower = Follower { planner: Planner::new(settings), sender, state, planned: false };
+            let mut follower = Follower {
+                planner: Planner::new(settings),
+                sender,
+                state,
+                planned: false,
+                troubles: Vec::new(),
+            };
             tokio::select! {
                 () = follower.run(source) => {}
                 // Dropped: the agent ends.
@@ -80,6 +86,8 @@ struct Follower {
     sender: UnboundedSender<PlanChange>,
     state: Arc<State>,
     planned: bool,
+    /// As last logged.
+    troubles: Vec<String>,
 }
 
 impl Follower {
@@ -94,7 +102,7 @@ impl Follower {
                 tracing::info!("the cluster is known, the first plan is made");
                 self.send(self.planner.whole_plan());
             }
-            self.tell(source.troubles());
+            self.tell(source.troubles(), source.awaited());
         }
     }
 
@@ -103,21 +111,18 @@ impl Follower {
         let _ = self.sender.send(change);
     }
 
-    /// Once for each change: an API server that is away for an hour is one line, and another at its end.
-    fn tell(&self, troubles: Vec<String>) {
-        let told = self.state.troubles.load();
-        if **told == troubles {
-            return;
+    /// Logs once for each change: an API server that is away for an hour is one line, and another at its end.
+    fn tell(&mut self, troubles: Vec<String>, awaited: Vec<String>) {
+        for trouble in troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+            tracing::warn!("{trouble}");
         }
-        for trouble in troubles.iter().filter(|trouble| !told.contains(trouble)) {
-            match self.planned {
-                true => tracing::warn!("{trouble}"),
-                false => tracing::info!("{trouble}"),
-            }
-        }
-        if troubles.is_empty() {
+        if troubles.is_empty() && !self.troubles.is_empty() {
             tracing::info!("the cluster is followed without gaps again");
         }
-        self.state.troubles.store(Arc::new(troubles));
+        let told: Vec<_> = troubles.iter().chain(&awaited).cloned().collect();
+        if **self.state.troubles.load() != told {
+            self.state.troubles.store(Arc::new(told));
+        }
+        self.troubles = troubles;
     }
 }

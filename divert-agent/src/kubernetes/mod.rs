@@ -22,5 +22,17 @@ pub(crate) mod source;
 mod sync;
 mod watch;
 
+/// What went wrong with a request, in one clause, without the layers that say the same again.
+pub(crate) fn describe(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("the API server says: {} ({})", status.message.trim(), status.code);
+    }
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
 pub use connect::{Cluster, ConnectError};
 pub use follow::{FollowError, Following, follow};

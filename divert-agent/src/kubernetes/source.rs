@@ -74,6 +74,11 @@ impl Source {
         self.sync.troubles()
     }
 
+    /// Which lists are still to come, in sentences.
+    pub(crate) fn awaited(&self) -> Vec<String> {
+        self.sync.awaited()
+    }
+
     /// Diverts that say what they may not, and what.
     pub(crate) fn invalid(&self) -> &BTreeMap<ObjectRef, String> {
         self.sync.invalid()

@@ -118,7 +118,7 @@ impl Sync {
         &self.invalid
     }
 
-    /// A sentence for each watch that fails, or has never been heard of when `waiting` is to be told.
+    /// A sentence for each watch that fails.
     pub(super) fn troubles(&self) -> Vec<String> {
         let trouble = |(kind, progress): (&ObjectKind, &Progress)| match (&progress.trouble, progress.synced)
         {
@@ -126,10 +126,15 @@ impl Sync {
                 Some(format!("watching {kind}: {trouble}; what was last known stays in effect"))
             }
             (Some(trouble), false) => Some(format!("listing {kind}: {trouble}")),
-            (None, false) => Some(format!("waiting for the list of {kind}")),
-            (None, true) => None,
+            (None, _) => None,
         };
         self.watches.iter().filter_map(trouble).collect()
+    }
+
+    /// A sentence for each kind whose list is still to come.
+    pub(super) fn awaited(&self) -> Vec<String> {
+        let awaited = self.watches.iter().filter(|(_, it)| !it.synced && it.trouble.is_none());
+        awaited.map(|(kind, _)| format!("waiting for the list of {kind}")).collect()
     }
 }
 
@@ -199,7 +204,8 @@ mod tests {
     #[test]
     fn trouble_takes_nothing_away_and_is_told_until_it_ends() {
         let mut it = Follower::new(&[NAMESPACE]);
-        assert_eq!(it.sync.troubles(), ["waiting for the list of Namespace"]);
+        assert_eq!(it.sync.awaited(), ["waiting for the list of Namespace"]);
+        assert!(it.sync.troubles().is_empty());
         it.take(vec![Step::Trouble("refused".into())]);
         assert_eq!(it.sync.troubles(), ["listing Namespace: refused"]);
         it.take(vec![Step::Fine, Step::Begin, upsert("a"), Step::Done]);

@@ -119,14 +119,16 @@ pub(super) async fn follow<K>(
     }
 }
 
-/// Without the layers that say the same again.
+/// In one clause, without the layers that say the same again.
 fn describe(error: &watcher::Error) -> String {
-    let mut innermost: &dyn std::error::Error = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
+    use watcher::Error;
+    match error {
+        Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {
+            super::describe(error)
+        }
+        Error::WatchError(status) => format!("the API server says: {}", status.message),
+        Error::NoResourceVersion => error.to_string(),
     }
-    let (outer, inner) = (error.to_string(), innermost.to_string());
-    if outer.contains(&inner) { outer } else { format!("{outer}: {inner}") }
 }
 
 /// Lets a task be ended by dropping it.

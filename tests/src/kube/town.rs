@@ -1,6 +1,7 @@
 //! The town of [`Fixture`](crate::fixture::Fixture), as objects of a cluster: a shared namespace that runs
-//! `client` and `web`, and a developer's that runs a `web` of its own.
+//! `client` and `web`, and a developer's that runs a `web` of its own and `idle`, which serves nothing.
 
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -14,6 +15,7 @@ use crate::agent::{Agent, Options};
 use crate::http::Http;
 use crate::lab::{ClusterIps, Family, Lab, Pod};
 use crate::manifest;
+use crate::process::{Place, Process};
 use crate::server::Echo;
 
 /// The port of every service.
@@ -30,6 +32,8 @@ pub struct Town {
     pub web: ClusterIps,
     /// The node.
     pub node: Node,
+    /// A process in each pod, as of a kubelet's sandbox, in the order of [`Lab::pods`].
+    pub sandboxes: Vec<Process>,
     /// Everybody who serves.
     pub servers: Vec<Echo>,
     /// The network.
@@ -45,7 +49,12 @@ impl Town {
     pub fn new(server: &ApiServer, shared: &str, developer: &str) -> Result<Self> {
         install_definition(server.admin())?;
         let admin = server.admin();
-        let names = [format!("{shared}/client"), format!("{shared}/web"), format!("{developer}/web")];
+        let names = [
+            format!("{shared}/client"),
+            format!("{shared}/web"),
+            format!("{developer}/web"),
+            format!("{developer}/idle"),
+        ];
         let lab = Lab::new(&names.each_ref().map(String::as_str))?;
         let node = server.join(&lab)?;
         admin.create_namespace(&manifest::shared_namespace(shared))?;
@@ -54,8 +63,10 @@ impl Town {
         let (ips, own_ips) = (lab.cluster_ips(&web)?, lab.cluster_ips(&own)?);
         admin.create(&manifest::service(shared, "web", ips, &[PORT.into()]))?;
         admin.create(&manifest::service(developer, "web", own_ips, &[PORT.into()]))?;
+        let mut sandboxes = Vec::new();
         for pod in lab.pods() {
-            node.create_pod(pod)?;
+            let object = node.create_pod(pod)?;
+            sandboxes.push(sandbox(&lab, pod, &object)?);
         }
         for namespace in [shared, developer] {
             let ready = |slices: &[Value]| {
@@ -69,7 +80,7 @@ impl Town {
         }
         let servers = vec![Echo::start(&web, PORT)?, Echo::start(&own, PORT)?];
         let (shared, developer) = (shared.to_owned(), developer.to_owned());
-        Ok(Self { shared, developer, web: ips, node, servers, lab })
+        Ok(Self { shared, developer, web: ips, node, sandboxes, servers, lab })
     }
 
     /// Starts an agent as `user` and waits until it is ready.
@@ -109,6 +120,16 @@ impl Town {
     pub fn server(&self, namespace: &str) -> String {
         format!("{namespace}/web")
     }
+}
+
+/// Runs a process in a pod's namespace, in the cgroup that a kubelet would give the pod.
+fn sandbox(lab: &Lab, pod: &Pod, object: &Value) -> Result<Process> {
+    let uid = object["metadata"]["uid"].as_str().context("a Pod without a UID")?;
+    let cgroup = lab.cgroup().join(format!("pods/pod{uid}/sandbox"));
+    std::fs::create_dir_all(&cgroup).with_context(|| format!("making {}", cgroup.display()))?;
+    let mut command = Command::new("sleep");
+    command.arg("infinity");
+    Process::spawn("sandbox", command, Place { netns: Some(pod.netns()), cgroup: Some(&cgroup) })
 }
 
 /// Installs the custom resource definition of Divert as users do, and waits until it is served.
