@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use divert_common::label;
 
 use crate::compile::SettingsArgs;
+use crate::controller::ControllerArgs;
 use crate::okteto::{DownArgs, UpArgs};
 use crate::plan_view::PlanArgs;
 
@@ -28,6 +29,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Print the custom resource definition of Divert, for `kubectl apply -f -`.
     Crd,
+    /// Write status, events and names for Diverts of a cluster; one for all nodes.
+    Controller(ControllerArgs),
     /// Divert the services of the current namespace, as the section deploy.divert of an okteto.yaml says.
     Up(UpArgs),
     /// Undo `up`.

@@ -9,6 +9,7 @@ pub mod apply;
 pub mod cli;
 pub mod compile;
 pub mod control;
+pub mod controller;
 pub mod crd;
 pub mod decide;
 pub mod kernel;

@@ -18,6 +18,10 @@ pub const OKTETO_API: &str = "okteto.com/v1";
 pub const SHARED: &str = "divert.dev/shared";
 /// Annotation of a shared Namespace: a label selector over the namespaces it consents to; without it, all.
 pub const ALLOWED_NAMESPACES: &str = "divert.dev/allowed-namespaces";
+/// Label of Services that the controller makes, so that names of a shared namespace resolve in a developer's.
+pub const EXTERNAL_NAME: &str = "divert.dev/external-name";
+/// Annotation by which okteto knows such a Service, and passes it over: the shared namespace.
+pub const OKTETO_NAMESPACE: &str = "divert.okteto.com/namespace";
 /// Label of a Pod or Namespace, value `false`: connections of these pods are left alone.
 pub const CAPTURE: &str = "divert.dev/capture";
 /// Label that the API server puts on every Namespace; its value is the name.

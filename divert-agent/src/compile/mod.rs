@@ -22,5 +22,6 @@ mod status;
 mod tests;
 
 pub use planner::Planner;
+pub(crate) use ports::may_be_http;
 pub use settings::{EndpointTrust, Settings, SettingsArgs};
 pub use status::{Condition, DivertStatus, RowReason, ServiceRow};

@@ -55,6 +55,16 @@ impl Planner {
         }
     }
 
+    /// The pairs of namespaces that Diverts are about, judged.
+    pub fn groups(&self) -> impl Iterator<Item = (&Pair, &Group)> {
+        self.groups.iter()
+    }
+
+    /// What the operator decided.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// What exists now.
     pub fn world(&self) -> &World {
         &self.world

@@ -66,7 +66,9 @@ impl Convert for core::Service {
         let service = ServiceRef { namespace: namespace(&self.metadata)?, name: name(&self.metadata)? };
         let spec = self.spec.ok_or_else(|| fail("spec", "a Service needs a spec"))?;
         let kind = match (spec.type_.as_deref(), spec.cluster_ip.as_deref()) {
-            (Some("ExternalName"), _) => ServiceKind::ExternalName,
+            (Some("ExternalName"), _) => {
+                ServiceKind::ExternalName(spec.external_name.unwrap_or_default().to_ascii_lowercase().into())
+            }
             (_, Some("None")) => ServiceKind::Headless,
             (_, first) => ServiceKind::ClusterIps(cluster_ips(first, spec.cluster_ips.as_deref())?),
         };

@@ -190,7 +190,7 @@ impl Service {
 
     /// Whether it is an alias for another name.
     pub fn is_external_name(&self) -> bool {
-        self.kind == ServiceKind::ExternalName
+        matches!(self.kind, ServiceKind::ExternalName(_))
     }
 }
 
@@ -201,8 +201,8 @@ pub enum ServiceKind {
     ClusterIps(Vec<IpAddr>),
     /// By the addresses of its endpoints.
     Headless,
-    /// It is an alias for a name elsewhere.
-    ExternalName,
+    /// It is an alias for this name, in lower case.
+    ExternalName(Arc<str>),
 }
 
 /// A TCP port of a Service.
