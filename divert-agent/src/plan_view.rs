@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::compile::{DivertStatus, Planner, SettingsArgs};
 use crate::manifests::{Manifests, ManifestsError, Problem};
-use crate::plan::{Backend, OnUnavailable, Plan, Route, Unavailable};
+use crate::plan::{Backend, CaptureSet, OnUnavailable, Plan, Route, Unavailable};
 
 /// Options of `divert-agent plan`.
 #[derive(Args, Clone, Debug)]
@@ -116,8 +116,8 @@ struct PodView {
 impl<'a> View<'a> {
     /// Puts together what is printed.
     pub fn new(planner: &Planner, problems: &'a [Problem]) -> Self {
-        let Plan { captures, pods } = planner.plan();
-        let names = |set: &crate::plan::CaptureSet| set.0.iter().map(|name| name.to_string()).collect();
+        let Plan { captures, pods, .. } = planner.plan();
+        let names = |set: &CaptureSet| set.namespaces().map(|name| name.to_string()).collect();
         let captures = captures.iter().flat_map(|(capture, target)| {
             target.services.iter().map(move |shared| CaptureView {
                 set: names(&capture.set),

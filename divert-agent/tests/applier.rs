@@ -90,7 +90,7 @@ fn name(name: &str) -> PodRef {
 }
 
 fn pod(addresses: &[IpAddr]) -> PodPlan {
-    PodPlan { addresses: addresses.to_vec(), set: CaptureSet::default(), ports: BTreeSet::new() }
+    PodPlan { addresses: addresses.to_vec(), set: CaptureSet::default(), key: None, ports: BTreeSet::new() }
 }
 
 fn pods(pods: &[(PodRef, PodPlan)]) -> PlanChange {

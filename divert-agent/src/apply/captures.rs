@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use divert_common::label::{Label, LabelRanges};
+use divert_common::map::EVERYONE;
 
 use super::labels::{CaptureKey, Labels};
 use super::sets::SetIds;
@@ -110,7 +111,7 @@ impl Captures {
                 slot.set_target(target);
                 slot
             }
-            None => Arc::new(Slot::new(label, key.address, target)),
+            None => Arc::new(Slot::new(label, key.address, key.set != EVERYONE, target)),
         };
         self.captured.insert(key, Arc::clone(&slot));
         steps.slots.push(slot);
@@ -245,10 +246,7 @@ mod tests {
     }
 
     fn capture(set: &[&str], address: &str) -> Capture {
-        Capture {
-            set: CaptureSet(set.iter().map(|it| (*it).into()).collect()),
-            address: address.parse().unwrap(),
-        }
+        Capture { set: set.iter().map(|it| Arc::from(*it)).collect(), address: address.parse().unwrap() }
     }
 
     fn captures() -> Captures {

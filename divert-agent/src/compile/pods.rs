@@ -21,6 +21,7 @@ pub(super) fn compile(world: &World, pod: &Pod) -> Option<PodPlan> {
         PodPlan {
             addresses: pod.addresses.clone(),
             set: CaptureSet::default(),
+            key: None,
             ports: pod.ports.iter().map(|port| port.number).chain(targets).collect(),
         }
     })

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -127,6 +128,9 @@ impl Reader<'_> {
             ("v1", "Pod") => self.object::<core::Pod>(value, ObjectKind::Pod, within),
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.object::<discovery::EndpointSlice>(value, ObjectKind::EndpointSlice, within);
+            }
+            ("networking.k8s.io/v1", "Ingress") => {
+                self.object::<networking::Ingress>(value, ObjectKind::Ingress, within);
             }
             (api::DIVERT_API, "Divert") => {
                 self.object::<api::Divert>(value, ObjectKind::Divert(DivertApi::Divert), within);

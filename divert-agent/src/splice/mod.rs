@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use divert_common::label::LabelRanges;
 use divert_common::netns::{NetNs, NetNsId};
 use divert_http::KeyNames;
@@ -46,6 +47,20 @@ pub struct Pod {
     pub pod: PodRef,
     /// Its network namespace: upstream sockets are made in there.
     pub netns: NetNs,
+    /// The key of what it sends, where its connection was captured for that.
+    key: ArcSwap<Option<Arc<str>>>,
+}
+
+impl Pod {
+    /// A pod whose requests get `key`, where they carry none and leave on a connection captured for its set.
+    pub fn new(pod: PodRef, netns: NetNs, key: Option<Arc<str>>) -> Self {
+        Self { pod, netns, key: ArcSwap::from_pointee(key) }
+    }
+
+    /// Changes the key, from the next request on, also on connections that are open.
+    pub fn set_key(&self, key: Option<Arc<str>>) {
+        self.key.store(Arc::new(key));
+    }
 }
 
 /// The listeners of one worker in one pod; at least one of them.

@@ -17,7 +17,13 @@ const SLOWER: u32 = if cfg!(debug_assertions) { 20 } else { 1 };
 fn namespace_named(name: &str, shared: bool) -> Object {
     let label = shared.then(|| (crate::api::SHARED.into(), "true".into()));
     let labels = label.into_iter().collect();
-    Object::Namespace(Namespace { name: name.into(), labels, allowed: None, terminating: false })
+    Object::Namespace(Namespace {
+        name: name.into(),
+        labels,
+        allowed: None,
+        hosts: Vec::new(),
+        terminating: false,
+    })
 }
 
 fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2] {
