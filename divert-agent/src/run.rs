@@ -126,7 +126,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Workers::start(workers as usize, &table, config).map_err(system("starting workers"))?;
-    let counts = workers.counts();
+    let (counts, tallies) = (workers.counts(), workers.tallies());
     let workers = Arc::new(workers);
     hooks.attach(cgroup.as_fd())?;
     tracing::info!(cgroup = %attach_at.display(), workers = counts.len(), "attached");
@@ -140,7 +140,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;
     let control = control::start(&args.manifests, args.settings.into())?;
     let (mut changes, state, watch) = control.split();
-    let sources = Sources { workers: counts, hooks: counters, apply: driver.status(), control: state };
+    let sources =
+        Sources { workers: counts, tallies, hooks: counters, apply: driver.status(), control: state };
     let admin = tokio::spawn(admin::serve(listener, sources));
 
     loop {

@@ -11,7 +11,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use divert_http::{Method, Request, RequestHead, parse_request, strip_h2c_offer};
+use divert_http::{
+    KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key, parse_request, strip_h2c_offer,
+};
 
 use super::answer::Answer;
 use super::conn::Conn;
@@ -19,8 +21,9 @@ use super::counts::Count;
 use super::dial;
 use super::exchange::{Exchange, Outcome, Outgoing, Reset};
 use super::session::{End, Session};
+use super::tally::{Fate, Tally};
 use super::upstream::{Idle, Kept, Original, poll_idle};
-use crate::decide::{Decision, decide};
+use crate::decide::{self, decide};
 use crate::plan::{Backend, OnUnavailable, Route};
 
 /// A step that the client's bytes ask for.
@@ -40,6 +43,20 @@ struct Wanted {
     head_only: bool,
     /// It has a body, which an answer of ours would leave unread.
     has_body: bool,
+    /// The service that was asked for, where the response is to name it.
+    asked: Option<String>,
+    /// Where it counts.
+    tally: Arc<Tally>,
+}
+
+/// What was decided about a request, in so far as it outlives the look into the routing table.
+struct Decided {
+    route: Option<Arc<Route>>,
+    /// The key to forward with it.
+    inject: Option<Box<str>>,
+    /// The service that was asked for, for `x-divert-target`.
+    asked: Option<String>,
+    tally: Arc<Tally>,
 }
 
 /// An upstream for one request.
@@ -120,11 +137,16 @@ impl Session {
                 Ok(None)
             }
             Request::Head(head) => {
-                let route = self.route(head.key.as_deref(), head.host);
-                let wanted = wanted(&head, bytes, route.as_deref());
-                Ok(Some(Step::Request(wanted, route)))
+                let decided = self.decide(head.key.as_deref(), head.host, head.debug);
+                let rewritten = rewrite(&head, bytes, decided.inject.as_deref(), &worker.config.names);
+                if rewritten.as_ref().is_some_and(|head| head.len() > MAX_HEAD) {
+                    return Err(self.refuse(&Answer::HeadTooLarge));
+                }
+                let route = decided.route.clone();
+                Ok(Some(Step::Request(wanted(&head, rewritten, decided), route)))
             }
-            Request::Irregular { key, reason, .. } => match self.route(key.as_deref(), None) {
+            // What cannot be followed cannot be given a key either.
+            Request::Irregular { key, reason, .. } => match self.decide(key.as_deref(), None, false).route {
                 None => Ok(Some(Step::Opaque)),
                 Some(_) => Err(self.refuse(&Answer::Irregular(&reason))),
             },
@@ -133,12 +155,21 @@ impl Session {
         }
     }
 
-    /// Where a request goes now; `None` is the original destination.
-    fn route(&self, key: Option<&str>, host: Option<&str>) -> Option<Arc<Route>> {
-        let key = key?;
-        match decide(&self.claim.target(), Some(key), host) {
-            Decision::Original => None,
-            Decision::Route(route) => Some(Arc::clone(route)),
+    /// Decides a request by the routing table as it is now.
+    fn decide(&self, key: Option<&str>, host: Option<&str>, debug: bool) -> Decided {
+        let (target, hosts) = (self.claim.target(), self.worker.table.hosts());
+        let sender = self.claim.from_pods.then(|| self.pod.key());
+        let sender = sender.as_ref().and_then(|key| key.as_deref());
+        let decision = decide(&target, &hosts, &decide::Request { key, host, sender });
+        let service = decision.service.map(|shared| &shared.service);
+        // A key that the client made up names no series.
+        let known = decision.inject || decision.route.is_some();
+        let series = decision.key.filter(|_| known).unwrap_or_default();
+        Decided {
+            route: decision.route.map(Arc::clone),
+            inject: decision.key.filter(|_| decision.inject).map(Box::from),
+            asked: service.filter(|_| debug).map(ToString::to_string),
+            tally: self.worker.tallies.get(service, series),
         }
     }
 
@@ -178,10 +209,9 @@ impl Session {
             }
             Upstream::Original(conn) => {
                 self.count(Count::RequestsOriginal);
+                wanted.tally.add(Fate::Shared);
                 let mut outgoing = wanted.outgoing;
-                if outgoing.target.is_some() {
-                    outgoing.target = self.claim.target().services.first().map(|it| it.service.to_string());
-                }
+                outgoing.target = wanted.asked;
                 let outcome = self.exchange(&conn, outgoing).await;
                 match self.settle(&conn, outcome).await? {
                     Settled::Reusable => self.original = Original::Open { conn, carried: true },
@@ -192,6 +222,7 @@ impl Session {
             }
             Upstream::Developer { kept, reused } => {
                 self.count(Count::RequestsDiverted);
+                wanted.tally.add(Fate::Diverted);
                 if matches!(self.original, Original::Failed) {
                     self.original = Original::Absent;
                 }
@@ -208,7 +239,12 @@ impl Session {
         wanted: Wanted,
         route: Option<&Route>,
     ) -> Result<(), End> {
-        let again = (reused && wanted.repeatable).then(|| wanted.outgoing.clone());
+        let mut again = (reused && wanted.repeatable).then(|| wanted.outgoing.clone());
+        if let Some(again) = again.as_mut().filter(|again| again.rewritten.is_some()) {
+            // The head as it came leaves the inbox with the first attempt.
+            again.head_len = 0;
+        }
+        let tally = Arc::clone(&wanted.tally);
         let mut outgoing = wanted.outgoing;
         outgoing.retain = again.is_some();
         let outcome = self.exchange(&kept.conn, outgoing).await;
@@ -216,7 +252,7 @@ impl Session {
             drop(kept);
             self.count(Count::Retried);
             let head_only = wanted.head_only;
-            let Some(kept) = self.dial_developer(route, head_only, false).await? else {
+            let Some(kept) = self.dial_developer(route, head_only, false, &tally).await? else {
                 self.client.inbox.consume(outgoing.head_len);
                 return Ok(());
             };
@@ -278,6 +314,7 @@ impl Session {
                 return self.original_upstream().await;
             }
             self.count(Count::RequestsUnavailable);
+            wanted.tally.add(Fate::Unavailable);
             let answer = Answer::Unavailable(&route.service, why);
             self.answer(&answer, wanted.head_only, wanted.has_body).await?;
             return Ok(Upstream::Answered);
@@ -288,7 +325,7 @@ impl Session {
                 Err(_) => self.original_upstream().await,
             };
         }
-        Ok(match self.dial_developer(route, wanted.head_only, wanted.has_body).await? {
+        Ok(match self.dial_developer(route, wanted.head_only, wanted.has_body, &wanted.tally).await? {
             Some(kept) => Upstream::Developer { kept, reused: false },
             None => Upstream::Answered,
         })
@@ -300,6 +337,7 @@ impl Session {
         route: &Route,
         head_only: bool,
         has_body: bool,
+        tally: &Tally,
     ) -> Result<Option<Kept>, End> {
         match dial::first_of(self.dial_from(), self.in_turn(route)).await {
             Ok((endpoint, conn)) => Ok(Some(Kept { service: route.service.clone(), endpoint, conn })),
@@ -309,6 +347,7 @@ impl Session {
             }
             Err(unreachable) => {
                 self.count(Count::RequestsUnavailable);
+                tally.add(Fate::Unavailable);
                 let answer = Answer::Unreachable(&route.service, &unreachable);
                 self.answer(&answer, head_only, has_body).await?;
                 Ok(None)
@@ -388,15 +427,24 @@ fn developer(route: &Route, endpoint: SocketAddr, conn: Conn) -> Upstream {
     Upstream::Developer { kept: Kept { service: route.service.clone(), endpoint, conn }, reused: false }
 }
 
-fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted {
-    let rewritten = head.h2c_offer.then(|| {
+/// The head to send instead of the one that came; `None` when that is to go as it is.
+fn rewrite(head: &RequestHead<'_>, bytes: &[u8], key: Option<&str>, names: &KeyNames) -> Option<Vec<u8>> {
+    let stripped = head.h2c_offer.then(|| {
         let mut without = Vec::with_capacity(head.len);
         strip_h2c_offer(&bytes[..head.len], &mut without);
         without
     });
+    let Some(key) = key else { return stripped };
+    let head = stripped.as_deref().unwrap_or(&bytes[..head.len]);
+    let mut with = Vec::with_capacity(head.len() + key.len() + 32);
+    inject_key(head, names, key, &mut with);
+    Some(with)
+}
+
+fn wanted(head: &RequestHead<'_>, rewritten: Option<Vec<u8>>, decided: Decided) -> Wanted {
     let has_body = head.body != divert_http::BodyLength::None;
     Wanted {
-        repeatable: head.idempotent && !has_body && rewritten.is_none(),
+        repeatable: head.idempotent && !has_body,
         head_only: head.method == Method::Head,
         has_body,
         outgoing: Outgoing {
@@ -405,9 +453,10 @@ fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted
             method: head.method,
             rewritten,
             close: head.close,
-            // The name of the shared service is filled in where it turns out to be that.
-            target: head.debug.then(|| route.map(|route| route.service.to_string()).unwrap_or_default()),
+            target: decided.route.filter(|_| head.debug).map(|route| route.service.to_string()),
             retain: false,
         },
+        asked: decided.asked,
+        tally: decided.tally,
     }
 }

@@ -34,10 +34,12 @@ mod opaque;
 mod pipe;
 mod pump;
 mod session;
+pub mod tally;
 mod upstream;
 mod worker;
 
 use counts::Counts;
+use tally::Tallies;
 use worker::Command;
 
 /// A pod whose connections are served, as the data plane needs to know it.
@@ -55,6 +57,11 @@ impl Pod {
     /// A pod whose requests get `key`, where they carry none and leave on a connection captured for its set.
     pub fn new(pod: PodRef, netns: NetNs, key: Option<Arc<str>>) -> Self {
         Self { pod, netns, key: ArcSwap::from_pointee(key) }
+    }
+
+    /// The key now.
+    fn key(&self) -> arc_swap::Guard<Arc<Option<Arc<str>>>> {
+        self.key.load()
     }
 
     /// Changes the key, from the next request on, also on connections that are open.
@@ -99,6 +106,7 @@ impl fmt::Debug for SpliceConfig {
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Handle>,
+    tallies: Arc<Tallies>,
     /// Disconnected when the last thread has ended; taken by the drain.
     running: Mutex<Option<Receiver<Infallible>>>,
 }
@@ -117,16 +125,17 @@ impl Workers {
     pub fn start(count: usize, table: &Arc<Table>, config: SpliceConfig) -> io::Result<Self> {
         let config = Arc::new(config);
         let (alive, running) = channel();
+        let tallies = Arc::new(Tallies::default());
         let workers = (0..count.max(1))
             .map(|number| {
                 let number = number as u32;
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let counts = Arc::new(Counts::default());
                 let (table, config, own) = (Arc::clone(table), Arc::clone(&config), Arc::clone(&counts));
-                let alive = alive.clone();
+                let (alive, tallies) = (alive.clone(), Arc::clone(&tallies));
                 std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                     let _alive = alive;
-                    if let Err(error) = worker::run(number, table, config, own, receiver) {
+                    if let Err(error) = worker::run(number, table, config, own, tallies, receiver) {
                         // Without its heartbeat the hooks let every connection pass.
                         tracing::error!(worker = number, %error, "a data plane worker cannot run; all connections go direct");
                     }
@@ -134,7 +143,7 @@ impl Workers {
                 Ok(Handle { commands: sender, counts })
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { workers, running: Mutex::new(Some(running)) })
+        Ok(Self { workers, tallies, running: Mutex::new(Some(running)) })
     }
 
     /// Number of workers.
@@ -145,6 +154,11 @@ impl Workers {
     /// The counters of each worker.
     pub fn counts(&self) -> Vec<Arc<Counts>> {
         self.workers.iter().map(|worker| Arc::clone(&worker.counts)).collect()
+    }
+
+    /// Requests by service, key and result, of all workers.
+    pub fn tallies(&self) -> Arc<Tallies> {
+        Arc::clone(&self.tallies)
     }
 
     /// Serves a pod: one element of `listeners` for each worker, in order.

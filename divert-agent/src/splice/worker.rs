@@ -14,6 +14,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
+use super::tally::{Tallies, WorkerTallies};
 use super::{Listeners, Pod, SpliceConfig, accept};
 use crate::splice::counts::Counts;
 use crate::table::Table;
@@ -37,6 +38,7 @@ pub(super) struct Worker {
     pub(super) table: Arc<Table>,
     pub(super) config: Arc<SpliceConfig>,
     pub(super) counts: Arc<Counts>,
+    pub(super) tallies: WorkerTallies,
     /// A connection has ended, so a descriptor may be free.
     pub(super) ended: Notify,
     /// The next round-robin position; starts anywhere.
@@ -121,6 +123,7 @@ pub(super) fn run(
     table: Arc<Table>,
     config: Arc<SpliceConfig>,
     counts: Arc<Counts>,
+    tallies: Arc<Tallies>,
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) -> std::io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
@@ -129,6 +132,7 @@ pub(super) fn run(
         table,
         config,
         counts,
+        tallies: WorkerTallies::new(tallies),
         ended: Notify::new(),
         turn: Cell::new(number as usize * 7919 + std::process::id() as usize),
         draining: Cell::new(false),
