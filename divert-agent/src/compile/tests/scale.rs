@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::plan::ServiceRef;
+use crate::plan::{PodRef, ServiceRef};
 use crate::world::{
-    Asks, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Namespace, Object, Service, ServiceKind,
-    ServicePort, SlicePort, TargetPort, WorldChange,
+    Asks, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Namespace, Object, Pod, Service,
+    ServiceKind, ServicePort, SlicePort, TargetPort, WorldChange,
 };
 
 const DEVELOPERS: usize = 50;
@@ -89,18 +89,35 @@ fn a_large_cluster_compiles_at_once_and_a_change_in_no_time() {
             },
         }));
     }
+    // One developer has a pod on this node, so everything of staging is captured for it as well.
+    all.push(Object::Pod(pod_of(&developers[0])));
     let mut planner = Planner::new(Settings::default());
     let began = Instant::now();
     let change = planner.update(all.into_iter().map(WorldChange::Upsert));
     let whole = began.elapsed();
-    assert_eq!(change.captures.len(), DIVERTED * 12);
+    assert_eq!(change.captures.len(), DIVERTED * 12 + SERVICES * 12);
     assert!(whole < Duration::from_millis(500) * SLOWER, "the whole took {whole:?}");
 
     let [_, one_less] = service_with(&developers[7], 7 * 20, 5);
     let began = Instant::now();
     let change = planner.update([WorldChange::Upsert(one_less)]);
     let step = began.elapsed();
-    assert_eq!(change.captures.len(), 12);
+    assert_eq!(change.captures.len(), 2 * 12);
     assert!(step < Duration::from_millis(1) * SLOWER, "one endpoint took {step:?}");
     eprintln!("whole {whole:?}, one endpoint {step:?}");
+}
+
+fn pod_of(namespace: &str) -> Pod {
+    Pod {
+        pod: PodRef { namespace: namespace.into(), name: "p".into() },
+        labels: Labels::default(),
+        addresses: vec!["10.255.0.1".parse().unwrap()],
+        host_network: false,
+        finished: false,
+        ready: true,
+        terminating: false,
+        ports: Vec::new(),
+        hostname: None,
+        subdomain: None,
+    }
 }
