@@ -213,7 +213,7 @@ fn an_exchange_under_way_at_the_end_is_finished() -> Result<()> {
 fn what_does_not_end_in_time_is_reset() -> Result<()> {
     let town = Fixture::new()?;
     let listener = town.server().listen(divert_tests::fixture::PORT)?;
-    let options = Options { arguments: vec!["--drain".into(), "0".into()], ..Options::default() };
+    let options = Options { drain: 0, ..Options::default() };
     let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
     let mut connection = town.connect()?;
     connection.send(b"GET /never HTTP/1.1\r\nHost: web\r\n\r\n")?;

@@ -28,12 +28,11 @@ fn a_client_in_a_new_sandbox_with_the_same_address_is_served_again() -> Result<(
     let _servers = town.servers()?;
     let agent = town.agent()?;
     let old = town.client();
-    let old_netns = format!("net:[{}]", old.netns().id().inode);
     let (mut carried, captured) = connect(&town, &old)?;
     assert!(captured);
     assert_eq!(carried.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
-    let holds = |netns: &String| usage::descriptors(agent.process().pid()).is_ok_and(|it| it.contains(netns));
-    assert!(holds(&old_netns), "a served pod's namespace is open");
+    let held = || usage::holds_netns(agent.process().pid(), old.netns().id()).unwrap_or(true);
+    assert!(held(), "a served pod's namespace is open");
 
     town.lab.remove_sandbox(&old)?;
     let new = town.lab.replace(&old, old.name())?;
@@ -41,7 +40,7 @@ fn a_client_in_a_new_sandbox_with_the_same_address_is_served_again() -> Result<(
     let (mut connection, _) = connect(&town, &new)?;
     assert_eq!(connection.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
     assert_eq!(connection.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
-    wait::until("the old namespace to be let go", || !holds(&old_netns))?;
+    wait::until("the old namespace to be let go", || !held())?;
     wait::until("its listeners to be closed", || {
         agent.traces_in(&old).is_ok_and(|traces| traces.iter().all(|it| !it.starts_with("listener")))
     })?;
