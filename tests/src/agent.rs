@@ -257,8 +257,9 @@ impl Traces {
         let mut traces = BTreeSet::new();
         for family in ["-4", "-6"] {
             let routes = pod.named_netns().ip(&format!("{family} route show table all"))?;
-            // Multicast and cached routes come and go by themselves.
-            let lasting = routes.lines().filter(|route| !route.contains("multicast ff00"));
+            // What the kernel makes for addresses may come a moment after them; multicast routes come and go.
+            let own = |route: &&str| !route.contains("proto kernel") && !route.contains("multicast ff00");
+            let lasting = routes.lines().filter(own);
             traces.extend(lasting.map(|route| format!("route {}", route.trim())));
         }
         for table in ["tcp", "tcp6"] {
