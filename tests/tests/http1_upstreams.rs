@@ -89,7 +89,11 @@ fn what_is_idempotent_and_has_no_body_is_tried_once_more() -> Result<()> {
             let (mut client, mut shared, mut alice) = stage.connect_with_kept()?;
             client.send(&again);
             alice.expect(&again);
-            if reset { alice.reset() } else { drop(alice) }
+            if reset {
+                alice.reset()
+            } else {
+                drop(alice)
+            }
             let mut alice = Peer::accept(&stage.alices)?;
             alice.expect(&again);
             alice.send("HTTP/1.1 204 Second\r\n\r\n");
@@ -226,7 +230,11 @@ fn an_original_that_ends_before_its_first_request_is_dialled_again() -> Result<(
         client.send(request("GET", true));
         let mut alice = Peer::accept(&stage.alices)?;
         serve(&mut alice, &mut client, &request("GET", true));
-        if farewell.is_empty() { shared.finish() } else { shared.send(farewell) }
+        if farewell.is_empty() {
+            shared.finish()
+        } else {
+            shared.send(farewell)
+        }
         shared.expect_gone();
         client.send(request("GET", false));
         let mut shared = Peer::accept(&stage.shared)?;
