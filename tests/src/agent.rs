@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use divert_common::label::LabelRanges;
 use divert_common::netns::NetNs;
 use rustix::process::Signal;
 
@@ -303,9 +304,10 @@ impl Traces {
         let mut traces = BTreeSet::new();
         for family in ["-4", "-6"] {
             let routes = pod.named_netns().ip(&format!("{family} route show table all"))?;
-            // Multicast and cached routes come and go by themselves.
-            let lasting = routes.lines().filter(|route| !route.contains("multicast ff00"));
-            traces.extend(lasting.map(|route| format!("route {}", route.trim())));
+            let ranges = LabelRanges::default();
+            let labels = [format!("{}/", ranges.v4), format!("{}/", ranges.v6)];
+            let ours = |route: &&str| labels.iter().any(|range| route.contains(range.as_str()));
+            traces.extend(routes.lines().filter(ours).map(|route| format!("route {}", route.trim())));
         }
         for table in ["tcp", "tcp6"] {
             let mut sockets = String::new();
@@ -349,4 +351,24 @@ fn attached_programs(cgroup: &std::fs::File, attach_type: u32) -> std::io::Resul
     let done =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, std::mem::size_of::<Query>()) };
     if done == -1 { Err(std::io::Error::last_os_error()) } else { Ok(query.prog_count) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_route_and_a_listener_are_traces() -> Result<()> {
+        let lab = Lab::new(&["staging/web"])?;
+        let pod = lab.pod("staging/web");
+        assert_eq!(Traces::of(&pod)?.0.len(), 0);
+        pod.named_netns()
+            .ip_batch("route add local 240.64.0.0/10 dev lo\nroute add local fdd1:7e27::/64 dev lo\n")?;
+        let socket = pod.socket(lab::Family::V6)?;
+        socket.bind(&SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0)).into())?;
+        socket.listen(1)?;
+        let traces = Traces::of(&pod)?;
+        assert_eq!(traces.0.len(), 3, "{traces:?}");
+        Ok(())
+    }
 }

@@ -16,6 +16,7 @@ pub mod http;
 pub mod lab;
 pub mod manifest;
 pub mod named_netns;
+pub mod peer;
 pub mod process;
 pub mod run;
 pub mod script;
