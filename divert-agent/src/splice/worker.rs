@@ -3,8 +3,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -23,8 +25,8 @@ use crate::table::Table;
 pub(super) enum Command {
     /// Serve a pod.
     Open(Arc<Pod>, Listeners),
-    /// Stop serving a pod, at once.
-    Close(NetNsId),
+    /// Stop serving a pod, at once. The sender is dropped when its listeners and connections are closed.
+    Close(NetNsId, Sender<Infallible>),
     /// Accept nothing more, let exchanges end, close what is idle; end when nothing is left.
     Drain,
     /// End now.
@@ -103,6 +105,10 @@ impl Worker {
         }
     }
 
+    fn serves(&self, netns: NetNsId) -> bool {
+        self.sessions.borrow().values().any(|entry| entry.netns == netns)
+    }
+
     fn drain(&self) {
         self.draining.set(true);
         for waker in self.sessions.borrow().values().filter_map(|entry| entry.waker.as_ref()) {
@@ -148,11 +154,14 @@ pub(super) fn run(
                         let netns = pod.netns.id();
                         accepting.insert(netns, accept::start(&worker, &pod, listeners));
                     }
-                    Some(Command::Close(netns)) => {
-                        for task in accepting.remove(&netns).unwrap_or_default() {
-                            task.abort();
-                        }
+                    Some(Command::Close(netns, _closed)) => {
+                        let tasks = accepting.remove(&netns).unwrap_or_default();
+                        tasks.iter().for_each(AbortHandle::abort);
                         worker.close(netns);
+                        // An aborted task is dropped when its turn comes.
+                        while worker.serves(netns) || !tasks.iter().all(AbortHandle::is_finished) {
+                            tokio::task::yield_now().await;
+                        }
                     }
                     Some(Command::Drain) => {
                         for task in accepting.drain().flat_map(|(_, tasks)| tasks) {
