@@ -27,7 +27,7 @@ pub(super) enum Command {
     Open(Arc<Pod>, Listeners),
     /// Stop serving a pod, at once. The sender is dropped when its listeners and connections are closed.
     Close(NetNsId, Sender<Infallible>),
-    /// Accept nothing more, let exchanges end, close what is idle; end when nothing is left.
+    /// Accept what has come and nothing more, let exchanges end, close what is idle; end when nothing is left.
     Drain,
     /// End now.
     Stop,
@@ -39,8 +39,10 @@ pub(super) struct Worker {
     pub(super) table: Arc<Table>,
     pub(super) config: Arc<SpliceConfig>,
     pub(super) counts: Arc<Counts>,
-    /// A connection has ended, so a descriptor may be free.
+    /// A connection has ended, so a descriptor may be free; or a listener.
     pub(super) ended: Notify,
+    /// The drain has begun.
+    pub(super) drain_begun: Notify,
     /// The next round-robin position; starts anywhere.
     pub(super) turn: Cell<usize>,
     draining: Cell<bool>,
@@ -111,6 +113,7 @@ impl Worker {
 
     fn drain(&self) {
         self.draining.set(true);
+        self.drain_begun.notify_waiters();
         for waker in self.sessions.borrow().values().filter_map(|entry| entry.waker.as_ref()) {
             waker.wake_by_ref();
         }
@@ -136,6 +139,7 @@ pub(super) fn run(
         config,
         counts,
         ended: Notify::new(),
+        drain_begun: Notify::new(),
         turn: Cell::new(number as usize * 7919 + std::process::id() as usize),
         draining: Cell::new(false),
         sessions: RefCell::default(),
@@ -163,17 +167,13 @@ pub(super) fn run(
                             tokio::task::yield_now().await;
                         }
                     }
-                    Some(Command::Drain) => {
-                        for task in accepting.drain().flat_map(|(_, tasks)| tasks) {
-                            task.abort();
-                        }
-                        worker.drain();
-                    }
+                    Some(Command::Drain) => worker.drain(),
                     Some(Command::Stop) | None => return,
                 },
                 () = worker.ended.notified(), if worker.draining() => {}
             }
-            if worker.draining() && worker.idle() {
+            let accepts = || accepting.values().flatten().any(|task| !task.is_finished());
+            if worker.draining() && worker.idle() && !accepts() {
                 return;
             }
         }
