@@ -97,7 +97,7 @@ fn other_pods_reach_neither_listeners_nor_labels() -> Result<()> {
                 &lines.chain(to.iter().map(|route| format!("route add {route}\n"))).collect::<String>(),
             )
         };
-        replace(&own, &[by_router.clone()])?;
+        replace(&own, std::slice::from_ref(&by_router))?;
         for index in [0, 1, 2] {
             let to = SocketAddr::new(label(family, index), port);
             let socket = stranger.socket(family)?;

@@ -64,23 +64,32 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
             agent.metric("divert_connections_active").is_ok_and(|active| active == 0.0)
         })?;
         let highest = descriptors(&agent)?.into_iter().max().context("it has some")?;
-        let limit = |current| Rlimit { current: Some(current), maximum: Some(20_000) };
+        let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+        let limit = |current| Rlimit { current: Some(current), maximum };
         let before = rustix::process::prlimit(Some(pid), Resource::Nofile, limit(highest + 9 + more))?;
         let (mut held, mut waiting, mut reset) = (Vec::new(), None, 0);
         // A client that is reset leaves as much room as it found.
         while waiting.is_none() && reset < 5 {
-            let mut connection = town.connect()?;
-            connection.stream().set_read_timeout(Some(Duration::from_millis(300)))?;
-            match connection.get("/", &[]) {
+            let asked = town.connect().and_then(|mut connection| {
+                connection.stream().set_read_timeout(Some(Duration::from_millis(300)))?;
+                let response = connection.get("/", &[]);
+                Ok((connection, response))
+            });
+            // A reset may come before connect returns.
+            let (connection, response) = match asked {
+                Ok((connection, response)) => (Some(connection), response),
+                Err(error) => (None, Err(error)),
+            };
+            let kind =
+                |error: &anyhow::Error| error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            match response {
                 Ok(response) => {
                     assert_eq!(response.served_by().as_deref(), Some("staging/web"));
-                    held.push(connection);
+                    held.extend(connection);
                 }
-                Err(error) => match error.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+                Err(error) => match kind(&error) {
                     Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => reset += 1,
-                    Some(ErrorKind::WouldBlock) => {
-                        waiting = Some(connection);
-                    }
+                    Some(ErrorKind::WouldBlock) => waiting = connection,
                     _ => return Err(error),
                 },
             }

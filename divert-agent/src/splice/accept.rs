@@ -73,7 +73,7 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
             return;
         }
         let accepted = tokio::select! {
-            accepted = listener.async_io(Interest::READABLE, |listener| accept_one(listener)) => accepted,
+            accepted = listener.async_io(Interest::READABLE, accept_one) => accepted,
             () = drain_begun => continue,
         };
         match accepted {
