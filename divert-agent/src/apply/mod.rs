@@ -4,8 +4,8 @@
 //! # Order
 //! - A capture begins at its end: slot in the routing table, origin for getpeername, and last the key
 //!   that leads connections there. It ends with the key; slot and origin stay while the label rests
-//!   ([`labels`]), so that a connection rewritten a moment ago still finds what it meant.
-//! - A pod is opened from the receiving end, and registered with the hooks last ([`served`]).
+//!   (`labels.rs`), so that a connection rewritten a moment ago still finds what it meant.
+//! - A pod is opened from the receiving end, and registered with the hooks last (`served.rs`).
 //! - A changed target is a swap in the slot and nothing else.
 //!
 //! What the kernel refuses is tried again at the next look and told in [`Status`] meanwhile: one bad
