@@ -87,14 +87,17 @@ fn other_pods_reach_neither_listeners_nor_labels() -> Result<()> {
     // By label addresses, sent to the pod as if it were a router: instead of the stranger's own label routes.
     let ranges = ["240.64.0.0/10", "fdd1:7e27::/64"];
     for (family, range) in FAMILIES.into_iter().zip(ranges) {
-        let device = format!("route add {range} via {} dev eth0 metric 1\n", client.ip(family));
         let netns = stranger.named_netns();
-        let local = netns.ip(&format!("{} route show table all {range}", flag(family)))?;
-        for route in local.lines() {
-            let route: Vec<_> = route.split_whitespace().take_while(|it| *it != "pref").collect();
-            netns.ip_batch(&format!("route del {}\n", route.join(" ")))?;
-        }
-        netns.ip_batch(&device)?;
+        let own = netns.ip(&format!("{} route show table all {range}", flag(family)))?;
+        let own: Vec<_> = own.lines().map(|route| route.replace("pref medium", "")).collect();
+        let by_router = format!("{range} via {} dev eth0 metric 1", client.ip(family));
+        let replace = |from: &[String], to: &[String]| -> Result<()> {
+            let lines = from.iter().map(|route| format!("route del {route}\n"));
+            netns.ip_batch(
+                &lines.chain(to.iter().map(|route| format!("route add {route}\n"))).collect::<String>(),
+            )
+        };
+        replace(&own, &[by_router.clone()])?;
         for index in [0, 1, 2] {
             let to = SocketAddr::new(label(family, index), port);
             let socket = stranger.socket(family)?;
@@ -102,6 +105,7 @@ fn other_pods_reach_neither_listeners_nor_labels() -> Result<()> {
             let connected = socket.connect_timeout(&to.into(), Duration::from_millis(300));
             assert!(connected.is_err(), "{to} was reached through {}", client.name());
         }
+        replace(&[by_router], &own)?;
     }
     assert_eq!(accepted()?, 0.0);
     assert_eq!(servers.each_ref().map(server::Echo::accepted), [0; 3]);
@@ -114,9 +118,10 @@ fn flag(family: Family) -> &'static str {
 
 /// A town under attack: one worker, so that whoever holds it up holds all up.
 struct Siege {
-    town: Fixture,
+    // Dropped in this order.
     agent: Agent,
     _servers: [server::Echo; 3],
+    town: Fixture,
     resident: u64,
 }
 
@@ -131,7 +136,7 @@ impl Siege {
             town.connect()?.get("/", &[ALICE])?;
         }
         let resident = usage::resident(agent.process().pid())?;
-        Ok(Self { town, agent, _servers, resident })
+        Ok(Self { agent, _servers, town, resident })
     }
 
     /// Everybody else is served, and soon.

@@ -91,7 +91,12 @@ fn a_pod_or_a_namespace_that_opts_out_is_left_alone() -> Result<()> {
     for object in [pod, 0] {
         assert!(captured(&town, PORT)?);
         opted_out(object, true)?;
-        wait::until("the pod to be left alone", || captured(&town, PORT).is_ok_and(|captured| !captured))?;
+        let mut last = None;
+        wait::until("the pod to be left alone", || {
+            last = Some(captured(&town, PORT));
+            matches!(last, Some(Ok(false)))
+        })
+        .with_context(|| format!("object {object}: {last:?}\n{}", agent.process().output()))?;
         assert_eq!(agent.traces_in(&client)?, Vec::<String>::new(), "no listener and no route in it");
         opted_out(object, false)?;
         wait::until("the pod to be served again", || captured(&town, PORT).unwrap_or(false))?;

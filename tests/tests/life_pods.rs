@@ -54,6 +54,7 @@ fn a_server_in_a_new_sandbox_with_the_same_address_is_found_again() -> Result<()
     let [staging, alice, _bob] = town.servers()?;
     let _agent = town.agent()?;
     let (mut kept, _) = connect(&town, &town.client())?;
+    let mut again = Vec::new();
     for (server, ips, key) in [(staging, town.web, &[][..]), (alice, town.developers[0], &[ALICE][..])] {
         let name = if key.is_empty() { "staging/web" } else { "alice/web" };
         assert_eq!(kept.get("/", key)?.served_by().as_deref(), Some(name));
@@ -62,7 +63,7 @@ fn a_server_in_a_new_sandbox_with_the_same_address_is_found_again() -> Result<()
         drop(server);
         let new = town.lab.replace(&old, name)?;
         new.add_cluster_ips(ips)?;
-        let _again = Echo::start(&new, PORT)?;
+        again.push(Echo::start(&new, PORT)?);
         wait::until("the new one to answer", || {
             let answer = connect(&town, &town.client()).and_then(|(mut it, _)| it.get("/", key));
             answer.is_ok_and(|response| response.served_by().as_deref() == Some(name))
