@@ -20,4 +20,5 @@ pub mod process;
 pub mod run;
 pub mod script;
 pub mod server;
+pub mod stage;
 pub mod wait;
