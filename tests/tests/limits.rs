@@ -56,7 +56,7 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
     let pid = pid_of(&agent)?;
     // What a worker opens once, it opens here.
     town.connect()?.get("/", &[ALICE])?;
-    let (mut reset, mut waited) = (0, 0);
+    let (mut all_reset, mut waited) = (0, 0);
     // A connection takes two: with an odd number left, the last client has no upstream, with an even one it
     // is not accepted.
     for more in [0, 1] {
@@ -66,9 +66,9 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
         let highest = descriptors(&agent)?.into_iter().max().context("it has some")?;
         let limit = |current| Rlimit { current: Some(current), maximum: Some(20_000) };
         let before = rustix::process::prlimit(Some(pid), Resource::Nofile, limit(highest + 9 + more))?;
-        let mut held = Vec::new();
-        let mut waiting = None;
-        for _ in 0..200 {
+        let (mut held, mut waiting, mut reset) = (Vec::new(), None, 0);
+        // A client that is reset leaves as much room as it found.
+        while waiting.is_none() && reset < 5 {
             let mut connection = town.connect()?;
             connection.stream().set_read_timeout(Some(Duration::from_millis(300)))?;
             match connection.get("/", &[]) {
@@ -80,16 +80,13 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
                     Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => reset += 1,
                     Some(ErrorKind::WouldBlock) => {
                         waiting = Some(connection);
-                        break;
                     }
                     _ => return Err(error),
                 },
             }
-            if reset > 20 {
-                break;
-            }
         }
-        assert!(held.len() >= 3, "{} connections", held.len());
+        all_reset += reset;
+        assert!(held.len() >= 3, "{} connections, {reset} reset", held.len());
         if let Some(mut waiting) = waiting {
             waited += 1;
             // Accepting waits for a descriptor: it does not try all the time.
@@ -108,12 +105,12 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
         }
         rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;
     }
-    assert!(waited > 0 && reset > 0, "{waited} waited, {reset} were reset");
+    assert!(waited > 0 && all_reset > 0, "{waited} waited, {all_reset} were reset");
     let metrics = agent.get("/metrics")?.text();
     let counted = metrics
         .lines()
         .find_map(|it| it.strip_prefix("divert_connections_reset_total{reason=\"exhausted\"} "));
-    assert_eq!(counted, Some(reset.to_string().as_str()));
+    assert_eq!(counted, Some(all_reset.to_string().as_str()));
     assert!(agent.metric("divert_accept_waits_total")? > 0.0);
     Ok(())
 }
@@ -221,11 +218,16 @@ fn an_application_can_bind_every_port_it_could_want() -> Result<()> {
         socket.bind(&any.into())?;
         socket.listen(1)
     };
-    let refused: Vec<u16> = (1..=u16::MAX)
-        .filter(|port| bind(Domain::IPV4, *port).is_err() || bind(Domain::IPV6, *port).is_err())
-        .collect();
-    assert_eq!(refused.len(), 1, "one port is the agent's: {refused:?}");
-    let ours = refused[0];
+    let traces = agent.traces_in(&client)?;
+    let ours = traces.iter().find_map(|it| it.strip_prefix("listener 0100007F:"));
+    let ours = u16::from_str_radix(ours.context("the agent listens")?, 16)?;
+    for port in (1..=u16::MAX).filter(|port| *port != ours) {
+        for domain in [Domain::IPV4, Domain::IPV6] {
+            // A copy of a socket just closed lives on in a child that another test starts, until its exec.
+            wait::until(&format!("port {port} to be free"), || bind(domain, port).is_ok())?;
+        }
+    }
+    assert!(bind(Domain::IPV4, ours).is_err(), "or the search is for the wrong thing");
     let range =
         client.netns().enter(|| std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range"))??;
     let bounds: Vec<u16> = range.split_whitespace().filter_map(|it| it.parse().ok()).collect();

@@ -106,6 +106,10 @@ impl Session {
             Err(end) => end,
         };
         match end {
+            End::Close if self.worker.draining() => {
+                self.client.conn.shutdown_write();
+                self.client.conn.delivered().await;
+            }
             End::Close => {}
             End::Reset => {
                 self.reset_upstreams();
