@@ -21,5 +21,6 @@ pub mod process;
 pub mod run;
 pub mod script;
 pub mod server;
+pub mod stage;
 pub mod usage;
 pub mod wait;

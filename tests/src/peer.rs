@@ -136,7 +136,7 @@ impl Peer {
     pub fn rest(&mut self) -> Result<String, (String, ErrorKind)> {
         let mut bytes = Vec::new();
         let end = self.0.read_to_end(&mut bytes);
-        let text = bytes.escape_ascii().to_string();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         end.map(|_| text.clone()).map_err(|error| (text, error.kind()))
     }
 

@@ -115,7 +115,11 @@ impl Session {
                 self.reset_upstreams();
                 self.client.conn.abort().await;
             }
-            End::Answered => self.linger().await,
+            End::Answered => {
+                self.original = Original::Absent;
+                self.kept = KeptList::default();
+                self.linger().await;
+            }
         }
         self.ended = true;
     }
