@@ -8,6 +8,7 @@
 //! No test sleeps to wait for something: [`wait::until`] polls with a deadline.
 
 pub mod agent;
+pub mod bpf_maps;
 pub mod broker;
 pub mod cgroup;
 pub mod fixture;
@@ -21,4 +22,5 @@ pub mod run;
 pub mod script;
 pub mod server;
 pub mod stage;
+pub mod usage;
 pub mod wait;

@@ -17,6 +17,9 @@ const SHARED: &str = "staging/web";
 const ALICES: &str = "alice/web";
 const BOBS: &str = "bob/web";
 
+/// Header fields of a request, and who may answer it.
+type Kind = (&'static [(&'static str, &'static str)], &'static [&'static str]);
+
 fn servers(town: &Fixture) -> Result<[Echo; 3]> {
     Ok([
         Echo::start(&town.lab.pod(SHARED), PORT)?,
@@ -133,14 +136,32 @@ fn a_port_that_declares_another_protocol_is_not_captured() -> Result<()> {
 }
 
 #[test]
+fn a_removed_divert_takes_no_request_on_connections_that_are_open() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = servers(&town)?;
+    let _agent = town.agent()?;
+    let mut kept = town.connect()?;
+    let mut ask_kept = || -> Result<String> { kept.get("/", &[ALICE])?.served_by().context("an answer") };
+    for _ in 0..3 {
+        wait::until("alice to be asked", || ask_kept().is_ok_and(|by| by == ALICES))?;
+        town.undivert("alice")?;
+        wait::until("new connections to go direct", || captured(&town).is_ok_and(|captured| !captured))?;
+        for _ in 0..10 {
+            assert_eq!(ask_kept()?, SHARED);
+        }
+        town.divert("alice")?;
+    }
+    Ok(())
+}
+
+#[test]
 fn diverts_come_and_go_under_load_and_no_answer_is_wrong() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = servers(&town)?;
     let _agent = town.agent()?;
     let stop = AtomicBool::new(false);
     // What may answer: alice's Divert comes and goes, bob's too.
-    let kinds: [(&[(&str, &str)], &[&str]); 3] =
-        [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES]), (&[BOB], &[SHARED, BOBS])];
+    let kinds: [Kind; 3] = [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES]), (&[BOB], &[SHARED, BOBS])];
     std::thread::scope(|scope| {
         let threads: Vec<_> = kinds
             .into_iter()
@@ -197,7 +218,7 @@ fn a_killed_and_restarted_agent_under_load_gives_no_wrong_answer() -> Result<()>
     let town = Fixture::new()?;
     let _servers = servers(&town)?;
     let stop = AtomicBool::new(false);
-    let kinds: [(&[(&str, &str)], &[&str]); 2] = [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES])];
+    let kinds: [Kind; 2] = [(&[], &[SHARED]), (&[ALICE], &[SHARED, ALICES])];
     std::thread::scope(|scope| {
         let threads: Vec<_> = kinds
             .into_iter()

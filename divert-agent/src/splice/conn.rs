@@ -188,6 +188,31 @@ impl Conn {
     }
 }
 
+/// Makes a connection close with RST if this is dropped before [`Unfinished::finish`]: what is cut off in the
+/// middle, because its pod has gone or the agent ends, must not look like an end.
+#[derive(Debug)]
+pub(super) struct Unfinished<'a>(Option<&'a Conn>);
+
+impl<'a> Unfinished<'a> {
+    /// From now on.
+    pub(super) fn new(conn: &'a Conn) -> Self {
+        Self(Some(conn))
+    }
+
+    /// It came to its end, whichever.
+    pub(super) fn finish(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(conn) = self.0 {
+            conn.reset_on_close();
+        }
+    }
+}
+
 const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 const ABORT_POLLS: u32 = 100;

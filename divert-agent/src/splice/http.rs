@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use divert_http::{Method, Request, RequestHead, parse_request, strip_h2c_offer};
 
 use super::answer::Answer;
-use super::conn::Conn;
+use super::conn::{Conn, Unfinished};
 use super::counts::Count;
 use super::dial;
 use super::exchange::{Exchange, Outcome, Outgoing, Reset};
@@ -235,7 +235,10 @@ impl Session {
     }
 
     async fn exchange(&mut self, conn: &Conn, outgoing: Outgoing) -> Result<Outcome, Reset> {
-        Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await
+        let unfinished = Unfinished::new(conn);
+        let outcome = Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await;
+        unfinished.finish();
+        outcome
     }
 
     /// Carries out what an exchange came to.
