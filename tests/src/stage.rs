@@ -1,12 +1,12 @@
 //! A town whose servers are the test's own: it accepts their connections, and plays every end itself.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 
 use crate::agent::Agent;
 use crate::fixture::{Fixture, PORT};
-use crate::lab::Family;
+use crate::lab::{self, Family};
 use crate::peer::Peer;
 
 /// The town of [`Fixture`] with an agent, where the test listens for `staging/web` and `alice/web`.
@@ -51,18 +51,23 @@ impl Stage {
         Peer::accept(&self.alices)
     }
 
+    /// A connection to alice that is there already.
+    pub fn try_alice(&self) -> Option<Peer> {
+        self.alices.set_nonblocking(true).ok()?;
+        let (stream, _) = self.alices.accept().ok()?;
+        stream.set_nonblocking(false).ok()?;
+        lab::patient(stream).ok().map(Peer::new)
+    }
+
     /// Fails when somebody has connected to alice who was not accepted yet. To be asked when all that could
     /// lead there is over.
     ///
     /// # Errors
     /// Naming who it is.
     pub fn expect_no_alice(&self) -> Result<()> {
-        self.alices.set_nonblocking(true)?;
-        let accepted = self.alices.accept();
-        let who = accepted.ok().map(|(_, peer): (_, SocketAddr)| peer);
-        match who {
+        match self.try_alice() {
             None => Ok(()),
-            Some(peer) => Err(anyhow::anyhow!("{peer} has connected")).context("nobody is to reach alice"),
+            Some(peer) => bail!("nobody is to reach alice, and {:?} did", peer.stream().peer_addr()),
         }
     }
 }
