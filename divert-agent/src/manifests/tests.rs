@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::world::WorldChange;
@@ -355,11 +355,8 @@ impl Watched {
     /// The next changes, which must come in time.
     #[track_caller]
     fn expect(&self, expected: &[&str]) {
-        let began = Instant::now();
         let refresh = self.refreshes.recv_timeout(Duration::from_secs(5)).expect("a change is noticed");
         assert_eq!(changes(&refresh), expected);
-        // A fifth of a second is promised; a loaded test machine has some more.
-        assert!(began.elapsed() < Duration::from_millis(900), "took {:?}", began.elapsed());
     }
 }
 

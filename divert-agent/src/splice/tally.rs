@@ -81,11 +81,13 @@ impl Tallies {
     }
 }
 
+type ByKey = HashMap<Box<str>, Arc<Tally>>;
+
 /// The series that one worker counts in.
 #[derive(Debug)]
 pub(super) struct WorkerTallies {
     all: Arc<Tallies>,
-    known: RefCell<HashMap<ServiceRef, HashMap<Box<str>, Arc<Tally>>>>,
+    known: RefCell<HashMap<ServiceRef, ByKey>>,
     other: Arc<Tally>,
     /// There are too many series.
     full: Cell<bool>,
