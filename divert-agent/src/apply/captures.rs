@@ -287,6 +287,14 @@ mod tests {
     }
 
     #[test]
+    fn only_connections_captured_for_a_set_of_its_own_get_the_pods_key() {
+        let both =
+            [(capture(&[], "10.0.0.1:80"), target()), (capture(&["staging"], "10.0.0.1:80"), target())];
+        let slots = captures().change(both, []).slots;
+        assert_eq!(slots.iter().map(|slot| slot.from_pods).collect::<Vec<_>>(), [false, true]);
+    }
+
+    #[test]
     fn a_label_in_quarantine_keeps_its_slot_and_is_taken_again() {
         let (mut captures, table) = (captures(), Table::default());
         let it = capture(&["staging"], "10.0.0.1:80");
