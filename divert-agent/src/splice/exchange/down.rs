@@ -87,6 +87,8 @@ impl Exchange<'_> {
                     }
                 }
                 DownState::Body(_) => ready!(self.poll_response_body(cx))?,
+                // What of the request is on its way through a pipe goes first; poll_up is at it.
+                DownState::Tunnel if self.up.splice.holds() => return Poll::Pending,
                 DownState::Tunnel => {
                     return Poll::Ready(Ok(Outcome::Tunnel(std::mem::take(&mut self.down.outbox))));
                 }
