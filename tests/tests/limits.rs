@@ -71,8 +71,10 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
         // A client that is reset leaves as much room as it found.
         while waiting.is_none() && reset < 5 {
             let asked = town.connect().and_then(|mut connection| {
-                connection.stream().set_read_timeout(Some(Duration::from_millis(300)))?;
+                // Long enough for a busy machine: who is not answered by then waits for a descriptor.
+                connection.stream().set_read_timeout(Some(Duration::from_secs(2)))?;
                 let response = connection.get("/", &[]);
+                connection.stream().set_read_timeout(Some(wait::PATIENCE))?;
                 Ok((connection, response))
             });
             // A reset may come before connect returns.
