@@ -319,3 +319,27 @@ fn thousands_of_idle_connections_cost_little_and_are_served_when_they_wake() -> 
     talk(&mut connection, &mut server)?;
     Ok(())
 }
+
+#[test]
+fn without_descriptors_no_pod_is_let_go() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let options = Options { workers: 1, ..Options::default() };
+    let agent = Agent::start(&town.lab, &town.manifests, &options)?;
+    let pid = pid_of(&agent)?;
+    let mut connection = town.connect()?;
+    connection.get("/", &[ALICE])?;
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let none = Rlimit { current: Some(0), maximum };
+    let before = rustix::process::prlimit(Some(pid), Resource::Nofile, none)?;
+    // The agent looks at pods thoroughly every five seconds, and cannot now.
+    let until = Instant::now() + Duration::from_secs(7);
+    wait::until("the agent to have looked", || {
+        connection.get("/", &[ALICE]).is_err() || Instant::now() > until
+    })?;
+    assert_eq!(connection.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+    rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;
+    assert!(!agent.process().output().contains("no longer serving"), "{}", agent.process().output());
+    assert_eq!(town.connect()?.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+    Ok(())
+}
