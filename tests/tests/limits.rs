@@ -71,8 +71,10 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
         // A client that is reset leaves as much room as it found.
         while waiting.is_none() && reset < 5 {
             let asked = town.connect().and_then(|mut connection| {
-                connection.stream().set_read_timeout(Some(Duration::from_millis(300)))?;
+                // Long enough for a busy machine: who is not answered by then waits for a descriptor.
+                connection.stream().set_read_timeout(Some(Duration::from_secs(2)))?;
                 let response = connection.get("/", &[]);
+                connection.stream().set_read_timeout(Some(wait::PATIENCE))?;
                 Ok((connection, response))
             });
             // A reset may come before connect returns.
@@ -315,5 +317,29 @@ fn thousands_of_idle_connections_cost_little_and_are_served_when_they_wake() -> 
     let mut connection = town.connect()?;
     let (mut server, _) = server::accept(&listener)?;
     talk(&mut connection, &mut server)?;
+    Ok(())
+}
+
+#[test]
+fn without_descriptors_no_pod_is_let_go() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let options = Options { workers: 1, ..Options::default() };
+    let agent = Agent::start(&town.lab, &town.manifests, &options)?;
+    let pid = pid_of(&agent)?;
+    let mut connection = town.connect()?;
+    connection.get("/", &[ALICE])?;
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let none = Rlimit { current: Some(0), maximum };
+    let before = rustix::process::prlimit(Some(pid), Resource::Nofile, none)?;
+    // The agent looks at pods thoroughly every five seconds, and cannot now.
+    let until = Instant::now() + Duration::from_secs(7);
+    wait::until("the agent to have looked", || {
+        connection.get("/", &[ALICE]).is_err() || Instant::now() > until
+    })?;
+    assert_eq!(connection.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+    rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;
+    assert!(!agent.process().output().contains("no longer serving"), "{}", agent.process().output());
+    assert_eq!(town.connect()?.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
     Ok(())
 }
