@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::compile::{DivertStatus, EndpointTrust, Planner, Settings};
+use crate::compile::{DivertStatus, EndpointTrust, HostReason, HostRow, IngressStatus, Planner, Settings};
 use crate::kubernetes::{self, Cluster, FollowError};
 use crate::manifests::{self, ManifestsError, Refresh, Report, Severity, Watch};
 use crate::plan::PlanChange;
@@ -42,6 +42,8 @@ pub struct State {
     pub troubles: ArcSwap<Vec<String>>,
     /// Conditions and services of each Divert now. Of manifests only: a cluster's controller tells.
     pub diverts: ArcSwap<Vec<DivertStatus>>,
+    /// Ingresses with the annotation of okteto now.
+    pub ingresses: ArcSwap<Vec<IngressStatus>>,
 }
 
 impl Control {
@@ -99,6 +101,8 @@ impl Driver {
                 Severity::Warning => tracing::warn!("{problem}"),
             }
         }
+        log_ingresses(&self.state.ingresses.load(), self.planner.ingresses());
+        self.state.ingresses.store(Arc::new(self.planner.ingresses().to_vec()));
         self.state.report.store(Arc::new(report.clone()));
         let statuses = self.planner.statuses();
         log_conditions(&self.state.diverts.load(), &statuses);
@@ -120,9 +124,35 @@ fn log_conditions(old: &[DivertStatus], new: &[DivertStatus]) {
                 false => tracing::warn!("Divert {divert}: not {kind}: {reason}: {}", condition.message),
             }
         }
+        let before = before.map_or(&[][..], |before| &before.hosts);
+        log_hosts(&format_args!("Divert {}", status.divert), before, &status.hosts);
     }
     for status in old.iter().filter(|old| !new.iter().any(|new| new.divert == old.divert)) {
         tracing::info!("Divert {}: removed", status.divert);
+    }
+}
+
+/// One line for each host that is not what it was.
+fn log_hosts(whose: &dyn std::fmt::Display, old: &[HostRow], new: &[HostRow]) {
+    for row in new.iter().filter(|row| !old.contains(row)) {
+        let (host, reason) = (&row.host, row.reason);
+        match reason {
+            HostReason::Ready => tracing::info!("{whose}: requests for {host} get the key"),
+            _ => tracing::warn!("{whose}: host {host}: {reason:?}: {}", row.message),
+        }
+    }
+}
+
+fn log_ingresses(old: &[IngressStatus], new: &[IngressStatus]) {
+    for status in new {
+        let before = old.iter().find(|old| old.ingress == status.ingress);
+        if let Some(refused) = &status.refused
+            && before.is_none_or(|before| before.refused != status.refused)
+        {
+            tracing::warn!("Ingress {}: {refused}", status.ingress);
+        }
+        let before = before.map_or(&[][..], |before| &before.hosts);
+        log_hosts(&format_args!("Ingress {}", status.ingress), before, &status.hosts);
     }
 }
 
@@ -151,7 +181,8 @@ mod tests {
         fs::write(dir.join("alice.yaml"), ALICE).unwrap();
         plan.apply(changes.blocking_recv().unwrap());
         eprintln!("a file took {:?} to its step", began.elapsed());
-        assert_eq!((plan.captures.len(), plan.pods.len()), (2, 5));
+        // For everyone catalog, for alice's pod all four services, each with two addresses.
+        assert_eq!((plan.captures.len(), plan.pods.len()), (2 + 8, 5));
 
         fs::write(dir.join("bob.yaml"), "{").unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -1,29 +1,64 @@
-//! Where one request goes. Pure, and without allocation: it runs for every request.
+//! Whose key one request has, and where it goes. Pure, and without allocation: it runs for every request.
 
 use std::sync::Arc;
 
-use crate::plan::{Route, SharedService, Target};
+use crate::plan::{Hosts, Route, SharedService, Target};
 
-/// Where a request goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Decision<'a> {
-    /// To the destination that the application asked for.
-    Original,
-    /// To a developer's service.
-    Route(&'a Arc<Route>),
+/// What of a request decides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Request<'a> {
+    /// The key that it carries.
+    pub key: Option<&'a str>,
+    /// Host or :authority, as received.
+    pub host: Option<&'a str>,
+    /// The key of the pod that sends it, on a connection that was captured for the pod's own set.
+    pub sender: Option<&'a str>,
 }
 
-/// Decides for a request with `key` on a connection to `target`.
+/// What is to become of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision<'a> {
+    /// The service that was asked for; `None` only where no service contains the address any more.
+    pub service: Option<&'a SharedService>,
+    /// Whose request it is.
+    pub key: Option<&'a str>,
+    /// The key is not the request's own: it is to be forwarded with it, wherever it goes.
+    pub inject: bool,
+    /// To a developer's service; `None` is the destination that the application asked for.
+    pub route: Option<&'a Arc<Route>>,
+}
+
+/// Decides for a request on a connection to `target`.
 ///
-/// `host` is the Host field or :authority as received. It matters only for an address that several
-/// services share, an endpoint that more than one Service selects: of those that the key diverts, the one
-/// that the Host names, else the first by name.
-pub fn decide<'a>(target: &'a Target, key: Option<&str>, host: Option<&str>) -> Decision<'a> {
-    let Some(key) = key else { return Decision::Original };
-    let mut candidates = target.services.iter().filter_map(|shared| Some((shared, shared.routes.get(key)?)));
-    let Some((_, first)) = candidates.clone().next() else { return Decision::Original };
-    let named = host.and_then(|host| candidates.find(|(shared, _)| names(host, shared)));
-    Decision::Route(named.map_or(first, |(_, route)| route))
+/// The key is the request's own, else that of the one whom its host is granted to, else the sending pod's.
+///
+/// Of an address that several services share, an endpoint that more than one Service selects, those count
+/// that the key diverts, else all: of them the one that the Host names, else the first by name.
+pub fn decide<'a>(target: &'a Target, hosts: &'a Hosts, request: &Request<'a>) -> Decision<'a> {
+    let by_host = || {
+        let grant = hosts.get(request.host?)?;
+        let extends = target.services.iter().any(|shared| grant.extends_to(&shared.service.namespace));
+        extends.then_some(&*grant.key)
+    };
+    let key = request.key.or_else(by_host).or(request.sender);
+    let inject = request.key.is_none() && key.is_some();
+    let diverted = |shared: &&SharedService| key.is_some_and(|key| shared.routes.contains_key(key));
+    let service = match &*target.services {
+        [] | [_] => target.services.first(),
+        several => meant(several.iter().filter(diverted), request.host)
+            .or_else(|| meant(several.iter(), request.host)),
+    };
+    let route = service.zip(key).and_then(|(service, key)| service.routes.get(key));
+    Decision { service, key, inject, route }
+}
+
+/// The service that a Host names, else the first.
+fn meant<'a>(
+    mut services: impl Iterator<Item = &'a SharedService> + Clone,
+    host: Option<&str>,
+) -> Option<&'a SharedService> {
+    let first = services.clone().next();
+    host.and_then(|host| services.find(|shared| names(host, shared))).or(first)
 }
 
 /// Whether a Host means the service: `catalog`, `catalog.staging`, `catalog.staging.svc.cluster.local`, or
@@ -45,7 +80,7 @@ fn names(host: &str, shared: &SharedService) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Backend, OnUnavailable, ServiceRef, Unavailable};
+    use crate::plan::{Backend, Grant, OnUnavailable, ServiceRef, Unavailable};
 
     fn route(key: &str, service: &str) -> Arc<Route> {
         Arc::new(Route {
@@ -55,19 +90,21 @@ mod tests {
         })
     }
 
-    fn target(services: &[(&str, &[&str])]) -> Target {
+    fn target_in(namespace: &str, services: &[(&str, &[&str])]) -> Target {
         let service = |&(name, keys): &(&str, &[&str])| SharedService {
-            service: ServiceRef { namespace: "staging".into(), name: name.into() },
+            service: ServiceRef { namespace: namespace.into(), name: name.into() },
             routes: keys.iter().map(|&key| (key.into(), route(key, name))).collect(),
         };
         Target { services: services.iter().map(service).collect() }
     }
 
+    fn target(services: &[(&str, &[&str])]) -> Target {
+        target_in("staging", services)
+    }
+
     fn chosen(target: &Target, key: Option<&str>, host: Option<&str>) -> Option<String> {
-        match decide(target, key, host) {
-            Decision::Original => None,
-            Decision::Route(route) => Some(route.service.to_string()),
-        }
+        let request = Request { key, host, sender: None };
+        decide(target, &Hosts::default(), &request).route.map(|route| route.service.to_string())
     }
 
     #[test]
@@ -106,5 +143,70 @@ mod tests {
             assert_eq!(chosen(&target, Some("bob"), Some(host)).unwrap(), "bob/api", "{host}");
         }
         assert_eq!(chosen(&target, Some("bob"), None).unwrap(), "bob/api");
+    }
+
+    /// Who has which host, of staging.
+    fn hosts(granted: &[(&str, &str)]) -> Hosts {
+        let grant = |key: &str| Grant { key: key.into(), shared: ["staging".into()].into() };
+        granted.iter().map(|&(host, key)| (host.into(), grant(key))).collect()
+    }
+
+    #[test]
+    fn the_key_is_the_requests_own_then_by_host_then_the_senders() {
+        let target = target(&[("catalog", &["alice", "bob"])]);
+        let hosts = hosts(&[("a.example.com", "alice"), ("b.example.com", "bob")]);
+        for (key, host, sender, expected) in [
+            (None, None, None, None),
+            (None, Some("catalog"), None, None),
+            (Some("alice"), None, None, Some(("alice", false))),
+            (Some("alice"), Some("b.example.com"), Some("bob"), Some(("alice", false))),
+            // A key that diverts nothing here is a key all the same.
+            (Some("carol"), Some("b.example.com"), Some("bob"), Some(("carol", false))),
+            (None, Some("B.Example.com:443"), None, Some(("bob", true))),
+            (None, Some("a.example.com"), Some("bob"), Some(("alice", true))),
+            (None, Some("catalog"), Some("bob"), Some(("bob", true))),
+            (None, None, Some("carol"), Some(("carol", true))),
+        ] {
+            let decision = decide(&target, &hosts, &Request { key, host, sender });
+            let case = format!("{key:?} {host:?} {sender:?}");
+            assert_eq!(decision.key.map(|key| (key, decision.inject)), expected, "{case}");
+            let diverted = decision.key.is_some_and(|key| key != "carol");
+            assert_eq!(decision.route.is_some(), diverted, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_host_counts_only_where_its_grant_extends() {
+        let hosts = hosts(&[("a.example.com", "alice")]);
+        let key_in = |namespace: &str, keys: &[&str]| {
+            let target = target_in(namespace, &[("catalog", keys)]);
+            let request = Request { host: Some("a.example.com"), ..Request::default() };
+            let decision = decide(&target, &hosts, &request);
+            (decision.key.map(str::to_owned), decision.route.is_some())
+        };
+        assert_eq!(key_in("staging", &["alice"]), (Some("alice".into()), true));
+        // She does not divert this one: the key goes along to the shared copy.
+        assert_eq!(key_in("staging", &["bob"]), (Some("alice".into()), false));
+        // Her own service: the key goes along, and the request stays.
+        assert_eq!(key_in("alice", &[]), (Some("alice".into()), false));
+        // Another shared namespace has not consented to her.
+        assert_eq!(key_in("qa", &["alice"]), (None, false));
+        assert_eq!(key_in("bob", &[]), (None, false));
+    }
+
+    #[test]
+    fn the_service_asked_for_is_told() {
+        let target = target(&[("api", &["bob"]), ("catalog", &["alice"])]);
+        let asked = |key, host| {
+            let none = Hosts::default();
+            let decision = decide(&target, &none, &Request { key, host, sender: None });
+            decision.service.map(|shared| shared.service.name.to_string())
+        };
+        assert_eq!(asked(None, None).unwrap(), "api");
+        assert_eq!(asked(None, Some("catalog")).unwrap(), "catalog");
+        assert_eq!(asked(Some("alice"), Some("api")).unwrap(), "catalog");
+        assert_eq!(asked(Some("carol"), Some("catalog")).unwrap(), "catalog");
+        let (nothing, none) = (Target { services: Vec::new() }, Hosts::default());
+        assert_eq!(decide(&nothing, &none, &Request::default()).service, None);
     }
 }

@@ -17,12 +17,15 @@ use crate::apply::Status;
 use crate::control;
 use crate::kernel::counters::Counters;
 use crate::splice::counts::{Count, Counts};
+use crate::splice::tally::{FATES, Tallies};
 
 /// Where the values come from.
 #[derive(Clone)]
 pub struct Sources {
     /// Each worker's counters.
     pub workers: Vec<Arc<Counts>>,
+    /// Requests by service and key.
+    pub tallies: Arc<Tallies>,
     /// The hooks' counters.
     pub hooks: Counters,
     /// What apply says of itself.
@@ -54,6 +57,28 @@ type Samples<'a> = &'a [(&'static str, u64)];
 impl Sources {
     fn count(&self, count: Count) -> u64 {
         self.workers.iter().map(|worker| worker.get(count)).sum()
+    }
+
+    /// Requests by service, key and result; what never happened is left out.
+    fn encode_services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "service_requests",
+            "HTTP requests by the service that was asked for, the namespace whose key they have, and what became of them",
+            None,
+            MetricType::Counter,
+        )?;
+        for (series, values) in self.tallies.read() {
+            let (namespace, name) = match &series.service {
+                Some(service) => (&*service.namespace, &*service.name),
+                None => ("", "other"),
+            };
+            for ((_, result), value) in FATES.iter().zip(values).filter(|(_, value)| *value > 0) {
+                let labels =
+                    [("namespace", namespace), ("service", name), ("key", &*series.key), ("result", *result)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+            }
+        }
+        Ok(())
     }
 
     fn hook(&self, counter: Counter) -> u64 {
@@ -190,6 +215,7 @@ impl Collector for Sources {
             ],
         )?;
 
+        self.encode_services(e)?;
         let apply = self.apply.borrow().clone();
         let mut direct: BTreeMap<&'static str, u64> = BTreeMap::new();
         for why in apply.direct.values() {

@@ -1,5 +1,6 @@
 //! The plan: what compile computes and apply carries out. Plain data, no effects.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -38,12 +39,50 @@ impl fmt::Display for PodRef {
     }
 }
 
-/// Pods with the same captured destinations: the shared namespaces that they are developers of.
-/// Empty is everyone's set, which holds for every pod beside its own.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, Serialize)]
-pub struct CaptureSet(pub BTreeSet<Arc<str>>);
+/// Pods with the same captured destinations: the shared namespaces whose requests from these pods get the
+/// pods' key. Empty is everyone's set, which holds for every pod beside its own.
+///
+/// Cheap to clone and to compare with a clone: a large cluster has a hundred thousand captures in few sets.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize)]
+pub struct CaptureSet(Arc<BTreeSet<Arc<str>>>);
 
-/// A destination that is captured for the pods of a set.
+impl CaptureSet {
+    /// The shared namespaces, in order.
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter()
+    }
+
+    /// Whether requests to this namespace get the pods' key.
+    pub fn contains(&self, namespace: &str) -> bool {
+        self.0.contains(namespace)
+    }
+
+    /// Whether it is the set that holds for every pod.
+    pub fn is_everyone(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromIterator<Arc<str>> for CaptureSet {
+    fn from_iter<T: IntoIterator<Item = Arc<str>>>(namespaces: T) -> Self {
+        Self(Arc::new(namespaces.into_iter().collect()))
+    }
+}
+
+impl Ord for CaptureSet {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl PartialOrd for CaptureSet {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// A destination that is captured for the pods of a set. Requests on a connection that was captured for a
+/// set other than everyone's get the pod's key, where they carry none.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
 pub struct Capture {
     /// Whose connections.
@@ -59,6 +98,8 @@ pub struct Plan {
     pub captures: BTreeMap<Capture, Arc<Target>>,
     /// Pods whose connections are captured.
     pub pods: BTreeMap<PodRef, PodPlan>,
+    /// Hosts whose requests get a key.
+    pub hosts: Arc<Hosts>,
 }
 
 /// A step from one plan to the next: what compile hands to apply. From nothing, it is a whole plan.
@@ -72,6 +113,8 @@ pub struct PlanChange {
     pub pods: Vec<(PodRef, PodPlan)>,
     /// Pods that are gone.
     pub pods_gone: Vec<PodRef>,
+    /// All granted hosts, if any is new, gone or another's.
+    pub hosts: Option<Arc<Hosts>>,
 }
 
 impl PlanChange {
@@ -81,6 +124,7 @@ impl PlanChange {
             && self.released.is_empty()
             && self.pods.is_empty()
             && self.pods_gone.is_empty()
+            && self.hosts.is_none()
     }
 }
 
@@ -95,6 +139,9 @@ impl Plan {
             self.pods.remove(&pod);
         }
         self.pods.extend(change.pods);
+        if let Some(hosts) = change.hosts {
+            self.hosts = hosts;
+        }
     }
 }
 
@@ -108,24 +155,79 @@ pub struct PodPlan {
     pub addresses: Vec<IpAddr>,
     /// Its own capture set; everyone's when it has none beside.
     pub set: CaptureSet,
+    /// The key of requests that it sends to what is captured for its own set: its namespace.
+    pub key: Option<Arc<str>>,
     /// containerPorts and targetPorts of the pod: ports that our listeners must leave free.
     pub ports: BTreeSet<u16>,
+}
+
+/// Granted hosts. A developer's preview URL is one: what it asks for gets the developer's key.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Hosts(BTreeMap<Arc<str>, Grant>);
+
+/// Who a host is granted to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Grant {
+    /// k.
+    pub key: Arc<str>,
+    /// The shared namespaces that k diverts from, to whose services the grant extends.
+    pub shared: BTreeSet<Arc<str>>,
+}
+
+impl Grant {
+    /// Whether requests to services of this namespace get the key: k's own, or one it diverts from.
+    pub fn extends_to(&self, namespace: &str) -> bool {
+        *self.key == *namespace || self.shared.contains(namespace)
+    }
+}
+
+/// The longest name that DNS has, in its text form (RFC 1035 2.3.4).
+const MAX_HOST: usize = 253;
+
+impl Hosts {
+    /// The grant of a host as a request names it: in any case, with or without a port or a final dot. Does
+    /// not allocate.
+    pub fn get(&self, host: &str) -> Option<&Grant> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let host = host.rsplit_once(':').map_or(host, |(host, _port)| host);
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let mut lower = [0; MAX_HOST];
+        let lower = lower.get_mut(..host.len())?;
+        lower.copy_from_slice(host.as_bytes());
+        lower.make_ascii_lowercase();
+        self.0.get(str::from_utf8(lower).ok()?)
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Grant)> {
+        self.0.iter()
+    }
+}
+
+impl FromIterator<(Arc<str>, Grant)> for Hosts {
+    /// From hosts in lower case, without port and final dot.
+    fn from_iter<T: IntoIterator<Item = (Arc<str>, Grant)>>(hosts: T) -> Self {
+        Self(hosts.into_iter().collect())
+    }
 }
 
 /// What a captured destination stands for, and who may take its requests.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Target {
-    /// Shared services that contain the address, by name. One, but for endpoint addresses that
-    /// several Services select.
+    /// Services that contain the address, by name. One, but for endpoint addresses that several
+    /// Services select.
     pub services: Vec<SharedService>,
 }
 
-/// A service of a shared namespace, as seen from one of its addresses.
+/// A service of a shared namespace, as seen from one of its addresses; or one of a developer's own behind
+/// an Ingress, which is captured to give its requests a key, and has no routes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct SharedService {
     /// N/S.
     pub service: ServiceRef,
-    /// By key.
+    /// By key. None where the service is captured to give requests a key, and nobody diverts it.
     pub routes: BTreeMap<Arc<str>, Arc<Route>>,
 }
 
@@ -176,4 +278,42 @@ pub enum Unavailable {
     },
     /// Its endpoints are not pods of its namespace.
     EndpointsNotPods,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_found_as_requests_write_it() {
+        let grant = Grant { key: "alice".into(), shared: BTreeSet::from(["staging".into()]) };
+        let hosts = Hosts::from_iter([("movies-alice.example.com".into(), grant)]);
+        for (host, found) in [
+            ("movies-alice.example.com", true),
+            ("Movies-Alice.EXAMPLE.com:8080", true),
+            ("movies-alice.example.com.", true),
+            ("movies-alice.example.com.:80", true),
+            ("movies-alice.example.co", false),
+            ("xmovies-alice.example.com", false),
+            ("movies-alice.example.com..", false),
+            ("movies-alice.example.com:80:80", false),
+            ("[fd00::1]:80", false),
+            ("", false),
+            (":80", false),
+            (&"x".repeat(MAX_HOST + 1), false),
+        ] {
+            assert_eq!(hosts.get(host).is_some(), found, "{host}");
+        }
+        let grant = hosts.get("movies-alice.example.com").unwrap();
+        assert!(grant.extends_to("alice") && grant.extends_to("staging") && !grant.extends_to("qa"));
+    }
+
+    #[test]
+    fn sets_are_equal_by_what_they_hold() {
+        let set = |names: &[&str]| -> CaptureSet { names.iter().map(|it| Arc::from(*it)).collect() };
+        assert_eq!(set(&["qa", "staging"]), set(&["staging", "qa"]));
+        assert_eq!(set(&["a"]).cmp(&set(&["a"])), Ordering::Equal);
+        assert!(set(&["a"]) < set(&["b"]) && CaptureSet::default() < set(&["a"]));
+        assert!(set(&[]).is_everyone());
+    }
 }

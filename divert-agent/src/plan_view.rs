@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::compile::{DivertStatus, Planner, SettingsArgs};
+use crate::compile::{DivertStatus, IngressStatus, Planner, SettingsArgs};
 use crate::manifests::{Manifests, ManifestsError, Problem};
-use crate::plan::{Backend, OnUnavailable, Plan, Route, Unavailable};
+use crate::plan::{Backend, CaptureSet, OnUnavailable, Plan, Route, Unavailable};
 
 /// Options of `divert-agent plan`.
 #[derive(Args, Clone, Debug)]
@@ -78,7 +78,9 @@ pub fn plan_command(args: PlanArgs) -> Result<(), PlanError> {
 #[derive(Debug, Serialize)]
 pub struct View<'a> {
     diverts: Vec<DivertStatus>,
+    ingresses: &'a [IngressStatus],
     captures: Vec<CaptureView>,
+    hosts: Vec<HostView>,
     pods: Vec<PodView>,
     problems: &'a [Problem],
 }
@@ -106,18 +108,28 @@ struct RouteView {
 }
 
 #[derive(Debug, Serialize)]
+struct HostView {
+    host: String,
+    key: String,
+    shared: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
 struct PodView {
     pod: String,
     addresses: Vec<IpAddr>,
+    /// Shared namespaces towards which its requests get the key.
     set: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
     ports: Vec<u16>,
 }
 
 impl<'a> View<'a> {
     /// Puts together what is printed.
-    pub fn new(planner: &Planner, problems: &'a [Problem]) -> Self {
-        let Plan { captures, pods } = planner.plan();
-        let names = |set: &crate::plan::CaptureSet| set.0.iter().map(|name| name.to_string()).collect();
+    pub fn new(planner: &'a Planner, problems: &'a [Problem]) -> Self {
+        let Plan { captures, pods, hosts } = planner.plan();
+        let names = |set: &CaptureSet| set.namespaces().map(|name| name.to_string()).collect();
         let captures = captures.iter().flat_map(|(capture, target)| {
             target.services.iter().map(move |shared| CaptureView {
                 set: names(&capture.set),
@@ -130,9 +142,22 @@ impl<'a> View<'a> {
             pod: pod.to_string(),
             addresses: plan.addresses.clone(),
             set: names(&plan.set),
+            key: plan.key.as_ref().map(|key| key.to_string()),
             ports: plan.ports.iter().copied().collect(),
         });
-        Self { diverts: planner.statuses(), captures: captures.collect(), pods: pods.collect(), problems }
+        let hosts = hosts.iter().map(|(host, grant)| HostView {
+            host: host.to_string(),
+            key: grant.key.to_string(),
+            shared: grant.shared.iter().map(|shared| shared.to_string()).collect(),
+        });
+        Self {
+            diverts: planner.statuses(),
+            ingresses: planner.ingresses(),
+            captures: captures.collect(),
+            hosts: hosts.collect(),
+            pods: pods.collect(),
+            problems,
+        }
     }
 
     /// As aligned columns.
@@ -164,21 +189,47 @@ impl<'a> View<'a> {
                 ]);
             }
         }
-        let mut captures = Columns::new("Captured", &["ADDRESS", "SERVICE", "KEY", "GOES TO", "ENDPOINTS"]);
-        for capture in &self.captures {
-            for (i, route) in capture.routes.iter().enumerate() {
-                let (address, service) = match i {
-                    0 => (capture.address.to_string(), capture.service.clone()),
-                    _ => Default::default(),
-                };
-                captures.row([address, service, route.key.clone(), route.service.clone(), route.backend()]);
+        let mut hosts = Columns::new("Hosts", &["ASKED BY", "HOST", "STATE", "MESSAGE"]);
+        for status in &self.diverts {
+            for row in &status.hosts {
+                let reason = format!("{:?}", row.reason);
+                hosts.row([status.divert.to_string(), row.host.to_string(), reason, row.message.clone()]);
             }
         }
-        let mut pods = Columns::new("Pods", &["POD", "ADDRESSES", "PORTS"]);
-        for pod in &self.pods {
-            pods.row([pod.pod.clone(), join(&pod.addresses), join(&pod.ports)]);
+        for status in self.ingresses {
+            let name = format!("Ingress {}", status.ingress);
+            if let Some(refused) = &status.refused {
+                hosts.row([name.clone(), String::new(), "refused".into(), refused.clone()]);
+            }
+            for row in &status.hosts {
+                let reason = format!("{:?}", row.reason);
+                hosts.row([name.clone(), row.host.to_string(), reason, row.message.clone()]);
+            }
         }
-        [diverts, services, captures, pods].map(|columns| columns.print()).join("\n")
+        let columns = ["ADDRESS", "SERVICE", "FOR", "KEY", "GOES TO", "ENDPOINTS"];
+        let mut captures = Columns::new("Captured", &columns);
+        for capture in &self.captures {
+            let whose = match &*capture.set {
+                [] => "everyone".to_owned(),
+                set => format!("developers of {}", set.join(", ")),
+            };
+            let first = [capture.address.to_string(), capture.service.clone(), whose];
+            // Captured to give requests a key.
+            if capture.routes.is_empty() {
+                captures.row([&first[..], &["-", "as asked", "-"].map(String::from)].concat());
+            }
+            for (i, route) in capture.routes.iter().enumerate() {
+                let rest = [route.key.clone(), route.service.clone(), route.backend()];
+                captures.row([if i == 0 { first.clone() } else { Default::default() }, rest].concat());
+            }
+        }
+        let mut pods = Columns::new("Pods", &["POD", "ADDRESSES", "PORTS", "KEY"]);
+        for pod in &self.pods {
+            let key = pod.key.as_ref().map(|key| format!("{key}, towards {}", pod.set.join(", ")));
+            let key = key.unwrap_or_default();
+            pods.row([pod.pod.clone(), join(&pod.addresses), join(&pod.ports), key]);
+        }
+        [diverts, services, hosts, captures, pods].map(|columns| columns.print()).join("\n")
     }
 }
 
@@ -314,13 +365,17 @@ Services
   alice/d  api      0          ServiceMissing  alice has no Service api: deploy it, or take it out of the Divert
   alice/d  catalog  1          Ready
 
+Hosts
+  none
+
 Captured
-  ADDRESS        SERVICE          KEY    GOES TO        ENDPOINTS
-  10.96.0.12:80  staging/catalog  alice  alice/catalog  10.0.1.12:8080
+  ADDRESS        SERVICE          FOR                    KEY    GOES TO        ENDPOINTS
+  10.96.0.12:80  staging/catalog  everyone               alice  alice/catalog  10.0.1.12:8080
+  10.96.0.12:80  staging/catalog  developers of staging  alice  alice/catalog  10.0.1.12:8080
 
 Pods
-  POD      ADDRESSES  PORTS
-  alice/c  10.0.1.12  8080
+  POD      ADDRESSES  PORTS  KEY
+  alice/c  10.0.1.12  8080   alice, towards staging
 "
         );
         let nothing = Planner::new(Settings::default());

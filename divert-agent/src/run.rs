@@ -140,7 +140,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Workers::start(workers as usize, &table, config).map_err(system("starting workers"))?;
-    let counts = workers.counts();
+    let (counts, tallies) = (workers.counts(), workers.tallies());
     let workers = Arc::new(workers);
     hooks.attach(cgroup.as_fd())?;
     tracing::info!(cgroup = %attach_at.display(), workers = counts.len(), "attached");
@@ -158,11 +158,12 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         Source::Manifests(folder) => control::start(&folder, args.settings.into())?,
         Source::Cluster { cluster, node } => {
             tracing::info!(node, "following the cluster of {}", cluster.url());
-            control::start_cluster(cluster, node, args.settings.into())?
+            control::start_cluster(*cluster, node, args.settings.into())?
         }
     };
     let (mut changes, state, watch) = control.split();
-    let sources = Sources { workers: counts, hooks: counters, apply: driver.status(), control: state };
+    let sources =
+        Sources { workers: counts, tallies, hooks: counters, apply: driver.status(), control: state };
     let admin = tokio::spawn(admin::serve(listener, sources));
 
     loop {
@@ -200,7 +201,7 @@ enum Source {
     /// From an API server.
     Cluster {
         /// Which.
-        cluster: Cluster,
+        cluster: Box<Cluster>,
         /// Whose pods.
         node: String,
     },
@@ -211,7 +212,7 @@ impl Source {
         if let Some(folder) = manifests {
             return Ok(Self::Manifests(folder));
         }
-        let cluster = Cluster::infer().await?;
+        let cluster = Box::new(Cluster::infer().await?);
         let node = node.filter(|node| !node.is_empty()).ok_or(RunError::NoNode)?;
         Ok(Self::Cluster { cluster, node })
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use divert_common::label::Label;
 
-use crate::plan::Target;
+use crate::plan::{Hosts, Target};
 
 /// A label in use.
 #[derive(Debug)]
@@ -20,14 +20,16 @@ pub struct Slot {
     pub label: Label,
     /// The destination that the application asked for.
     pub original: SocketAddr,
+    /// Captured for pods of a developer: their requests get the key of the pod.
+    pub from_pods: bool,
     target: ArcSwap<Target>,
     connections: AtomicUsize,
 }
 
 impl Slot {
     /// A slot without connections.
-    pub fn new(label: Label, original: SocketAddr, target: Arc<Target>) -> Self {
-        Self { label, original, target: ArcSwap::new(target), connections: AtomicUsize::new(0) }
+    pub fn new(label: Label, original: SocketAddr, from_pods: bool, target: Arc<Target>) -> Self {
+        Self { label, original, from_pods, target: ArcSwap::new(target), connections: AtomicUsize::new(0) }
     }
 
     /// Who takes requests to this destination now.
@@ -63,38 +65,51 @@ impl Drop for Claim {
     }
 }
 
-/// All labels in use.
+/// All labels in use, and the granted hosts.
 #[derive(Debug, Default)]
-pub struct Table(ArcSwap<imbl::HashMap<u32, Arc<Slot>>>);
+pub struct Table {
+    slots: ArcSwap<imbl::HashMap<u32, Arc<Slot>>>,
+    hosts: ArcSwap<Hosts>,
+}
 
 impl Table {
     /// Claims the slot of a label for a connection; `None` when the label is not live.
     pub fn claim(&self, label: Label) -> Option<Claim> {
-        let slot = self.0.load().get(&label.index()).cloned()?;
+        let slot = self.slots.load().get(&label.index()).cloned()?;
         slot.connections.fetch_add(1, Ordering::AcqRel);
         Some(Claim(slot))
     }
 
     /// The slot of a label, without a claim.
     pub fn get(&self, label: Label) -> Option<Arc<Slot>> {
-        self.0.load().get(&label.index()).cloned()
+        self.slots.load().get(&label.index()).cloned()
+    }
+
+    /// Hosts whose requests get a key now.
+    pub fn hosts(&self) -> arc_swap::Guard<Arc<Hosts>> {
+        self.hosts.load()
+    }
+
+    /// Changes which hosts' requests get a key, from the next request on.
+    pub fn set_hosts(&self, hosts: Arc<Hosts>) {
+        self.hosts.store(hosts);
     }
 
     /// Adds and removes slots in one step. Only apply writes, so load and store need no loop.
     pub fn update(&self, add: impl IntoIterator<Item = Arc<Slot>>, remove: impl IntoIterator<Item = Label>) {
-        let mut slots = imbl::HashMap::clone(&self.0.load());
+        let mut slots = imbl::HashMap::clone(&self.slots.load());
         for label in remove {
             slots.remove(&label.index());
         }
         for slot in add {
             slots.insert(slot.label.index(), slot);
         }
-        self.0.store(Arc::new(slots));
+        self.slots.store(Arc::new(slots));
     }
 
     /// Number of labels in use.
     pub fn len(&self) -> usize {
-        self.0.load().len()
+        self.slots.load().len()
     }
 
     /// Whether no label is in use.

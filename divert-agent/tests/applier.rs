@@ -95,7 +95,13 @@ fn name(name: &str) -> PodRef {
 }
 
 fn pod(addresses: &[IpAddr]) -> PodPlan {
-    PodPlan { uid: None, addresses: addresses.to_vec(), set: CaptureSet::default(), ports: BTreeSet::new() }
+    PodPlan {
+        uid: None,
+        addresses: addresses.to_vec(),
+        set: CaptureSet::default(),
+        key: None,
+        ports: BTreeSet::new(),
+    }
 }
 
 fn pods(pods: &[(PodRef, PodPlan)]) -> PlanChange {

@@ -32,6 +32,8 @@ pub struct Options {
     pub workers: u32,
     /// Port of `--admin`, on 127.0.0.1 of the lab's node.
     pub admin_port: u16,
+    /// `--drain`, in seconds: less than a test waits for the end.
+    pub drain: u64,
     /// More arguments.
     pub arguments: Vec<String>,
     /// Limits of descriptors, soft and hard, other than this process's own.
@@ -40,7 +42,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { program: None, workers: 2, admin_port: 9464, arguments: Vec::new(), descriptors: None }
+        Self {
+            program: None,
+            workers: 2,
+            admin_port: 9464,
+            drain: 5,
+            arguments: Vec::new(),
+            descriptors: None,
+        }
     }
 }
 
@@ -92,7 +101,7 @@ impl Agent {
         let admin = SocketAddr::from(([127, 0, 0, 1], options.admin_port));
         command.arg("--cgroup").arg(lab.cgroup());
         command.args(["--workers", &options.workers.to_string(), "--admin", &admin.to_string()]);
-        command.args(&options.arguments);
+        command.args(["--drain", &options.drain.to_string()]).args(&options.arguments);
         command.env("RUST_BACKTRACE", "1");
         if let Some((soft, hard)) = options.descriptors {
             limit_descriptors(&mut command, soft, hard);

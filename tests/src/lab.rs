@@ -108,10 +108,11 @@ impl Lab {
         let netns = NamedNetNs::new(netns)?;
         let (v4, v6) = (self.net.pod_v4(number), self.net.pod_v6(number));
         let (services_v4, services_v6) = (self.net.service_v4(0), self.net.service_v6(0));
-        // No link-local address and no duplicate address detection: the pod can talk at once.
+        // No link-local address and no duplicate address detection: the pod can talk at once. A link address
+        // that follows from the pod's place: neighbours would hold on to the old one of a sandbox replaced.
         netns.ip_batch(&format!(
             "link set lo up\n\
-             link add eth0 type veth peer name p{number} netns {bridge}\n\
+             link add eth0 address 02:d1:00:00:00:{number:02x} type veth peer name p{number} netns {bridge}\n\
              link set eth0 addrgenmode none\n\
              link set eth0 up\n\
              addr add {v4}/24 dev eth0\n\

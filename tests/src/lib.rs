@@ -22,5 +22,6 @@ pub mod process;
 pub mod run;
 pub mod script;
 pub mod server;
+pub mod stage;
 pub mod usage;
 pub mod wait;

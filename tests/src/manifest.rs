@@ -188,3 +188,17 @@ pub fn endpoint_slice(
         "ports": [{"port": port, "protocol": "TCP"}],
     })
 }
+
+/// An Ingress that leads a host to a Service of its namespace.
+pub fn ingress(namespace: &str, name: &str, host: &str, service: &str) -> Value {
+    let backend = json!({"service": {"name": service, "port": {"number": 80}}});
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"rules": [{
+            "host": host,
+            "http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]},
+        }]},
+    })
+}

@@ -132,11 +132,18 @@ impl Peer {
         assert!(restored.is_ok(), "{restored:?}");
     }
 
+    /// Whether bytes or an end have come that were not taken yet.
+    pub fn has_something(&mut self) -> bool {
+        let looked = self.0.set_nonblocking(true).and_then(|()| self.0.peek(&mut [0]));
+        let restored = self.0.set_nonblocking(false);
+        restored.is_ok() && !matches!(looked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// All that comes up to the end of the stream, and the error that ended it.
     pub fn rest(&mut self) -> Result<String, (String, ErrorKind)> {
         let mut bytes = Vec::new();
         let end = self.0.read_to_end(&mut bytes);
-        let text = bytes.escape_ascii().to_string();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
         end.map(|_| text.clone()).map_err(|error| (text, error.kind()))
     }
 

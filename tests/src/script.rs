@@ -124,8 +124,7 @@ pub struct Record {
 }
 
 /// Plays a script between two pods. `to` is where the client connects, `port` where the server listens.
-/// Returns what was seen, and whether the client's connection was captured, where that could be told:
-/// a connection that ended at once cannot be looked at any more.
+/// Returns what was seen, and whether the client's connection was captured, where it came to be.
 ///
 /// # Errors
 /// When a step cannot be taken as the script says, such as to read more bytes than come.
@@ -210,6 +209,9 @@ pub fn compare_diverted(scripts: &[(&str, Script)]) -> Result<()> {
     Ok(())
 }
 
+/// Plays of a script until the agent has had the time to serve it.
+const PLAYS: usize = 5;
+
 /// Scripts between two pods.
 struct Cases<'a> {
     town: &'a Fixture,
@@ -225,11 +227,20 @@ impl Cases<'_> {
 
     /// Plays all, and checks that the client's connections were captured or not, where it can be told.
     fn play(&self, to: impl Fn(Family) -> SocketAddr, wanted: Option<bool>) -> Result<Vec<Record>> {
+        let once = |family, name: &str, script: &Script| {
+            run(script, self.client, self.server, to(family), PORT)
+                .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))
+        };
         let play = |(family, (name, script)): (Family, &(&str, Script))| {
-            let (record, captured) = run(script, self.client, self.server, to(family), PORT)
-                .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))?;
-            anyhow::ensure!(captured.is_none() || captured == wanted, "{name}: captured is {captured:?}");
-            Ok(record)
+            // On a machine so busy that a worker gets no time for 2 s, the hooks rightly pass a connection
+            // by the agent. That says nothing about the script, which is played again.
+            for _ in 0..PLAYS {
+                let (record, captured) = once(family, name, script)?;
+                if captured == wanted {
+                    return Ok(record);
+                }
+            }
+            bail!("{name}, {family:?}: {PLAYS} times wanted captured = {wanted:?} and did not get it")
         };
         self.all().map(play).collect()
     }
@@ -247,6 +258,10 @@ impl Cases<'_> {
         Ok(())
     }
 }
+
+/// Signalled when the client has its connection. The server takes no step before: a reset at once could
+/// overtake the client's own call of connect.
+const CONNECTED: &str = "connected";
 
 /// One side at the end of its steps.
 #[derive(Debug, Default)]
@@ -269,6 +284,7 @@ fn act(steps: &[Step], pod: &Pod, to: SocketAddr, signals: &Signals) -> Result<S
     let addresses = stream.peer_addr().and_then(|peer| Ok((peer, stream.local_addr()?.ip())));
     let captured = is_captured(&stream, pod)?;
     let connected = Event::Connected(addresses.map_err(|error| error.kind()));
+    signals.give(CONNECTED);
     Ok(Side { captured, ..take_steps(steps, stream, connected, signals)? })
 }
 
@@ -276,6 +292,7 @@ fn serve(steps: &[Step], listener: &TcpListener, signals: &Signals) -> Result<Si
     let (stream, peer) = server::accept(listener)?;
     let local = stream.local_addr()?;
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    signals.wait(CONNECTED)?;
     take_steps(steps, stream, Event::Accepted(peer.ip().to_canonical(), local), signals)
 }
 

@@ -1,9 +1,11 @@
 //! What a process uses, as /proc tells.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use divert_common::netns::NetNsId;
 
 /// Resident memory, in bytes, as `top` shows it.
 ///
@@ -56,13 +58,13 @@ pub fn open_files_limit(pid: u32) -> Result<(u64, u64)> {
     Ok((next()?, next()?))
 }
 
-/// What its descriptors are: paths, or `socket:[INODE]`, `net:[INODE]` and the like.
+/// Whether one of its descriptors is this network namespace.
 ///
 /// # Errors
 /// When the process is gone.
-pub fn descriptors(pid: u32) -> Result<Vec<String>> {
+pub fn holds_netns(pid: u32, netns: NetNsId) -> Result<bool> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
     // One that was closed meanwhile is none.
-    let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-    Ok(links.map(|link| link.to_string_lossy().into_owned()).collect())
+    let mut files = entries.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
+    Ok(files.any(|file| file.dev() == netns.device && file.ino() == netns.inode))
 }

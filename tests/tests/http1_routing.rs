@@ -1,13 +1,14 @@
-//! correctness.md, HTTP/1: who gets which request, and what is refused.
-
-use std::io::{Read, Write};
-use std::net::TcpStream;
+//! semantics.md, Header and Decision: who gets which request.
 
 use anyhow::{Context, Result};
+use divert_tests::agent::{Agent, Options};
 use divert_tests::fixture::{ALICE, BOB, Fixture, PORT};
 use divert_tests::http::Http;
 use divert_tests::lab::FAMILIES;
-use divert_tests::server::{Echo, accept};
+use divert_tests::peer::Peer;
+use divert_tests::script::is_captured;
+use divert_tests::server::Echo;
+use divert_tests::stage::Stage;
 use divert_tests::{manifest, wait};
 
 const SHARED: &str = "staging/web";
@@ -99,185 +100,6 @@ fn pipelined_requests_to_different_targets_are_answered_in_order() -> Result<()>
 }
 
 #[test]
-fn ambiguous_framing_is_refused_and_nobody_gets_it() -> Result<()> {
-    let town = Fixture::new()?;
-    let servers = servers(&town)?;
-    let _agent = town.agent()?;
-    let cases = [
-        (
-            "length and chunked",
-            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /s HTTP/1.1\r\n\r\n",
-        ),
-        ("two lengths", "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
-        ("two lengths in a list", "Content-Length: 5, 6\r\n\r\nhello!"),
-        ("a signed length", "Content-Length: +5\r\n\r\nhello"),
-        ("a length that overflows", "Content-Length: 99999999999999999999\r\n\r\nhello"),
-        ("chunked not last", "Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"),
-        ("chunked twice", "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
-        ("white space before the colon", "Content-Length : 5\r\n\r\nhello"),
-        ("two hosts", "Host: other\r\n\r\n"),
-    ];
-    for key in ["", "baggage: okteto-divert=alice\r\n"] {
-        for (name, rest) in cases {
-            let mut http = town.connect()?;
-            http.send(format!("POST / HTTP/1.1\r\nHost: web\r\n{key}{rest}").as_bytes())?;
-            let response = http.response().with_context(|| name.to_owned())?;
-            assert_eq!(response.status, 400, "{name}");
-            assert!(response.header("x-divert-error").is_some(), "{name}: {:?}", response.head);
-            let end = http.read_to_end();
-            assert!(end.as_ref().is_ok_and(Vec::is_empty), "{name}: the connection goes on: {end:?}");
-        }
-    }
-    assert_eq!(servers.each_ref().map(Echo::requests), [0, 0, 0]);
-    Ok(())
-}
-
-#[test]
-fn bad_chunk_sizes_end_the_connection() -> Result<()> {
-    let town = Fixture::new()?;
-    let servers = servers(&town)?;
-    let _agent = town.agent()?;
-    for chunk in
-        ["x\r\n", "-1\r\n", "0x5\r\nhello\r\n", "5 5\r\nhello\r\n", "fffffffffffffffff\r\n", "5\nhello\r\n"]
-    {
-        for key in ["", "baggage: okteto-divert=alice\r\n"] {
-            let mut http = town.connect()?;
-            let head = format!("POST / HTTP/1.1\r\nHost: web\r\n{key}Transfer-Encoding: chunked\r\n\r\n");
-            http.send(format!("{head}{chunk}GET /smuggled HTTP/1.1\r\nHost: web\r\n\r\n").as_bytes())?;
-            // 400 where no response has begun; in any case the end, and no second response.
-            let all = http.read_to_end().unwrap_or_default();
-            let all = String::from_utf8_lossy(&all);
-            assert!(all.matches("HTTP/1.1").count() <= 1, "{chunk:?}: {all}");
-            assert!(all.is_empty() || all.starts_with("HTTP/1.1 400"), "{chunk:?}: {all}");
-        }
-    }
-    assert_eq!(servers.each_ref().map(Echo::requests), [0, 0, 0]);
-    Ok(())
-}
-
-#[test]
-fn a_head_over_128_kib_is_refused() -> Result<()> {
-    let town = Fixture::new()?;
-    let _servers = servers(&town)?;
-    let _agent = town.agent()?;
-    let mut http = town.connect()?;
-    let field = format!("X-Long: {}\r\n", "v".repeat(8000));
-    let _ = http.send(format!("GET / HTTP/1.1\r\nHost: web\r\n{}\r\n", field.repeat(17)).as_bytes());
-    assert_eq!(http.response()?.status, 431);
-    let mut http = town.connect()?;
-    http.send(format!("GET / HTTP/1.1\r\nHost: web\r\n{}\r\n", field.repeat(15)).as_bytes())?;
-    assert_eq!(http.response()?.status, 200);
-    Ok(())
-}
-
-#[test]
-fn bare_line_feeds_reach_the_original_and_no_developer() -> Result<()> {
-    let town = Fixture::new()?;
-    let shared = town.server().listen(PORT)?;
-    let alices = Echo::start(&town.lab.pod(ALICES), PORT)?;
-    let _agent = town.agent()?;
-    let plain = b"GET / HTTP/1.1\nHost: web\n\n";
-    let mut client = town.client().connect(town.web.address(FAMILIES[0], PORT))?;
-    client.write_all(plain)?;
-    let (mut server, _) = accept(&shared)?;
-    let mut bytes = vec![0; plain.len()];
-    server.read_exact(&mut bytes)?;
-    assert_eq!(bytes, plain);
-    let mut http = town.connect()?;
-    http.send(b"GET / HTTP/1.1\nHost: web\nbaggage: okteto-divert=alice\n\n")?;
-    assert_eq!(http.response()?.status, 400);
-    assert_eq!(alices.requests(), 0);
-    Ok(())
-}
-
-#[test]
-fn the_h2c_offer_is_removed_and_nothing_else() -> Result<()> {
-    let town = Fixture::new()?;
-    let _servers = servers(&town)?;
-    let _agent = town.agent()?;
-    let mut http = town.connect()?;
-    for key in ["", "baggage: okteto-divert=alice\r\n"] {
-        let start = format!("GET / HTTP/1.1\r\nHost: web\r\n{key}X-a: b\r\n");
-        let offer = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n";
-        http.send(format!("{start}{offer}x-C:d\r\n\r\n").as_bytes())?;
-        assert_eq!(http.response()?.text(), format!("{start}x-C:d\r\n\r\n"));
-    }
-    Ok(())
-}
-
-#[test]
-fn a_servers_408_on_an_idle_connection_answers_nobody() -> Result<()> {
-    let town = Fixture::new()?;
-    let shared = town.server().listen(PORT)?;
-    let _alices = Echo::start(&town.lab.pod(ALICES), PORT)?;
-    let _agent = town.agent()?;
-    let mut http = town.connect()?;
-    http.send(b"GET /1 HTTP/1.1\r\nHost: web\r\n\r\n")?;
-    let (mut server, _) = accept(&shared)?;
-    read_head(&mut server)?;
-    server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
-    assert_eq!(http.response()?.status, 200);
-    server.write_all(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")?;
-    drop(server);
-    // Exactly as if the server had just closed: not one byte of the 408.
-    assert_eq!(http.read_to_end()?, b"");
-    Ok(())
-}
-
-#[test]
-fn an_original_that_closes_while_idle_closes_the_client() -> Result<()> {
-    let town = Fixture::new()?;
-    let shared = town.server().listen(PORT)?;
-    let _agent = town.agent()?;
-    let mut http = town.connect()?;
-    http.send(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")?;
-    let (mut server, _) = accept(&shared)?;
-    read_head(&mut server)?;
-    server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
-    http.response()?;
-    drop(server);
-    assert_eq!(http.read_to_end()?, b"");
-    Ok(())
-}
-
-#[test]
-fn a_kept_diverted_upstream_that_closes_is_tried_once_more_when_that_is_safe() -> Result<()> {
-    let town = Fixture::new()?;
-    let _shared = Echo::start(&town.server(), PORT)?;
-    let alices = town.lab.pod(ALICES).listen(PORT)?;
-    let _agent = town.agent()?;
-    let head = "HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\n";
-    for (request, retried) in [
-        (format!("GET / {head}\r\n"), true),
-        (format!("POST / {head}Content-Length: 0\r\n\r\n"), false),
-        (format!("PUT / {head}Content-Length: 1\r\n\r\nx"), false),
-    ] {
-        let mut http = town.connect()?;
-        http.send(format!("GET /first {head}\r\n").as_bytes())?;
-        let (mut server, _) = accept(&alices)?;
-        read_head(&mut server)?;
-        server.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")?;
-        http.response()?;
-        // The second request reaches the server, which closes without a word.
-        http.send(request.as_bytes())?;
-        read_head(&mut server)?;
-        server.set_nonblocking(true)?;
-        let _ = server.read(&mut [0; 16]);
-        drop(server);
-        if retried {
-            let (mut server, _) = accept(&alices)?;
-            assert_eq!(read_head(&mut server)?, request.as_bytes());
-            server.write_all(b"HTTP/1.1 204 Again\r\n\r\n")?;
-            assert_eq!(http.response()?.status, 204);
-        } else {
-            let end = http.read_to_end();
-            assert!(end.as_ref().map_or(true, Vec::is_empty), "{request:?}: {end:?}");
-        }
-    }
-    Ok(())
-}
-
-#[test]
 fn an_endpoint_that_is_gone_gets_no_further_request() -> Result<()> {
     let town = Fixture::new()?;
     let servers = servers(&town)?;
@@ -313,36 +135,6 @@ fn an_endpoint_that_is_gone_gets_no_further_request() -> Result<()> {
 }
 
 #[test]
-fn who_answered_is_told_to_those_who_ask() -> Result<()> {
-    let town = Fixture::new()?;
-    let _servers = servers(&town)?;
-    let _agent = town.agent()?;
-    let mut http = town.connect()?;
-    let debug = ("x-divert-debug", "1");
-    let target = |fields: &[(&str, &str)], http: &mut Http| -> Result<Option<String>> {
-        Ok(http.get("/", fields)?.header("x-divert-target"))
-    };
-    assert_eq!(target(&[ALICE, debug], &mut http)?.as_deref(), Some(ALICES));
-    assert_eq!(target(&[debug], &mut http)?.as_deref(), Some(SHARED));
-    assert_eq!(target(&[ALICE], &mut http)?, None);
-    Ok(())
-}
-
-#[test]
-fn a_dead_developers_copy_is_a_502_and_the_shared_one_is_not_asked() -> Result<()> {
-    let town = Fixture::new()?;
-    let shared = Echo::start(&town.server(), PORT)?;
-    let _agent = town.agent()?;
-    let response = town.connect()?.get("/", &[ALICE])?;
-    assert_eq!(response.status, 502);
-    let alice = town.lab.pod(ALICES);
-    let named = FAMILIES.iter().any(|family| response.text().contains(&alice.ip(*family).to_string()));
-    assert!(named, "it names whom it tried: {}", response.text());
-    assert_eq!(shared.requests(), 0);
-    Ok(())
-}
-
-#[test]
 fn a_dead_original_does_not_stop_diverted_requests() -> Result<()> {
     let town = Fixture::new()?;
     let _alices = Echo::start(&town.lab.pod(ALICES), PORT)?;
@@ -355,15 +147,184 @@ fn a_dead_original_does_not_stop_diverted_requests() -> Result<()> {
     Ok(())
 }
 
-/// Reads up to the empty line.
-fn read_head(stream: &mut TcpStream) -> Result<Vec<u8>> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream
-            .read_exact(&mut byte)
-            .with_context(|| format!("after {:?}", head.escape_ascii().to_string()))?;
-        head.push(byte[0]);
+#[test]
+fn the_key_is_read_as_baggage_is_written() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = servers(&town)?;
+    town.divert("bob")?;
+    let _agent = town.agent()?;
+    let baggage = |value: &str| format!("baggage: {value}\r\n");
+    let many = |count: usize| "x=y,".repeat(count);
+    let cases = [
+        // Members, white space, properties, other names.
+        (baggage("okteto-divert=alice"), ALICES),
+        (baggage("a=b, \t okteto-divert \t=\t alice ; p=1;q , c=d"), ALICES),
+        (baggage("divert=alice"), ALICES),
+        ("BaGgAgE:okteto-divert=alice\r\n".into(), ALICES),
+        ("baggage.okteto-divert: alice\r\n".into(), ALICES),
+        ("Baggage.Okteto-Divert:  alice  \r\n".into(), ALICES),
+        // In this order: each key's first value that is not empty.
+        (baggage("divert=bob,okteto-divert=alice"), ALICES),
+        (format!("baggage.okteto-divert: bob\r\n{}", baggage("divert=alice")), ALICES),
+        (baggage("okteto-divert=alice,okteto-divert=bob"), ALICES),
+        (baggage("okteto-divert=,divert=alice"), ALICES),
+        (baggage("okteto-divert=;p,divert="), SHARED),
+        // Several fields are one list.
+        (format!("{}Accept: */*\r\n{}", baggage("a=b"), baggage("okteto-divert=alice")), ALICES),
+        (format!("{}{}", baggage("okteto-divert=alice"), baggage("okteto-divert=bob")), ALICES),
+        // Percent-encoding: decoded, or raw where it is broken.
+        (baggage("okteto-divert=%61lic%65"), ALICES),
+        (baggage("okteto-divert=alice%"), SHARED),
+        (baggage("okteto-divert=alice%2"), SHARED),
+        (baggage("okteto-divert=%ff"), SHARED),
+        // Whole values, case-sensitive, of this key and no other.
+        (baggage("okteto-divert=alice-feature"), SHARED),
+        (baggage("okteto-divert=alic"), SHARED),
+        (baggage("okteto-divert=Alice"), SHARED),
+        (baggage("Okteto-Divert=alice"), SHARED),
+        (baggage("x-okteto-divert=alice"), SHARED),
+        (baggage("a=b;okteto-divert=alice"), SHARED),
+        (baggage("a=okteto-divert=alice"), SHARED),
+        (baggage("okteto-divert"), SHARED),
+        ("x-baggage: okteto-divert=alice\r\n".into(), SHARED),
+        // 180 members and 8192 bytes are read.
+        (baggage(&format!("{}okteto-divert=alice", many(179))), ALICES),
+        (baggage(&format!("{}okteto-divert=alice", many(180))), SHARED),
+        (baggage(&format!("a={},okteto-divert=alice", "b".repeat(8000))), ALICES),
+        (baggage(&format!("a={},okteto-divert=alice", "b".repeat(8192))), SHARED),
+        // A key that nobody diverts with.
+        (baggage("okteto-divert=staging"), SHARED),
+        (baggage("okteto-divert=carol"), SHARED),
+        (baggage("okteto-divert=../alice"), SHARED),
+    ];
+    let mut http = town.connect()?;
+    for (fields, expected) in cases {
+        let request = format!("GET / HTTP/1.1\r\nHost: web\r\n{fields}\r\n");
+        http.send(request.as_bytes())?;
+        let response = http.response()?;
+        assert_eq!(response.served_by().as_deref(), Some(expected), "{fields:.100}");
+        // Forwarded as it came.
+        assert_eq!(response.text(), request);
     }
-    Ok(head)
+    Ok(())
+}
+
+#[test]
+fn the_names_of_the_key_are_settings() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = servers(&town)?;
+    let arguments = ["--key", "team,who", "--key-header", "x-team"].map(String::from).to_vec();
+    let _agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
+    let mut http = town.connect()?;
+    assert_eq!(served_by(&mut http, &[("baggage", "team=alice")])?, ALICES);
+    assert_eq!(served_by(&mut http, &[("baggage", "team=,who=alice")])?, ALICES);
+    assert_eq!(served_by(&mut http, &[("X-Team", "alice")])?, ALICES);
+    assert_eq!(served_by(&mut http, &[ALICE])?, SHARED);
+    assert_eq!(served_by(&mut http, &[("baggage.okteto-divert", "alice")])?, SHARED);
+    Ok(())
+}
+
+#[test]
+fn a_change_of_routing_applies_from_the_next_request() -> Result<()> {
+    let stage = Stage::new()?;
+    let Stage { town, .. } = &stage;
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    let (head, rest) = ok.split_at(ok.len() - 1);
+    let post = "POST / HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\nContent-Length: 4\r\n\r\n";
+    let (mut client, mut shared) = stage.connect()?;
+    let mut other = town.client().connect(town.address(FAMILIES[0])).map(Peer::new)?;
+    let mut others = [Some(Peer::accept(&stage.shared)?), None];
+    // Asks on another connection until requests go where they now should.
+    let mut settle = |to_alice: bool| -> Result<()> {
+        wait::until("the change to apply", || {
+            other.send("GET / HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\n\r\n");
+            let asked = wait::some_within(wait::PATIENCE, "a request", || {
+                if others[1].is_none() {
+                    others[1] = stage.try_alice();
+                }
+                others.iter_mut().position(|server| server.as_mut().is_some_and(Peer::has_something))
+            });
+            let Ok(asked) = asked else { return false };
+            if let Some(server) = &mut others[asked] {
+                server.head();
+                server.send(ok);
+            }
+            other.expect(ok);
+            (asked == 1) == to_alice
+        })
+    };
+    settle(true)?;
+    // Half sent to alice, when her Divert goes.
+    client.send(format!("{post}bo"));
+    let mut alice = stage.alice()?;
+    alice.expect(format!("{post}bo"));
+    town.undivert("alice")?;
+    settle(false)?;
+    client.send(format!("dy{post}"));
+    alice.expect("dy");
+    alice.send(ok);
+    client.expect(ok);
+    // The next is the shared copy's; half answered by it, when the Divert is back.
+    shared.expect(post);
+    client.send("body");
+    shared.expect("body");
+    shared.send(head);
+    client.expect(head);
+    town.divert("alice")?;
+    settle(true)?;
+    shared.send(rest);
+    client.expect(rest);
+    client.send(format!("{post}body"));
+    alice.expect(format!("{post}body"));
+    alice.send(ok);
+    client.expect(ok);
+    Ok(())
+}
+
+#[test]
+fn a_developers_own_service_stays_hers_whatever_the_key() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = servers(&town)?;
+    town.divert("bob")?;
+    let _agent = town.agent()?;
+    for family in FAMILIES {
+        let to = town.developers[0].address(family, PORT);
+        let stream = town.client().connect(to)?;
+        assert_eq!(is_captured(&stream, &town.client())?, Some(false));
+        let mut http = Http::new(stream);
+        for fields in [&[][..], &[ALICE], &[BOB]] {
+            assert_eq!(served_by(&mut http, fields)?, ALICES);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn endpoint_addresses_are_routed_like_the_service() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = servers(&town)?;
+    let _agent = town.agent()?;
+    for family in FAMILIES {
+        let to = (town.server().ip(family), PORT).into();
+        let mut http = Http::new(town.client().connect(to)?);
+        assert_eq!(served_by(&mut http, &[ALICE])?, ALICES);
+        assert_eq!(served_by(&mut http, &[])?, SHARED);
+        assert_eq!(http.stream().peer_addr()?, to);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_dead_original_resets_at_once_where_nobody_could_answer() -> Result<()> {
+    let town = Fixture::new()?;
+    let unready = [(town.lab.pod(ALICES).ip(FAMILIES[0]), false)];
+    town.manifests.put("slice", &[manifest::endpoint_slice("alice", "web", "by-hand", &unready, PORT)])?;
+    let agent = town.agent()?;
+    // It may come before connect has returned.
+    match town.client().connect(town.address(FAMILIES[0])) {
+        Ok(client) => Peer::new(client).expect_reset(),
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset),
+    }
+    assert_eq!(agent.metric("divert_connections_reset_total")?, 1.0);
+    Ok(())
 }

@@ -3,13 +3,9 @@
 //!
 //! Here the test is both ends: the client, and each server it may reach.
 
-use std::net::TcpListener;
-
 use anyhow::Result;
-use divert_tests::agent::Agent;
-use divert_tests::fixture::{Fixture, PORT};
-use divert_tests::lab::Family;
 use divert_tests::peer::Peer;
+use divert_tests::stage::Stage;
 use divert_tests::wait;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -21,40 +17,17 @@ fn request(method: &str, alice: bool) -> String {
     format!("{method} / HTTP/1.1\r\nHost: web\r\n{key}\r\n")
 }
 
-/// A town whose servers are the test's.
-struct Stage {
-    agent: Agent,
-    shared: TcpListener,
-    alices: TcpListener,
-    town: Fixture,
+/// A client after one request to alice, both her connection and the original's open.
+fn connect_with_kept(stage: &Stage) -> Result<(Peer, Peer, Peer)> {
+    let (mut client, shared) = stage.connect()?;
+    client.send(request("GET", true));
+    let mut alice = stage.alice()?;
+    serve(&mut alice, &mut client, &request("GET", true));
+    Ok((client, shared, alice))
 }
 
-impl Stage {
-    fn new() -> Result<Self> {
-        let town = Fixture::new()?;
-        let shared = town.server().listen(PORT)?;
-        let alices = town.lab.pod("alice/web").listen(PORT)?;
-        Ok(Self { agent: town.agent()?, shared, alices, town })
-    }
-
-    /// A client, and the connection to the original destination that is opened with it.
-    fn connect(&self) -> Result<(Peer, Peer)> {
-        let client = Peer::new(self.town.client().connect(self.town.address(Family::V4))?);
-        Ok((client, Peer::accept(&self.shared)?))
-    }
-
-    /// A client after one request to alice, both her connection and the original's open.
-    fn connect_with_kept(&self) -> Result<(Peer, Peer, Peer)> {
-        let (mut client, shared) = self.connect()?;
-        client.send(request("GET", true));
-        let mut alice = Peer::accept(&self.alices)?;
-        serve(&mut alice, &mut client, &request("GET", true));
-        Ok((client, shared, alice))
-    }
-
-    fn retried(&self) -> Result<f64> {
-        self.agent.metric("divert_requests_retried_total")
-    }
+fn retried(stage: &Stage) -> Result<f64> {
+    stage.agent.metric("divert_requests_retried_total")
 }
 
 /// Answers a request that is on its way.
@@ -70,13 +43,13 @@ fn a_kept_connection_that_ends_while_idle_is_replaced() -> Result<()> {
     let stage = Stage::new()?;
     // POST must not be sent twice, so this shows that the end was noticed and nothing was tried.
     let post = request("POST", true);
-    let (mut client, _shared, mut alice) = stage.connect_with_kept()?;
+    let (mut client, _shared, mut alice) = connect_with_kept(&stage)?;
     alice.finish();
     alice.expect_end();
     client.send(&post);
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     serve(&mut alice, &mut client, &post);
-    assert_eq!(stage.retried()?, 0.0);
+    assert_eq!(retried(&stage)?, 0.0);
     Ok(())
 }
 
@@ -86,7 +59,7 @@ fn what_is_idempotent_and_has_no_body_is_tried_once_more() -> Result<()> {
     for method in ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"] {
         for reset in [false, true] {
             let again = request(method, true);
-            let (mut client, mut shared, mut alice) = stage.connect_with_kept()?;
+            let (mut client, mut shared, mut alice) = connect_with_kept(&stage)?;
             client.send(&again);
             alice.expect(&again);
             if reset {
@@ -94,7 +67,7 @@ fn what_is_idempotent_and_has_no_body_is_tried_once_more() -> Result<()> {
             } else {
                 drop(alice)
             }
-            let mut alice = Peer::accept(&stage.alices)?;
+            let mut alice = stage.alice()?;
             alice.expect(&again);
             alice.send("HTTP/1.1 204 Second\r\n\r\n");
             client.expect("HTTP/1.1 204 Second\r\n\r\n");
@@ -105,7 +78,7 @@ fn what_is_idempotent_and_has_no_body_is_tried_once_more() -> Result<()> {
             serve(&mut shared, &mut client, &request("GET", false));
         }
     }
-    assert_eq!(stage.retried()?, 12.0);
+    assert_eq!(retried(&stage)?, 12.0);
     Ok(())
 }
 
@@ -121,7 +94,7 @@ fn what_may_not_be_repeated_gets_the_end_that_the_server_gave() -> Result<()> {
         format!("PUT / HTTP/1.1\r\n{key}Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"),
     ] {
         for reset in [false, true] {
-            let (mut client, _shared, mut alice) = stage.connect_with_kept()?;
+            let (mut client, _shared, mut alice) = connect_with_kept(&stage)?;
             client.send(&request);
             alice.expect(&request);
             if reset {
@@ -133,7 +106,7 @@ fn what_may_not_be_repeated_gets_the_end_that_the_server_gave() -> Result<()> {
             }
         }
     }
-    assert_eq!(stage.retried()?, 0.0);
+    assert_eq!(retried(&stage)?, 0.0);
     Ok(())
 }
 
@@ -142,18 +115,18 @@ fn a_second_try_is_the_last_and_a_first_byte_is_an_answer() -> Result<()> {
     let stage = Stage::new()?;
     let get = request("GET", true);
 
-    let (mut client, _shared, mut alice) = stage.connect_with_kept()?;
+    let (mut client, _shared, mut alice) = connect_with_kept(&stage)?;
     client.send(&get);
     alice.expect(&get);
     drop(alice);
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     alice.expect(&get);
     drop(alice);
     client.expect_end();
-    assert_eq!(stage.retried()?, 1.0);
+    assert_eq!(retried(&stage)?, 1.0);
 
     // Answered, if only by a byte.
-    let (mut client, _shared, mut alice) = stage.connect_with_kept()?;
+    let (mut client, _shared, mut alice) = connect_with_kept(&stage)?;
     client.send(&get);
     alice.expect(&get);
     alice.send("H");
@@ -164,24 +137,24 @@ fn a_second_try_is_the_last_and_a_first_byte_is_an_answer() -> Result<()> {
     // A connection made for the request was not idle: its server has closed on this very request.
     let (mut client, _shared) = stage.connect()?;
     client.send(&get);
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     alice.expect(&get);
     drop(alice);
     client.expect_end();
-    assert_eq!(stage.retried()?, 1.0);
+    assert_eq!(retried(&stage)?, 1.0);
     Ok(())
 }
 
 #[test]
 fn a_long_head_is_repeated_whole() -> Result<()> {
     let stage = Stage::new()?;
-    let (mut client, _shared, mut alice) = stage.connect_with_kept()?;
+    let (mut client, _shared, mut alice) = connect_with_kept(&stage)?;
     let long = format!("GET /{} HTTP/1.1\r\nbaggage: okteto-divert=alice\r\n\r\n", "u".repeat(100 << 10));
     // The next request is already behind it.
     client.send(format!("{long}{}", request("GET", true)));
     alice.expect(&long);
     drop(alice);
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     serve(&mut alice, &mut client, &long);
     serve(&mut alice, &mut client, &request("GET", true));
     Ok(())
@@ -213,7 +186,7 @@ fn an_original_that_ends_during_another_exchange_lets_it_end_first() -> Result<(
     client.send(request("GET", false));
     serve(&mut shared, &mut client, &request("GET", false));
     client.send(request("GET", true));
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     alice.expect(request("GET", true));
     drop(shared);
     alice.send(OK);
@@ -228,7 +201,7 @@ fn an_original_that_ends_before_its_first_request_is_dialled_again() -> Result<(
     for farewell in ["", FAREWELL] {
         let (mut client, mut shared) = stage.connect()?;
         client.send(request("GET", true));
-        let mut alice = Peer::accept(&stage.alices)?;
+        let mut alice = stage.alice()?;
         serve(&mut alice, &mut client, &request("GET", true));
         if farewell.is_empty() {
             shared.finish()
@@ -260,11 +233,11 @@ fn a_farewell_before_the_first_request_answers_nobody() -> Result<()> {
 #[test]
 fn a_farewell_of_a_kept_connection_answers_nobody() -> Result<()> {
     let stage = Stage::new()?;
-    let (mut client, _shared, mut alice) = stage.connect_with_kept()?;
+    let (mut client, _shared, mut alice) = connect_with_kept(&stage)?;
     alice.send(FAREWELL);
     alice.expect_gone();
     client.send(request("POST", true));
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     serve(&mut alice, &mut client, &request("POST", true));
     assert_eq!(stage.agent.metric("divert_upstreams_unsolicited_total")?, 1.0);
     Ok(())
@@ -277,7 +250,7 @@ fn a_farewell_during_another_exchange_does_not_answer_the_request_behind_it() ->
     let (mut client, mut shared) = stage.connect()?;
     client.send([request("GET", false), request("GET", true), request("GET", false)].concat());
     serve(&mut shared, &mut client, &request("GET", false));
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     alice.expect(request("GET", true));
     shared.send(FAREWELL);
     alice.send(OK);
@@ -287,13 +260,13 @@ fn a_farewell_during_another_exchange_does_not_answer_the_request_behind_it() ->
     shared.expect_gone();
 
     // The same with alice's connection idle, which is just replaced.
-    let (mut client, mut shared, mut alice) = stage.connect_with_kept()?;
+    let (mut client, mut shared, mut alice) = connect_with_kept(&stage)?;
     client.send([request("GET", false), request("POST", true)].concat());
     shared.expect(request("GET", false));
     alice.send(FAREWELL);
     shared.send(OK);
     client.expect(OK);
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     serve(&mut alice, &mut client, &request("POST", true));
     Ok(())
 }
@@ -301,13 +274,13 @@ fn a_farewell_during_another_exchange_does_not_answer_the_request_behind_it() ->
 #[test]
 fn more_bytes_than_the_response_has_are_dropped_with_their_connection() -> Result<()> {
     let stage = Stage::new()?;
-    let (mut client, mut shared, mut alice) = stage.connect_with_kept()?;
+    let (mut client, mut shared, mut alice) = connect_with_kept(&stage)?;
     client.send(request("GET", true));
     alice.expect(request("GET", true));
     alice.send(format!("{OK}{FAREWELL}"));
     client.expect(OK);
     client.send(request("GET", true));
-    let mut alice = Peer::accept(&stage.alices)?;
+    let mut alice = stage.alice()?;
     serve(&mut alice, &mut client, &request("GET", true));
     // The original's own: the client's connection goes with it.
     client.send(request("GET", false));
@@ -321,8 +294,8 @@ fn more_bytes_than_the_response_has_are_dropped_with_their_connection() -> Resul
 #[test]
 fn connections_are_never_shared_between_clients() -> Result<()> {
     let stage = Stage::new()?;
-    let (mut first, _one, mut hers) = stage.connect_with_kept()?;
-    let (mut second, _two, mut others) = stage.connect_with_kept()?;
+    let (mut first, _one, mut hers) = connect_with_kept(&stage)?;
+    let (mut second, _two, mut others) = connect_with_kept(&stage)?;
     for _ in 0..3 {
         first.send(request("GET", true));
         serve(&mut hers, &mut first, &request("GET", true));

@@ -1,7 +1,7 @@
 //! What is captured, and what is left alone: the peer of a connection that is not captured is the server
 //! itself, in the kernel's own table and not only by getpeername.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::lab::FAMILIES;
 use divert_tests::manifest::{self, Port};
@@ -21,7 +21,7 @@ fn captured(town: &Fixture, port: u16) -> Result<bool> {
         let by = divert_tests::http::Http::new(stream).get("/", &[])?.served_by();
         assert_eq!(by.as_deref(), Some("staging/web"));
     }
-    assert_eq!(seen[0], seen[1], "both families alike");
+    ensure!(seen[0] == seen[1], "one family is captured, the other not: {seen:?}");
     Ok(seen[0])
 }
 
@@ -91,7 +91,12 @@ fn a_pod_or_a_namespace_that_opts_out_is_left_alone() -> Result<()> {
     for object in [pod, 0] {
         assert!(captured(&town, PORT)?);
         opted_out(object, true)?;
-        wait::until("the pod to be left alone", || captured(&town, PORT).is_ok_and(|captured| !captured))?;
+        let mut last = None;
+        wait::until("the pod to be left alone", || {
+            last = Some(captured(&town, PORT));
+            matches!(last, Some(Ok(false)))
+        })
+        .with_context(|| format!("object {object}: {last:?}\n{}", agent.process().output()))?;
         assert_eq!(agent.traces_in(&client)?, Vec::<String>::new(), "no listener and no route in it");
         opted_out(object, false)?;
         wait::until("the pod to be served again", || captured(&town, PORT).unwrap_or(false))?;

@@ -15,6 +15,13 @@ fn captured(town: &Fixture, connection: &Http) -> Result<bool> {
     is_captured(connection.stream(), &town.client())?.context("the connection is in no table of sockets")
 }
 
+/// Whether a new connection is refused by the server's pod itself, where nobody listens: the agent would
+/// accept it first.
+fn goes_direct(town: &Fixture) -> bool {
+    let connected = town.client().connect(town.address(divert_tests::lab::Family::V4));
+    connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
 #[test]
 fn a_clean_end_closes_what_is_idle_and_leaves_nothing() -> Result<()> {
     let town = Fixture::new()?;
@@ -193,15 +200,15 @@ fn an_exchange_under_way_at_the_end_is_finished() -> Result<()> {
     let mut connection = town.connect()?;
     connection.send(b"GET /slow HTTP/1.1\r\nHost: web\r\n\r\n")?;
     let (server, _) = divert_tests::server::accept(&listener)?;
+    // Nobody else is listened to: what looks whether new connections are captured is to leave no other.
+    drop(listener);
     let mut server = Http::new(server);
     let request = server.read_exact(b"GET /slow HTTP/1.1\r\nHost: web\r\n\r\n".len())?;
     assert!(request.starts_with(b"GET /slow"));
     server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")?;
 
     agent.process().signal(rustix::process::Signal::TERM)?;
-    wait::until("new connections to go direct", || {
-        town.connect().is_ok_and(|it| captured(&town, &it).is_ok_and(|captured| !captured))
-    })?;
+    wait::until("new connections to go direct", || goes_direct(&town))?;
     server.send(b"lf")?;
     assert_eq!(connection.response()?.text(), "half");
     assert_eq!(connection.read_to_end()?, b"", "and then the connection is closed");
@@ -213,7 +220,7 @@ fn an_exchange_under_way_at_the_end_is_finished() -> Result<()> {
 fn what_does_not_end_in_time_is_reset() -> Result<()> {
     let town = Fixture::new()?;
     let listener = town.server().listen(divert_tests::fixture::PORT)?;
-    let options = Options { arguments: vec!["--drain".into(), "0".into()], ..Options::default() };
+    let options = Options { drain: 0, ..Options::default() };
     let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
     let mut connection = town.connect()?;
     connection.send(b"GET /never HTTP/1.1\r\nHost: web\r\n\r\n")?;
@@ -225,4 +232,31 @@ fn what_does_not_end_in_time_is_reset() -> Result<()> {
     assert_eq!(reset(connection.read_to_end()), Err(ErrorKind::ConnectionReset));
     assert_eq!(reset(server.read_to_end()), Err(ErrorKind::ConnectionReset));
     Ok(())
+}
+
+#[test]
+fn a_slow_reader_gets_the_whole_response_after_the_end() -> Result<()> {
+    const LENGTH: usize = 24 << 10;
+    let town = Fixture::new()?;
+    let listener = town.server().listen(divert_tests::fixture::PORT)?;
+    let mut agent = town.agent()?;
+    // A small window: most of the response waits in the agent's socket.
+    let socket = town.client().socket(divert_tests::lab::Family::V4)?;
+    socket.set_recv_buffer_size(2 << 10)?;
+    socket.connect(&town.address(divert_tests::lab::Family::V4).into())?;
+    let mut connection = Http::new(divert_tests::lab::patient(socket.into())?);
+    connection.send(b"GET /much HTTP/1.1\r\nHost: web\r\n\r\n")?;
+    let (server, _) = divert_tests::server::accept(&listener)?;
+    drop(listener);
+    let mut server = Http::new(server);
+    server.read_exact(b"GET /much HTTP/1.1\r\nHost: web\r\n\r\n".len())?;
+    server.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").as_bytes())?;
+    server.send(&vec![b'm'; LENGTH])?;
+
+    agent.process().signal(rustix::process::Signal::TERM)?;
+    wait::until("new connections to go direct", || goes_direct(&town))?;
+    assert_eq!(connection.response()?.body.len(), LENGTH);
+    assert_eq!(connection.read_to_end()?, b"");
+    agent.wait_end()?;
+    agent.assert_nothing_left()
 }

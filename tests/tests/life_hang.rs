@@ -92,12 +92,12 @@ fn of_two_agents_the_first_serves_and_the_second_takes_over() -> Result<()> {
     for killed in [false, true] {
         let town = Fixture::new()?;
         let _servers = town.servers()?;
+        let others = other_labels(&town)?;
         let mut first = town.agent()?;
         let mut on_first = town.connect()?;
         assert_eq!(on_first.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
 
         let options = Options { admin_port: 9465, ..Options::default() };
-        let others = other_labels(&town)?;
         let mut second = Agent::start(&town.lab, &others, &options)?;
         for family in FAMILIES {
             assert_eq!(asked(&town, family, &[ALICE])?.as_deref(), Some("alice/web"));

@@ -28,12 +28,11 @@ fn a_client_in_a_new_sandbox_with_the_same_address_is_served_again() -> Result<(
     let _servers = town.servers()?;
     let agent = town.agent()?;
     let old = town.client();
-    let old_netns = format!("net:[{}]", old.netns().id().inode);
     let (mut carried, captured) = connect(&town, &old)?;
     assert!(captured);
     assert_eq!(carried.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
-    let holds = |netns: &String| usage::descriptors(agent.process().pid()).is_ok_and(|it| it.contains(netns));
-    assert!(holds(&old_netns), "a served pod's namespace is open");
+    let held = || usage::holds_netns(agent.process().pid(), old.netns().id()).unwrap_or(true);
+    assert!(held(), "a served pod's namespace is open");
 
     town.lab.remove_sandbox(&old)?;
     let new = town.lab.replace(&old, old.name())?;
@@ -41,7 +40,7 @@ fn a_client_in_a_new_sandbox_with_the_same_address_is_served_again() -> Result<(
     let (mut connection, _) = connect(&town, &new)?;
     assert_eq!(connection.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
     assert_eq!(connection.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
-    wait::until("the old namespace to be let go", || !holds(&old_netns))?;
+    wait::until("the old namespace to be let go", || !held())?;
     wait::until("its listeners to be closed", || {
         agent.traces_in(&old).is_ok_and(|traces| traces.iter().all(|it| !it.starts_with("listener")))
     })?;
@@ -55,6 +54,7 @@ fn a_server_in_a_new_sandbox_with_the_same_address_is_found_again() -> Result<()
     let [staging, alice, _bob] = town.servers()?;
     let _agent = town.agent()?;
     let (mut kept, _) = connect(&town, &town.client())?;
+    let mut again = Vec::new();
     for (server, ips, key) in [(staging, town.web, &[][..]), (alice, town.developers[0], &[ALICE][..])] {
         let name = if key.is_empty() { "staging/web" } else { "alice/web" };
         assert_eq!(kept.get("/", key)?.served_by().as_deref(), Some(name));
@@ -63,7 +63,7 @@ fn a_server_in_a_new_sandbox_with_the_same_address_is_found_again() -> Result<()
         drop(server);
         let new = town.lab.replace(&old, name)?;
         new.add_cluster_ips(ips)?;
-        let _again = Echo::start(&new, PORT)?;
+        again.push(Echo::start(&new, PORT)?);
         wait::until("the new one to answer", || {
             let answer = connect(&town, &town.client()).and_then(|(mut it, _)| it.get("/", key));
             answer.is_ok_and(|response| response.served_by().as_deref() == Some(name))

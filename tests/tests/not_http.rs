@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::fixture::{Fixture, PORT};
 use divert_tests::lab::{FAMILIES, Pod};
 use divert_tests::process::Process;
-use divert_tests::script::is_captured;
+use divert_tests::script::{Script, Step, compare, is_captured};
 use divert_tests::server::accept;
 use divert_tests::wait;
 
@@ -204,6 +204,40 @@ fn tls_server(town: &Fixture, folder: &Path) -> Result<Process> {
         command("openssl", &["s_server", "-WWW", "-accept", &accept, "-cert", "cert.pem", "-key", "key.pem"]);
     serve.current_dir(folder);
     town.server().spawn("openssl s_server", serve)
+}
+
+/// The opening of a Kafka connection, which Debian has no broker for: a client's ApiVersions request
+/// (api key 18, version 0, correlation 1, client id "c") and a broker's answer, each behind its length.
+#[test]
+fn kafka() -> Result<()> {
+    const REQUEST: &[u8] = b"\x00\x00\x00\x0b\x00\x12\x00\x00\x00\x00\x00\x01\x00\x01c";
+    const RESPONSE: &[u8] =
+        b"\x00\x00\x00\x10\x00\x00\x00\x01\x00\x00\x00\x00\x00\x01\x00\x12\x00\x00\x00\x03";
+    compare(&[(
+        "ApiVersions, twice, the second cut in the middle of its length",
+        Script::new(
+            vec![
+                Step::send(REQUEST),
+                Step::expect(RESPONSE),
+                Step::send(&REQUEST[..2]),
+                Step::Signal("first half"),
+                Step::Await("halved"),
+                Step::send(&REQUEST[2..]),
+                Step::expect(RESPONSE),
+                Step::Close,
+            ],
+            vec![
+                Step::expect(REQUEST),
+                Step::send(RESPONSE),
+                Step::Await("first half"),
+                Step::expect(&REQUEST[..2]),
+                Step::Signal("halved"),
+                Step::expect(&REQUEST[2..]),
+                Step::send(RESPONSE),
+                Step::ReadEnd,
+            ],
+        ),
+    )])
 }
 
 #[test]

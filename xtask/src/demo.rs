@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use town::{DEVELOPERS, Town};
+use town::{ALICES_HOST, ALICES_SHELL, DEVELOPERS, Town};
 use traffic::{Expected, Traffic};
 
 /// Options of `cargo xtask demo`.
@@ -48,6 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let town = Town::new(args.release)?;
     println!("Started in {:.1?}: {}", began.elapsed(), town.describe());
     show_ways(&town)?;
+    show_injection(&town)?;
     show_mixed(&town)?;
     show_changes(&town)?;
     let name = town.close()?;
@@ -73,6 +74,23 @@ fn show_ways(town: &Town) -> Result<()> {
         expected.check(&way)?;
         println!("  {:<36} {way}", label(key));
     }
+    Ok(())
+}
+
+/// Requests without a header that have a key all the same.
+fn show_injection(town: &Town) -> Result<()> {
+    println!("\nRequests without a header, by host and by the pod that sends them:");
+    let expected = Expected::from("frontend", Some("alice"));
+    let way = traffic::ask_host(&mut town.connect("frontend")?, ALICES_HOST)?;
+    expected.check(&way)?;
+    println!("  {:<36} {way}", format!("Host: {ALICES_HOST}"));
+    let way = traffic::ask(&mut town.connect_from(ALICES_SHELL, "frontend")?, None)?;
+    expected.check(&way)?;
+    println!("  {:<36} {way}", format!("from the pod {ALICES_SHELL}"));
+    // Hosts are granted to one developer and to no other.
+    let way = traffic::ask_host(&mut town.connect("frontend")?, "shop-bob.example.com")?;
+    Expected::from("frontend", None).check(&way)?;
+    println!("  {:<36} {way}", "Host: shop-bob.example.com");
     Ok(())
 }
 

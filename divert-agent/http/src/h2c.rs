@@ -1,12 +1,12 @@
 //! Removing an offer to go on in HTTP/2 (RFC 7540 3.2).
 //!
 //! Were it accepted, one connection would carry all later requests past their routing. RFC 9110 7.8 lets
-//! an intermediary drop what concerns its own connection; clients go on in HTTP/1.1 then. It is the
-//! one change made to a head.
+//! an intermediary drop what concerns its own connection; clients go on in HTTP/1.1 then.
 
 use memchr::memchr;
 
 use crate::field::{elements, is, trim_ows};
+use crate::lines::{field, lines};
 
 /// Appends `head` to `out` without the offer: `h2c` in Upgrade, HTTP2-Settings, and what Connection says of
 /// them (`upgrade` only where no other upgrade is offered). A field of which nothing is left goes
@@ -30,19 +30,6 @@ pub fn strip_h2c_offer(head: &[u8], out: &mut Vec<u8>) {
             _ => out.extend_from_slice(line),
         }
     }
-}
-
-/// Lines with their ends.
-fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    head.split_inclusive(|byte| *byte == b'\n')
-}
-
-/// Name and value of a field line, the value without its line end.
-fn field(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (name, value) = line.split_at(memchr(b':', line)?);
-    let value = &value[1..];
-    let value = value.strip_suffix(b"\n").unwrap_or(value);
-    Some((name, value.strip_suffix(b"\r").unwrap_or(value)))
 }
 
 /// Appends a field line without some elements of its value, a part of `line`; nothing when all go.

@@ -1,6 +1,6 @@
 //! HTTP/1 as an intermediary reads it that forwards the same bytes.
 //!
-//! Nothing here does I/O, and nothing is ever written anew: a head is read to decide where it goes and
+//! Nothing here does I/O, and no message is written anew: a head is read to decide where it goes and
 //! where the next message begins, then the bytes are passed on as they came. That sets the measure of
 //! strictness. A proxy that rebuilds messages may repair what is odd; one that forwards them must be
 //! sure that whoever reads the same bytes next finds the same end of message. So there are three
@@ -13,7 +13,8 @@
 //!   smuggling lives on. RFC 9112 asks for 400 and the end of the connection.
 //!
 //! The order of reading: [`detect`] says whether a connection is HTTP/1 at all, [`request`] and
-//! [`response`] read heads, [`body`] follows what comes after them.
+//! [`response`] read heads, [`body`] follows what comes after them. Two changes are made to heads of
+//! requests, each leaving every other byte as it was: [`h2c`] removes an offer, [`inject`] adds a key.
 //!
 //! No allocation happens for a regular head of up to 64 fields whose key has no percent sign. What is
 //! read in parts is not read twice: [`HeadScan`] and [`ClientDetector`] remember how far they came.
@@ -44,7 +45,9 @@ mod field;
 pub mod framing;
 pub mod h2c;
 pub mod head;
+pub mod inject;
 mod irregular;
+mod lines;
 pub mod request;
 pub mod response;
 
@@ -54,6 +57,7 @@ pub use detect::{ClientBytes, ClientDetector, ServerBytes, detect_client, detect
 pub use framing::{BodyLength, FramingError};
 pub use h2c::strip_h2c_offer;
 pub use head::{HeadScan, MAX_FIELDS, MAX_HEAD};
+pub use inject::inject_key;
 pub use irregular::Irregularity;
 pub use request::{Method, Request, RequestHead, parse_request};
 pub use response::{Response, ResponseHead, ResponseKind, parse_response};

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use divert_http::{
     BodyLength, BodyReader, ClientBytes, ClientDetector, HeadScan, KeyNames, Method, Request, RequestHead,
-    Response, ResponseHead, ResponseKind, detect_client, detect_server, find_key, parse_request,
+    Response, ResponseHead, ResponseKind, detect_client, detect_server, find_key, inject_key, parse_request,
     parse_response, strip_h2c_offer,
 };
 use proptest::collection::vec;
@@ -355,5 +355,53 @@ proptest! {
         }
         let found = find_key(&KeyNames::default(), fields.iter().map(|(name, value)| (&name[..], &value[..])));
         prop_assert_eq!(found.map(Cow::into_owned), baggage_key(&fields));
+    }
+}
+
+/// Baggage fields and others, none of which carries a key.
+fn keyless_fields() -> impl Strategy<Value = Vec<String>> {
+    let member = prop_oneof![
+        "[a-z]{1,4}=[!#-+--:<-\\[\\]-~]{0,6}(;[a-z]{1,3})?",
+        select(vec!["okteto-divert=", " okteto-divert = ;p", "okteto-divert", "divert=", "", " "])
+            .prop_map(str::to_owned),
+    ];
+    let baggage = vec(member, 0..200).prop_map(|members| members.join(","));
+    let field = prop_oneof![
+        2 => line("baggage", baggage),
+        1 => line("baggage.okteto-divert", Just(String::new())),
+        3 => "x-[a-z]{1,8}:[ -~]{0,20}\r\n",
+    ];
+    vec(field, 0..8)
+}
+
+proptest! {
+    /// What is injected is read back, and taking it out again leaves the head as it was.
+    #[test]
+    fn an_injected_key_is_read_back_and_all_else_stays(
+        fields in keyless_fields(),
+        key in "[a-z0-9-]{1,12}|[ -~\u{e9}]{1,8}",
+        blank in select(vec!["", "\r\n"]),
+    ) {
+        let names = KeyNames::default();
+        let head = format!("{blank}GET /baggage:x HTTP/1.1\r\n{}\r\n", fields.concat()).into_bytes();
+        let Request::Head(read) = parse_request(&head, &mut HeadScan::new(), &names) else {
+            return Err(TestCaseError::reject("irregular"));
+        };
+        prop_assume!(read.key.is_none());
+        let mut out = Vec::new();
+        inject_key(&head, &names, &key, &mut out);
+        let Request::Head(injected) = parse_request(&out, &mut HeadScan::new(), &names) else {
+            panic!("still regular")
+        };
+        prop_assert_eq!(injected.len, out.len());
+        prop_assert_eq!(injected.key.as_deref(), Some(&*key));
+        // One run of bytes was put in, and nothing else changed.
+        let added = out.len() - head.len();
+        let same = head.iter().zip(&out).take_while(|(old, new)| old == new).count();
+        let cut = (0..=same).find(|at| out[..*at] == head[..*at] && out[at + added..] == head[*at..]);
+        prop_assert!(cut.is_some(), "{}", String::from_utf8_lossy(&out));
+        // No member more than that one, under its name with a value.
+        let named = |bytes: &[u8]| bytes.windows(14).filter(|it| it == b"okteto-divert=").count();
+        prop_assert!(named(&out) <= named(&head) + 1);
     }
 }

@@ -21,23 +21,14 @@ use crate::plan::OnUnavailable;
     shortname = "dvt",
     doc = "A developer's wish: requests that carry the key, which is the namespace of this object, go to the \
            services of that namespace instead of those of the shared one.",
-    printcolumn(name = "Shared", type_ = "string", json_path = ".spec.sharedNamespace"),
-    printcolumn(
-        name = "Accepted",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
-    ),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(
-        name = "Programmed",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Programmed\")].status"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name": "Shared", "type": "string", "jsonPath": ".spec.sharedNamespace"}"#,
+    printcolumn = r#"{"name": "Accepted", "type": "string",
+        "jsonPath": ".status.conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name": "Ready", "type": "string",
+        "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name": "Programmed", "type": "string",
+        "jsonPath": ".status.conditions[?(@.type==\"Programmed\")].status"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DivertSpec {
@@ -138,7 +129,7 @@ pub struct ServiceStatus {
 pub struct HostStatus {
     /// The host.
     pub name: String,
-    /// Granted, or why not, in one word.
+    /// Ready, or why not, in one word.
     pub reason: String,
     /// What to do about it; absent when there is nothing to do.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -22,6 +22,11 @@ pub const ALLOWED_NAMESPACES: &str = "divert.dev/allowed-namespaces";
 pub const EXTERNAL_NAME: &str = "divert.dev/external-name";
 /// Annotation by which okteto knows such a Service, and passes it over: the shared namespace.
 pub const OKTETO_NAMESPACE: &str = "divert.okteto.com/namespace";
+/// Annotation of a shared Namespace: patterns of hosts that developers may have, separated by commas, in
+/// which `{namespace}` stands for the developer's namespace.
+pub const HOSTS: &str = "divert.dev/hosts";
+/// Annotation of an Ingress, as the okteto CLI writes it: the namespace whose key requests for its hosts get.
+pub const OKTETO_HEADER: &str = "divert.okteto.com/header";
 /// Label of a Pod or Namespace, value `false`: connections of these pods are left alone.
 pub const CAPTURE: &str = "divert.dev/capture";
 /// Label that the API server puts on every Namespace; its value is the name.

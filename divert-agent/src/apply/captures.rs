@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use divert_common::label::{Label, LabelRanges};
+use divert_common::map::EVERYONE;
 
 use super::labels::{CaptureKey, Labels};
 use super::sets::SetIds;
@@ -110,7 +111,7 @@ impl Captures {
                 slot.set_target(target);
                 slot
             }
-            None => Arc::new(Slot::new(label, key.address, target)),
+            None => Arc::new(Slot::new(label, key.address, key.set != EVERYONE, target)),
         };
         self.captured.insert(key, Arc::clone(&slot));
         steps.slots.push(slot);
@@ -258,10 +259,7 @@ mod tests {
     }
 
     fn capture(set: &[&str], address: &str) -> Capture {
-        Capture {
-            set: CaptureSet(set.iter().map(|it| (*it).into()).collect()),
-            address: address.parse().unwrap(),
-        }
+        Capture { set: set.iter().map(|it| Arc::from(*it)).collect(), address: address.parse().unwrap() }
     }
 
     fn captures() -> Captures {
@@ -286,6 +284,14 @@ mod tests {
         let steps = captures.change([(capture(&[], "10.0.0.1:80"), Arc::clone(&changed))], []);
         assert!(steps.slots.is_empty() && steps.capture.is_empty() && steps.release.is_empty());
         assert!(Arc::ptr_eq(&slot.target(), &changed));
+    }
+
+    #[test]
+    fn only_connections_captured_for_a_set_of_its_own_get_the_pods_key() {
+        let both =
+            [(capture(&[], "10.0.0.1:80"), target()), (capture(&["staging"], "10.0.0.1:80"), target())];
+        let slots = captures().change(both, []).slots;
+        assert_eq!(slots.iter().map(|slot| slot.from_pods).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]

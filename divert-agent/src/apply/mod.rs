@@ -158,6 +158,9 @@ impl Applier {
             return;
         }
         self.planned = true;
+        if let Some(hosts) = change.hosts {
+            self.table.set_hosts(hosts);
+        }
         let steps = self.captures.change(change.captures, change.released);
         self.carry_out(steps);
 

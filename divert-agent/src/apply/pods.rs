@@ -95,6 +95,7 @@ impl Pods {
         entry.plan = plan;
         if let State::Served { served, misses } = state {
             let suits = self.known.get(&served.id()).is_some_and(|it| served.still_suits(&entry.plan, it));
+            served.set_key(entry.plan.key.clone());
             if suits && served.register(hooks, set).is_ok() {
                 entry.state = State::Served { served, misses };
             } else {

@@ -109,7 +109,7 @@ impl Served {
             sources.v6 = None;
         }
 
-        let pod = Arc::new(Pod { pod: name.clone(), netns });
+        let pod = Arc::new(Pod::new(name.clone(), netns, plan.key.clone()));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
         for range in Prefix::of_labels(&common.ranges) {
             if let Some(source) = sources.of(&range) {
@@ -135,6 +135,11 @@ impl Served {
             return Err(error);
         }
         Ok(served)
+    }
+
+    /// Changes the key of requests that the pod sends, from the next one on.
+    pub(super) fn set_key(&self, key: Option<Arc<str>>) {
+        self.pod.set_key(key);
     }
 
     /// Registers the pod with the hooks, or changes its capture set.

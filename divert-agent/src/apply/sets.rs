@@ -20,7 +20,7 @@ pub(super) struct SetIds {
 impl SetIds {
     /// The number of a set, with one reference more. Everyone's set is [`EVERYONE`] and not counted.
     pub(super) fn acquire(&mut self, set: &CaptureSet) -> u32 {
-        if set.0.is_empty() {
+        if set.is_everyone() {
             return EVERYONE;
         }
         if let Some(id) = self.by_set.get(set) {
@@ -40,7 +40,7 @@ impl SetIds {
 
     /// The number of a set that is referred to.
     pub(super) fn get(&self, set: &CaptureSet) -> Option<u32> {
-        if set.0.is_empty() { Some(EVERYONE) } else { self.by_set.get(set).copied() }
+        if set.is_everyone() { Some(EVERYONE) } else { self.by_set.get(set).copied() }
     }
 
     /// Takes one reference back. With the last one the number is free: by then no key in the kernel
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn set(names: &[&str]) -> CaptureSet {
-        CaptureSet(names.iter().map(|it| (*it).into()).collect())
+        names.iter().map(|it| std::sync::Arc::from(*it)).collect()
     }
 
     #[test]

@@ -17,12 +17,19 @@ pub struct Group {
     pub coverage: Option<Coverage>,
 }
 
+impl Group {
+    /// Whether a Divert of the pair is accepted.
+    pub fn accepts(&self, divert: &DivertRef) -> bool {
+        self.verdicts.iter().any(|(name, verdict)| name == divert && verdict.is_ok())
+    }
+}
+
 /// What the accepted Diverts of a pair say together.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Coverage {
     /// `None` is all.
     pub services: Option<BTreeSet<Arc<str>>>,
-    /// For later: who injects.
+    /// Whether requests of the developer's own pods get the key.
     pub inject: Inject,
     /// What unavailable services answer.
     pub on_unavailable: OnUnavailable,

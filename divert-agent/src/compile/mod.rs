@@ -3,15 +3,17 @@
 //! | part | decides |
 //! |---|---|
 //! | `acceptance` | which Diverts count, and what those of one pair of namespaces say together |
+//! | `hosts` | which hosts are granted to whom, and which services are captured to give their requests a key |
 //! | `ports` | which ports may speak HTTP, and which port of a developer's service takes whose place |
 //! | `endpoints` | which endpoints of a developer's service take requests |
 //! | `service` | the captured addresses of one shared service and the routes at each |
-//! | `pods` | which pods are registered |
+//! | `pods` | which pods are registered, and whose key their requests get |
 //! | `status` | what people are told |
 //! | `planner` | what to compute again after a change |
 
 pub mod acceptance;
 mod endpoints;
+mod hosts;
 mod planner;
 mod pods;
 mod ports;
@@ -21,6 +23,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use hosts::{HostReason, HostRow, IngressStatus};
 pub use planner::Planner;
 pub(crate) use ports::may_be_http;
 pub use settings::{EndpointTrust, Settings, SettingsArgs};

@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::acceptance::{self, Coverage, Group};
+use super::hosts::{self, Granted, IngressStatus};
 use super::service::{self, Rival, ServicePlan};
 use super::status::{self, DivertStatus};
 use super::{Settings, pods};
+use crate::api::Inject;
 use crate::plan::{Capture, CaptureSet, Plan, PlanChange, ServiceRef, Target};
 use crate::world::{Pair, Touched, World, WorldChange};
 
@@ -20,11 +22,25 @@ pub struct Planner {
     groups: BTreeMap<Pair, Group>,
     /// The developers' namespaces of each shared one.
     developers: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
-    /// Shared services that are captured.
+    granted: Granted,
+    /// Services that are captured.
     services: HashMap<ServiceRef, ServicePlan>,
     /// Services at each address, by name; one, but for endpoints that several Services select.
-    addresses: HashMap<SocketAddr, Vec<(ServiceRef, Arc<Target>)>>,
+    addresses: HashMap<SocketAddr, Vec<Share>>,
+    /// Capture sets of registered pods, with the number of those. A node without developers' pods captures
+    /// nothing for them.
+    sets: BTreeMap<CaptureSet, usize>,
+    everyone: CaptureSet,
     plan: Plan,
+}
+
+/// What a service contributes at an address.
+#[derive(Debug)]
+struct Share {
+    service: ServiceRef,
+    target: Arc<Target>,
+    /// Not just for the pods of developers.
+    everyone: bool,
 }
 
 impl Planner {
@@ -35,8 +51,11 @@ impl Planner {
             world: World::default(),
             groups: BTreeMap::new(),
             developers: HashMap::new(),
+            granted: Granted::default(),
             services: HashMap::new(),
             addresses: HashMap::new(),
+            sets: BTreeMap::new(),
+            everyone: CaptureSet::default(),
             plan: Plan::default(),
         }
     }
@@ -77,13 +96,22 @@ impl Planner {
             && self.developers.is_empty()
             && self.services.is_empty()
             && self.addresses.is_empty()
+            && self.sets.is_empty()
+            && self.granted == Granted::default()
             && self.world.is_empty()
     }
 
     /// What people are told about each Divert.
     pub fn statuses(&self) -> Vec<DivertStatus> {
         let groups = self.groups.iter();
-        groups.flat_map(|(pair, group)| status::of_group(&self.world, &self.settings, pair, group)).collect()
+        let of_group =
+            |(pair, group)| status::of_group(&self.world, &self.settings, pair, group, &self.granted.rows);
+        groups.flat_map(of_group).collect()
+    }
+
+    /// What people are told about each Ingress with the annotation of okteto.
+    pub fn ingresses(&self) -> &[IngressStatus] {
+        &self.granted.ingresses
     }
 
     /// Takes changes of the world and says what they change in the plan. From the empty world on, the
@@ -94,27 +122,31 @@ impl Planner {
             self.world.apply(change, &mut touched);
         }
         let mut stale = BTreeSet::new();
+        let mut change = PlanChange::default();
         // By the pairs of before and of after: one batch can hold a Service and the last Divert about it.
         self.mark_services(&touched, &mut stale);
-        self.judge_pairs(&touched, &mut stale);
+        let judged = self.judge_pairs(&touched, &mut stale);
+        self.grant_hosts(&touched, &mut stale, &mut change);
         self.mark_services(&touched, &mut stale);
 
-        let mut change = PlanChange::default();
+        let sets: BTreeSet<CaptureSet> = self.sets.keys().cloned().collect();
+        self.compile_pods(touched, &judged, &mut change);
         let mut dirty = BTreeSet::new();
+        let retired = self.mark_sets(sets, &mut stale, &mut dirty);
+
         for service in stale {
             self.compile_service(service, &mut dirty);
         }
         for address in dirty {
-            self.merge_address(address, &mut change);
+            self.merge_address(address, &retired, &mut change);
         }
-        self.compile_pods(touched, &mut change);
         change
     }
 
     /// A service counts as the shared one, and as the developer's in each pair of its namespace.
     fn mark_services(&self, touched: &Touched, stale: &mut BTreeSet<ServiceRef>) {
         for service in &touched.services {
-            if self.developers.contains_key(&service.namespace) {
+            if self.developers.contains_key(&service.namespace) || self.granted.backends.contains(service) {
                 stale.insert(service.clone());
             }
             for pair in pairs_of(&self.groups, &service.namespace) {
@@ -123,8 +155,10 @@ impl Planner {
         }
     }
 
-    /// Judges touched pairs again, and marks the services of those that now say something else.
-    fn judge_pairs(&mut self, touched: &Touched, stale: &mut BTreeSet<ServiceRef>) {
+    /// Judges touched pairs again, and marks the services of those that now say something else. Gives their
+    /// developers.
+    fn judge_pairs(&mut self, touched: &Touched, stale: &mut BTreeSet<ServiceRef>) -> BTreeSet<Arc<str>> {
+        let mut judged = BTreeSet::new();
         let mut pairs = touched.pairs.clone();
         for namespace in &touched.namespaces {
             pairs.extend(pairs_of(&self.groups, namespace).cloned());
@@ -150,6 +184,7 @@ impl Planner {
             if old == coverage {
                 continue;
             }
+            judged.insert(pair.developer.clone());
             let covered = |coverage: &Option<Coverage>, service: &str| {
                 coverage.as_ref().is_some_and(|coverage| coverage.covers(service))
             };
@@ -160,25 +195,70 @@ impl Planner {
                 }
             }
         }
+        judged
     }
 
-    /// Compiles a shared service again and notes addresses whose share of it changed.
+    /// Grants hosts again where something they depend on was touched, and marks services that are captured
+    /// for them, or no longer.
+    fn grant_hosts(&mut self, touched: &Touched, stale: &mut BTreeSet<ServiceRef>, change: &mut PlanChange) {
+        let touched = !touched.pairs.is_empty()
+            || !touched.namespaces.is_empty()
+            || !touched.ingresses.is_empty()
+            || touched.services.iter().any(|service| self.granted.followed.contains(service));
+        if !touched {
+            return;
+        }
+        let new = hosts::grant(&self.world, &self.settings, &self.groups);
+        stale.extend(new.backends.symmetric_difference(&self.granted.backends).cloned());
+        if new.hosts != self.granted.hosts {
+            self.plan.hosts = new.hosts.clone();
+            change.hosts = Some(new.hosts.clone());
+        }
+        self.granted = new;
+    }
+
+    /// Marks the services of shared namespaces for which the capture sets are not those of `before`, and gives
+    /// the sets that are gone.
+    fn mark_sets(
+        &self,
+        before: BTreeSet<CaptureSet>,
+        stale: &mut BTreeSet<ServiceRef>,
+        dirty: &mut BTreeSet<SocketAddr>,
+    ) -> Vec<CaptureSet> {
+        let new = self.sets.keys().filter(|set| !before.contains(set));
+        let retired: Vec<_> = before.iter().filter(|set| !self.sets.contains_key(set)).cloned().collect();
+        let namespaces: BTreeSet<_> = new.chain(&retired).flat_map(CaptureSet::namespaces).collect();
+        for service in namespaces.iter().flat_map(|namespace| self.world.services(namespace)) {
+            stale.insert(service.service.clone());
+        }
+        if !namespaces.is_empty() {
+            let known = self.services.iter().filter(|(service, _)| namespaces.contains(&service.namespace));
+            dirty.extend(known.flat_map(|(_, plan)| plan.addresses.keys()));
+        }
+        retired
+    }
+
+    /// Compiles a service again and notes addresses whose share of it changed.
     fn compile_service(&mut self, name: ServiceRef, dirty: &mut BTreeSet<SocketAddr>) {
         let old = self.services.remove(&name).unwrap_or_default();
+        let rivals = self.rivals(&name);
+        let everyone = !rivals.is_empty() || self.granted.backends.contains(&name);
+        let captured = everyone || self.sets.keys().any(|set| set.contains(&name.namespace));
         let new = match self.world.service(&name.namespace, &name.name) {
-            None => ServicePlan::default(),
-            Some(shared) => {
-                let rivals = self.rivals(&name);
-                service::compile(&self.world, &self.settings, shared, &rivals, Some(&old))
+            Some(service) if captured => {
+                service::compile(&self.world, &self.settings, service, &rivals, everyone, &old)
             }
+            _ => ServicePlan::default(),
         };
         for address in old.addresses.keys().filter(|address| !new.addresses.contains_key(address)) {
             self.share(*address, &name, None);
             dirty.insert(*address);
         }
         for (address, target) in &new.addresses {
-            if !old.addresses.get(address).is_some_and(|old| Arc::ptr_eq(old, target)) {
-                self.share(*address, &name, Some(target.clone()));
+            let same = |old: &Arc<Target>| Arc::ptr_eq(old, target);
+            if old.everyone != new.everyone || !old.addresses.get(address).is_some_and(same) {
+                let share = Share { service: name.clone(), target: target.clone(), everyone };
+                self.share(*address, &name, Some(share));
                 dirty.insert(*address);
             }
         }
@@ -202,62 +282,102 @@ impl Planner {
     }
 
     /// Sets what a service contributes at an address.
-    fn share(&mut self, address: SocketAddr, name: &ServiceRef, target: Option<Arc<Target>>) {
-        let services = self.addresses.entry(address).or_default();
-        let place = services.binary_search_by(|(service, _)| service.cmp(name));
-        match (place, target) {
-            (Ok(place), Some(target)) => services[place].1 = target,
-            (Err(place), Some(target)) => services.insert(place, (name.clone(), target)),
-            (Ok(place), None) => drop(services.remove(place)),
+    fn share(&mut self, address: SocketAddr, name: &ServiceRef, share: Option<Share>) {
+        let shares = self.addresses.entry(address).or_default();
+        let place = shares.binary_search_by(|share| share.service.cmp(name));
+        match (place, share) {
+            (Ok(place), Some(share)) => shares[place] = share,
+            (Err(place), Some(share)) => shares.insert(place, share),
+            (Ok(place), None) => drop(shares.remove(place)),
             (Err(_), None) => {}
         }
-        if services.is_empty() {
+        if shares.is_empty() {
             self.addresses.remove(&address);
         }
     }
 
-    /// Puts together what the services at an address contribute.
-    fn merge_address(&mut self, address: SocketAddr, change: &mut PlanChange) {
-        let capture = Capture { set: CaptureSet::default(), address };
-        let target = match self.addresses.get(&address).map(Vec::as_slice) {
-            None | Some([]) => {
-                if self.plan.captures.remove(&capture).is_some() {
-                    change.released.push(capture);
+    /// Puts together what the services at an address contribute, for each set.
+    fn merge_address(&mut self, address: SocketAddr, retired: &[CaptureSet], change: &mut PlanChange) {
+        let shares = self.addresses.get(&address).map_or(&[][..], Vec::as_slice);
+        for set in std::iter::once(&self.everyone).chain(self.sets.keys()).chain(retired) {
+            let is_live = set.is_everyone() || self.sets.contains_key(set);
+            let capture = Capture { set: set.clone(), address };
+            match if is_live { merge(shares, set) } else { None } {
+                None => {
+                    if self.plan.captures.remove(&capture).is_some() {
+                        change.released.push(capture);
+                    }
                 }
-                return;
+                Some(target) if self.plan.captures.get(&capture) != Some(&target) => {
+                    self.plan.captures.insert(capture.clone(), target.clone());
+                    change.captures.push((capture, target));
+                }
+                Some(_) => {}
             }
-            Some([(_, target)]) => target.clone(),
-            Some(several) => Arc::new(Target {
-                services: several.iter().flat_map(|(_, target)| target.services.clone()).collect(),
-            }),
-        };
-        if self.plan.captures.get(&capture) != Some(&target) {
-            self.plan.captures.insert(capture.clone(), target.clone());
-            change.captures.push((capture, target));
         }
     }
 
-    fn compile_pods(&mut self, touched: Touched, change: &mut PlanChange) {
+    fn compile_pods(&mut self, touched: Touched, judged: &BTreeSet<Arc<str>>, change: &mut PlanChange) {
         let mut names = touched.pods;
-        for namespace in &touched.namespaces {
+        for namespace in touched.namespaces.union(judged) {
             names.extend(self.world.pods(namespace).map(|pod| pod.pod.clone()));
         }
         for name in names {
             let pod = self.world.pod(&name.namespace, &name.name);
-            match pod.and_then(|pod| pods::compile(&self.world, pod)) {
-                Some(new) if self.plan.pods.get(&name) != Some(&new) => {
-                    self.plan.pods.insert(name.clone(), new.clone());
-                    change.pods.push((name, new));
-                }
-                Some(_) => {}
-                None => {
-                    if self.plan.pods.remove(&name).is_some() {
-                        change.pods_gone.push(name);
+            let new = pod.and_then(|pod| pods::compile(&self.world, pod, self.set_of(&name.namespace)));
+            let old = match &new {
+                Some(new) if self.plan.pods.get(&name) == Some(new) => continue,
+                Some(new) => {
+                    if !new.set.is_everyone() {
+                        *self.sets.entry(new.set.clone()).or_default() += 1;
                     }
+                    change.pods.push((name.clone(), new.clone()));
+                    self.plan.pods.insert(name, new.clone())
+                }
+                None => {
+                    let old = self.plan.pods.remove(&name);
+                    change.pods_gone.extend(old.is_some().then_some(name));
+                    old
+                }
+            };
+            if let Some(old) = old
+                && let Some(pods) = self.sets.get_mut(&old.set)
+            {
+                *pods -= 1;
+                if *pods == 0 {
+                    self.sets.remove(&old.set);
                 }
             }
         }
     }
+
+    /// The capture set of a namespace's pods: the shared namespaces towards which they inject.
+    fn set_of(&self, namespace: &Arc<str>) -> CaptureSet {
+        let injects = |pair: &&Pair| {
+            let coverage = self.groups.get(*pair).and_then(|group| group.coverage.as_ref());
+            coverage.is_some_and(|coverage| coverage.inject == Inject::FromPods)
+        };
+        let set = pairs_of(&self.groups, namespace).filter(injects).map(|pair| pair.shared.clone()).collect();
+        // The one copy of it, which compares at once.
+        self.sets.get_key_value(&set).map_or(set, |(known, _)| known.clone())
+    }
+}
+
+/// What connections of a set's pods to an address mean; `None` when they are not captured. A set of its own
+/// comes before everyone's, so it has all that everyone's has.
+fn merge(shares: &[Share], set: &CaptureSet) -> Option<Arc<Target>> {
+    let own = |share: &&Share| set.contains(&share.service.namespace);
+    if !set.is_everyone() && !shares.iter().any(|share| own(&share)) {
+        return None;
+    }
+    let mut counting = shares.iter().filter(|share| share.everyone || own(share));
+    let first = counting.next()?;
+    let mut rest = counting.peekable();
+    if rest.peek().is_none() {
+        return Some(first.target.clone());
+    }
+    let all = std::iter::once(first).chain(rest);
+    Some(Arc::new(Target { services: all.flat_map(|share| share.target.services.clone()).collect() }))
 }
 
 /// The pairs whose developer is that namespace.

@@ -1,11 +1,11 @@
-//! Which pods are registered: those whose connections can be captured.
+//! Which pods are registered: those whose connections can be captured; and which of them are developers'.
 
 use crate::plan::{CaptureSet, PodPlan};
 use crate::world::{Pod, World};
 
 /// What to do for a pod; `None` when its connections are to be left alone. A terminating pod stays: it
-/// still makes requests.
-pub(super) fn compile(world: &World, pod: &Pod) -> Option<PodPlan> {
+/// still makes requests. `set` is that of its namespace.
+pub(super) fn compile(world: &World, pod: &Pod, set: CaptureSet) -> Option<PodPlan> {
     let namespace = world.namespace(&pod.pod.namespace);
     let captured = !pod.host_network
         && !pod.finished
@@ -21,7 +21,8 @@ pub(super) fn compile(world: &World, pod: &Pod) -> Option<PodPlan> {
         PodPlan {
             uid: pod.uid.clone(),
             addresses: pod.addresses.clone(),
-            set: CaptureSet::default(),
+            key: (!set.is_everyone()).then(|| pod.pod.namespace.clone()),
+            set,
             ports: pod.ports.iter().map(|port| port.number).chain(targets).collect(),
         }
     })

@@ -1,4 +1,4 @@
-//! One shared service: the addresses at which it is captured, and who takes the requests at each.
+//! One service: the addresses at which it is captured, and who takes the requests at each.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -18,9 +18,11 @@ pub(super) struct Rival<'a> {
     pub(super) on_unavailable: OnUnavailable,
 }
 
-/// The captured addresses of one shared service.
+/// The captured addresses of one service.
 #[derive(Debug, Default)]
 pub(super) struct ServicePlan {
+    /// Whether it is captured for everyone, not just for the pods of developers.
+    pub(super) everyone: bool,
     /// By address.
     pub(super) addresses: BTreeMap<SocketAddr, Arc<Target>>,
     /// The different targets among them. Addresses of one sort share one, so that a service with a
@@ -39,24 +41,26 @@ struct Sort {
     hostname: Option<Arc<str>>,
 }
 
-/// Compiles a shared service. Targets that are as they were are those of `old`, so that who compares need
-/// compare pointers only.
+/// Compiles a service that is captured: as somebody diverts it, or to give its requests a key, which needs
+/// no rivals. Targets that are as they were are those of `old`, so that who compares need compare pointers
+/// only.
 pub(super) fn compile(
     world: &World,
     settings: &Settings,
     shared: &Service,
     rivals: &[Rival<'_>],
-    old: Option<&ServicePlan>,
+    everyone: bool,
+    old: &ServicePlan,
 ) -> ServicePlan {
-    if rivals.is_empty() || shared.is_external_name() {
+    if shared.is_external_name() {
         return ServicePlan::default();
     }
     let routes = Routes::new(world, settings, shared, rivals);
-    let mut plan = ServicePlan::default();
+    let mut plan = ServicePlan { everyone, ..ServicePlan::default() };
     for (address, sort) in addresses(world, settings, shared, &routes) {
         let target = plan.targets.entry(sort).or_insert_with_key(|sort| {
             let target = routes.target(sort);
-            match old.and_then(|old| old.targets.get(sort)) {
+            match old.targets.get(sort) {
                 Some(same) if **same == target => same.clone(),
                 _ => Arc::new(target),
             }

@@ -15,6 +15,8 @@ pub struct Settings {
     pub opaque_ports: Vec<RangeInclusive<u16>>,
     /// Whose word counts for endpoints.
     pub endpoint_trust: EndpointTrust,
+    /// Domain of the cluster, in lower case: Services are names below `svc` of it.
+    pub cluster_domain: Arc<str>,
 }
 
 /// Which EndpointSlices count.
@@ -51,7 +53,7 @@ const OPAQUE_PORTS: &[RangeInclusive<u16>] = &[
 ];
 
 /// Options of the command line for [`Settings`].
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 pub struct SettingsArgs {
     /// The only namespaces that may be shared, whatever their labels say; without it, all.
     #[arg(long, value_name = "NAMESPACE,...", value_delimiter = ',')]
@@ -60,6 +62,18 @@ pub struct SettingsArgs {
     /// without it, those of mail, TLS, databases and queues.
     #[arg(long, value_name = "PORT|FIRST-LAST,...", value_delimiter = ',', value_parser = parse_ports)]
     opaque_ports: Option<Vec<RangeInclusive<u16>>>,
+    /// Domain of the cluster: names of Services end in `.svc.DOMAIN`.
+    #[arg(long, value_name = "DOMAIN", default_value = CLUSTER_DOMAIN)]
+    cluster_domain: String,
+}
+
+/// What kubeadm and most others set up.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+
+impl Default for SettingsArgs {
+    fn default() -> Self {
+        Self { shared_namespaces: None, opaque_ports: None, cluster_domain: CLUSTER_DOMAIN.into() }
+    }
 }
 
 impl From<SettingsArgs> for Settings {
@@ -68,6 +82,7 @@ impl From<SettingsArgs> for Settings {
         Self {
             shared_namespaces: args.shared_namespaces.map(|names| names.into_iter().map(Arc::from).collect()),
             opaque_ports: args.opaque_ports.unwrap_or(defaults.opaque_ports),
+            cluster_domain: args.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
             ..defaults
         }
     }
@@ -88,6 +103,7 @@ impl Default for Settings {
             shared_namespaces: None,
             opaque_ports: OPAQUE_PORTS.to_vec(),
             endpoint_trust: EndpointTrust::default(),
+            cluster_domain: CLUSTER_DOMAIN.into(),
         }
     }
 }

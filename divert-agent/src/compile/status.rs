@@ -1,6 +1,7 @@
 //! What people are told: conditions of each Divert, and a row for each service it asks for.
 //! Nothing here gates anything.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -8,6 +9,7 @@ use serde::Serialize;
 use super::Settings;
 use super::acceptance::Group;
 use super::endpoints::available;
+use super::hosts::HostRow;
 use super::ports::may_be_http;
 use crate::plan::Unavailable;
 use crate::world::{Asks, Divert, DivertRef, Pair, Service, World};
@@ -72,6 +74,8 @@ pub struct DivertStatus {
     pub conditions: Vec<Condition>,
     /// By name; empty when it is not accepted.
     pub services: Vec<ServiceRow>,
+    /// In the order written; empty when it is not accepted.
+    pub hosts: Vec<HostRow>,
 }
 
 impl DivertStatus {
@@ -82,7 +86,13 @@ impl DivertStatus {
 }
 
 /// The status of each Divert of a pair, in the order in which they merge.
-pub(super) fn of_group(world: &World, settings: &Settings, pair: &Pair, group: &Group) -> Vec<DivertStatus> {
+pub(super) fn of_group(
+    world: &World,
+    settings: &Settings,
+    pair: &Pair,
+    group: &Group,
+    hosts: &BTreeMap<DivertRef, Vec<HostRow>>,
+) -> Vec<DivertStatus> {
     let mut statuses = Vec::new();
     for (name, verdict) in &group.verdicts {
         let mut status = DivertStatus {
@@ -90,6 +100,7 @@ pub(super) fn of_group(world: &World, settings: &Settings, pair: &Pair, group: &
             shared_namespace: pair.shared.clone(),
             conditions: Vec::new(),
             services: Vec::new(),
+            hosts: hosts.get(name).cloned().unwrap_or_default(),
         };
         let divert = world.diverts(pair).find(|divert| divert.divert == *name);
         match (verdict, divert) {

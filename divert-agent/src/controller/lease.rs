@@ -78,7 +78,6 @@ fn next(lease: Option<Lease>, turn: Turn, name: &str, identity: &str) -> Lease {
     let mut lease = lease.unwrap_or_else(|| Lease {
         metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
         spec: None,
-        ..Lease::default()
     });
     let now = Some(MicroTime(Timestamp::now()));
     let mut spec: LeaseSpec = lease.spec.take().unwrap_or_default();

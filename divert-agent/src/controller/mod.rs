@@ -69,9 +69,6 @@ pub struct ControllerArgs {
     /// Label selector of the agents' Pods in that namespace.
     #[arg(long, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=divert-agent")]
     pub agents: String,
-    /// The cluster's DNS domain.
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
-    pub cluster_domain: String,
     /// Most ExternalName Services in one namespace.
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub max_names: usize,
@@ -179,7 +176,7 @@ async fn control(
         Settings { endpoint_trust: EndpointTrust::PodsOfController, ..args.settings.clone().into() };
     let mut known = Known::new(settings);
     let see = format!("kubectl get pods -n {namespace} -l {} -o wide", args.agents);
-    let options = reconcile::Options { domain: args.cluster_domain, max_names: args.max_names, see };
+    let options = reconcile::Options { max_names: args.max_names, see };
     let mut writer = Writer::new(client, leadership, identity);
     let mut due: Option<Instant> = None;
     loop {

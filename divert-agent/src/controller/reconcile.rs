@@ -15,12 +15,11 @@ use super::names::{self, Wanted};
 use super::nodes::programmed;
 use crate::api::{self, DivertStatus, Names};
 use crate::compile::acceptance::Group;
-use crate::compile::may_be_http;
+use crate::compile::{HostReason, may_be_http};
 use crate::world::{DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, ServiceKind};
 
 /// What the operator decides.
 pub(super) struct Options {
-    pub(super) domain: String,
     pub(super) max_names: usize,
     /// What shows the agents.
     pub(super) see: String,
@@ -84,7 +83,7 @@ pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, String>, opt
         // Whoever spoilt it, it is written anew.
         let old: DivertStatus = serde_json::from_value(old).unwrap_or_default();
         let generation = original.metadata.generation;
-        let next = conditions::next(&old, generation, &said, &status.services, Timestamp::now());
+        let next = conditions::next(&old, generation, &said, &status, Timestamp::now());
         let Some((new, news)) = next else { continue };
         let about = about(&status.divert.api, original);
         let news = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
@@ -95,6 +94,25 @@ pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, String>, opt
             status: new,
         };
         todo.statuses.push((update, news));
+    }
+    for ingress in known.planner.ingresses() {
+        let about = ObjectReference {
+            api_version: Some("networking.k8s.io/v1".to_owned()),
+            kind: Some("Ingress".to_owned()),
+            namespace: Some(ingress.ingress.namespace.to_string()),
+            name: Some(ingress.ingress.name.to_string()),
+            ..ObjectReference::default()
+        };
+        let said = |reason, message: &str| Said {
+            kind: "Hosts",
+            status: false,
+            reason,
+            message: message.to_owned(),
+        };
+        let refused = ingress.refused.iter().map(|why| said("NotAllowed", why));
+        let hosts = ingress.hosts.iter().filter(|row| row.reason != HostReason::Ready);
+        let hosts = hosts.map(|row| said(conditions::host_reason(row.reason), &row.message));
+        todo.news.extend(refused.chain(hosts).map(|said| News { about: about.clone(), said }));
     }
     for (reference, problem) in invalid {
         let ObjectKind::Divert(api) = reference.kind else { continue };
@@ -166,7 +184,7 @@ fn plan_names(known: &Known, options: &Options) -> NamesPlan {
         });
         let mut wanted: BTreeMap<String, Wanted> = BTreeMap::new();
         for (pair, group) in groups.iter().copied() {
-            let elsewhere = want(known, options, pair, group, &mut wanted);
+            let elsewhere = want(known, pair, group, &mut wanted);
             plan.said.insert(pair.clone(), said(pair, &elsewhere));
         }
         let own = existing.remove(&k).unwrap_or_default();
@@ -193,7 +211,6 @@ fn plan_names(known: &Known, options: &Options) -> NamesPlan {
 /// Adds what a group wants; gives the names that an older group has already, with its shared namespace.
 fn want(
     known: &Known,
-    options: &Options,
     pair: &Pair,
     group: &Group,
     wanted: &mut BTreeMap<String, Wanted>,
@@ -215,7 +232,7 @@ fn want(
         }
         let external_name = match &shared.kind {
             ServiceKind::ExternalName(target) => target.to_string(),
-            _ => format!("{name}.{}.svc.{}", pair.shared, options.domain),
+            _ => format!("{name}.{}.svc.{}", pair.shared, known.planner.settings().cluster_domain),
         };
         let http = shared.ports.iter().filter(|port| may_be_http(known.planner.settings(), port));
         let ports = http.map(|port| (port.number, port.name.to_string())).collect();

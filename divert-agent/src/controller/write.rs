@@ -1,6 +1,6 @@
 //! The requests, each after a look at the lease.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use futures_util::StreamExt;
 use futures_util::stream::iter;
@@ -30,7 +30,7 @@ pub(super) struct Writer {
     /// UIDs of Services that we have deleted: who else deletes one wants its name.
     pub(super) deleted: BTreeSet<String>,
     /// What was last told about objects without a status.
-    told: HashMap<(String, String, String), Said>,
+    told: BTreeSet<(String, String, String, String)>,
 }
 
 /// How a write ended.
@@ -45,7 +45,7 @@ impl Writer {
     pub(super) fn new(client: Client, leadership: Leadership, identity: String) -> Self {
         let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity) };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, leadership, recorder, deleted: BTreeSet::new(), told: HashMap::new() }
+        Self { client, leadership, recorder, deleted: BTreeSet::new(), told: BTreeSet::new() }
     }
 
     /// Writes everything; says whether something failed that is to be tried again.
@@ -89,11 +89,14 @@ impl Writer {
     fn untold(&mut self, news: Vec<News>) -> Vec<News> {
         let key = |about: &ObjectReference| {
             let text = |it: &Option<String>| it.clone().unwrap_or_default();
-            (text(&about.api_version), text(&about.namespace), text(&about.name))
+            (text(&about.kind) + &text(&about.api_version), text(&about.namespace), text(&about.name))
         };
-        let before = std::mem::take(&mut self.told);
-        self.told = news.iter().map(|it| (key(&it.about), it.said.clone())).collect();
-        news.into_iter().filter(|it| before.get(&key(&it.about)) != Some(&it.said)).collect()
+        let key = |it: &News| {
+            let (kind, namespace, name) = key(&it.about);
+            (kind, namespace, name, it.said.message.clone())
+        };
+        let before = std::mem::replace(&mut self.told, news.iter().map(key).collect());
+        news.into_iter().filter(|it| !before.contains(&key(it))).collect()
     }
 
     async fn status(&self, update: &StatusUpdate) -> Outcome {

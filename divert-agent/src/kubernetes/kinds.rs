@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -17,8 +18,8 @@ use crate::world::{Convert, DivertApi, Object, ObjectKind, ObjectRef};
 const NOT_OURS: &str = "!divert.dev/external-name";
 
 /// Kinds that every cluster has.
-pub(super) const BUILT_IN: [ObjectKind; 3] =
-    [ObjectKind::Namespace, ObjectKind::Service, ObjectKind::EndpointSlice];
+pub(super) const BUILT_IN: [ObjectKind; 4] =
+    [ObjectKind::Namespace, ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Ingress];
 
 /// Begins the watches of all kinds that every cluster has. Pods only of `node`, if it is given.
 pub(super) fn start(client: &Client, node: Option<&str>, steps: &Sender<Message>) -> Vec<Task> {
@@ -27,6 +28,7 @@ pub(super) fn start(client: &Client, node: Option<&str>, steps: &Sender<Message>
         watch::<core::Namespace>(client, ObjectKind::Namespace, config(), steps),
         watch::<core::Service>(client, ObjectKind::Service, config().labels(NOT_OURS), steps),
         watch::<discovery::EndpointSlice>(client, ObjectKind::EndpointSlice, config(), steps),
+        watch::<networking::Ingress>(client, ObjectKind::Ingress, config(), steps),
     ];
     if let Some(node) = node {
         let config = config().fields(&format!("spec.nodeName={node}"));

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -128,6 +129,9 @@ impl Reader<'_> {
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.object::<discovery::EndpointSlice>(value, ObjectKind::EndpointSlice, within);
             }
+            ("networking.k8s.io/v1", "Ingress") => {
+                self.object::<networking::Ingress>(value, ObjectKind::Ingress, within);
+            }
             (api::DIVERT_API, "Divert") => {
                 self.divert(value, within);
             }
@@ -174,8 +178,8 @@ impl Reader<'_> {
     fn divert(&mut self, mut value: Value, within: &[usize]) {
         const FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
         let kind = ObjectKind::Divert(DivertApi::Divert);
-        let fields = value.as_object().into_iter().flat_map(serde_json::Map::keys);
-        if let Some(unknown) = fields.cloned().find(|field| !FIELDS.contains(&field.as_str())) {
+        let mut fields = value.as_object().into_iter().flat_map(serde_json::Map::keys);
+        if let Some(unknown) = fields.find(|field| !FIELDS.contains(&field.as_str())).cloned() {
             let reference = reference(kind, &value);
             let object = Some(describe("Divert", &value));
             let message = format!("unknown field `{unknown}`, expected one of {}", FIELDS.join(", "));

@@ -11,16 +11,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use divert_http::{Method, Request, RequestHead, parse_request, strip_h2c_offer};
+use divert_http::{
+    KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key, parse_request, strip_h2c_offer,
+};
 
 use super::answer::Answer;
-use super::conn::Conn;
+use super::conn::{Conn, Unfinished};
 use super::counts::Count;
 use super::dial;
 use super::exchange::{Exchange, Outcome, Outgoing, Reset};
 use super::session::{End, Session};
+use super::tally::{Fate, Tally};
 use super::upstream::{Idle, Kept, Original, poll_idle};
-use crate::decide::{Decision, decide};
+use crate::decide::{self, decide};
 use crate::plan::{Backend, OnUnavailable, Route};
 
 /// A step that the client's bytes ask for.
@@ -32,6 +35,7 @@ enum Step {
 }
 
 /// What is kept of a request's head once it was decided.
+#[derive(Clone)]
 struct Wanted {
     outgoing: Outgoing,
     /// It may be sent a second time.
@@ -40,15 +44,28 @@ struct Wanted {
     head_only: bool,
     /// It has a body, which an answer of ours would leave unread.
     has_body: bool,
+    /// The service that was asked for, where the response is to name it.
+    asked: Option<String>,
+    /// Where it counts.
+    tally: Arc<Tally>,
 }
 
-/// An upstream for one request.
+/// What was decided about a request, in so far as it outlives the look into the routing table.
+struct Decided {
+    route: Option<Arc<Route>>,
+    /// The key to forward with it.
+    inject: Option<Box<str>>,
+    /// The service that was asked for, for `x-divert-target`.
+    asked: Option<String>,
+    tally: Arc<Tally>,
+}
+
+/// An upstream for one request to a developer's service.
 enum Upstream {
+    /// A new connection to an endpoint.
+    Developer(Kept),
+    /// There is no endpoint, and the original destination is to answer.
     Original(Conn),
-    Developer {
-        kept: Kept,
-        reused: bool,
-    },
     /// There is none, and the client was told.
     Answered,
 }
@@ -122,11 +139,16 @@ impl Session {
                 Ok(None)
             }
             Request::Head(head) => {
-                let route = self.route(head.key.as_deref(), head.host);
-                let wanted = wanted(&head, bytes, route.as_deref());
-                Ok(Some(Step::Request(wanted, route)))
+                let decided = self.decide(head.key.as_deref(), head.host, head.debug);
+                let rewritten = rewrite(&head, bytes, decided.inject.as_deref(), &worker.config.names);
+                if rewritten.as_ref().is_some_and(|head| head.len() > MAX_HEAD) {
+                    return Err(self.refuse(&Answer::HeadTooLarge));
+                }
+                let route = decided.route.clone();
+                Ok(Some(Step::Request(wanted(&head, rewritten, decided), route)))
             }
-            Request::Irregular { key, reason, .. } => match self.route(key.as_deref(), None) {
+            // What cannot be followed cannot be given a key either.
+            Request::Irregular { key, reason, .. } => match self.decide(key.as_deref(), None, false).route {
                 None => Ok(Some(Step::Opaque)),
                 Some(_) => Err(self.refuse(&Answer::Irregular(&reason))),
             },
@@ -135,12 +157,21 @@ impl Session {
         }
     }
 
-    /// Where a request goes now; `None` is the original destination.
-    fn route(&self, key: Option<&str>, host: Option<&str>) -> Option<Arc<Route>> {
-        let key = key?;
-        match decide(&self.claim.target(), Some(key), host) {
-            Decision::Original => None,
-            Decision::Route(route) => Some(Arc::clone(route)),
+    /// Decides a request by the routing table as it is now.
+    fn decide(&self, key: Option<&str>, host: Option<&str>, debug: bool) -> Decided {
+        let (target, hosts) = (self.claim.target(), self.worker.table.hosts());
+        let sender = self.claim.from_pods.then(|| self.pod.key());
+        let sender = sender.as_ref().and_then(|key| key.as_deref());
+        let decision = decide(&target, &hosts, &decide::Request { key, host, sender });
+        let service = decision.service.map(|shared| &shared.service);
+        // A key that the client made up names no series.
+        let known = decision.inject || decision.route.is_some();
+        let series = decision.key.filter(|_| known).unwrap_or_default();
+        Decided {
+            route: decision.route.map(Arc::clone),
+            inject: decision.key.filter(|_| decision.inject).map(Box::from),
+            asked: service.filter(|_| debug).map(ToString::to_string),
+            tally: self.worker.tallies.get(service, series),
         }
     }
 
@@ -168,64 +199,69 @@ impl Session {
     }
 
     async fn serve_request(&mut self, wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
-        let upstream = match &route {
-            None => self.original_upstream().await?,
-            Some(route) => self.developer_upstream(route, &wanted).await?,
+        let Some(route) = route else {
+            let conn = self.original_conn().await?;
+            return self.serve_from_original(conn, wanted).await;
         };
-        match upstream {
+        let wanted = match self.kept.take(&route) {
+            Some(kept) => match self.serve_from_kept(kept, wanted).await? {
+                Some(again) => again,
+                None => return Ok(()),
+            },
+            None => wanted,
+        };
+        match self.developer_upstream(&route, &wanted).await? {
+            Upstream::Developer(kept) => {
+                self.count(Count::RequestsDiverted);
+                wanted.tally.add(Fate::Diverted);
+                if matches!(self.original, Original::Failed) {
+                    self.original = Original::Absent;
+                }
+                let outcome = self.exchange(&kept.conn, wanted.outgoing).await;
+                self.settle_developer(kept, outcome).await
+            }
+            Upstream::Original(conn) => self.serve_from_original(conn, wanted).await,
             Upstream::Answered => {
                 // No body follows, so the next request does.
                 self.client.inbox.consume(wanted.outgoing.head_len);
                 Ok(())
             }
-            Upstream::Original(conn) => {
-                self.count(Count::RequestsOriginal);
-                let mut outgoing = wanted.outgoing;
-                if outgoing.target.is_some() {
-                    outgoing.target = self.claim.target().services.first().map(|it| it.service.to_string());
-                }
-                let outcome = self.exchange(&conn, outgoing).await;
-                match self.settle(&conn, outcome).await? {
-                    Settled::Reusable => self.original = Original::Open { conn, carried: true },
-                    // It has carried a request: its end is the client's.
-                    Settled::Spent => return Err(End::Close),
-                }
-                Ok(())
-            }
-            Upstream::Developer { kept, reused } => {
-                self.count(Count::RequestsDiverted);
-                if matches!(self.original, Original::Failed) {
-                    self.original = Original::Absent;
-                }
-                self.divert(kept, reused, wanted, route.as_deref()).await
-            }
         }
     }
 
-    /// Sends a request to a developer's service, a second time if a kept connection turns out to be dead.
-    async fn divert(
-        &mut self,
-        kept: Kept,
-        reused: bool,
-        wanted: Wanted,
-        route: Option<&Route>,
-    ) -> Result<(), End> {
-        let again = (reused && wanted.repeatable).then(|| wanted.outgoing.clone());
+    async fn serve_from_original(&mut self, conn: Conn, wanted: Wanted) -> Result<(), End> {
+        self.count(Count::RequestsOriginal);
+        wanted.tally.add(Fate::Shared);
+        let mut outgoing = wanted.outgoing;
+        outgoing.target = wanted.asked;
+        let outcome = self.exchange(&conn, outgoing).await;
+        match self.settle(&conn, outcome).await? {
+            Settled::Reusable => self.original = Original::Open { conn, carried: true },
+            // It has carried a request: its end is the client's.
+            Settled::Spent => return Err(End::Close),
+        }
+        Ok(())
+    }
+
+    /// Sends a request on a kept connection. Gives it back where that turns out to be dead and the request
+    /// may be sent once more: on a connection that is new, and so for the last time.
+    async fn serve_from_kept(&mut self, kept: Kept, wanted: Wanted) -> Result<Option<Wanted>, End> {
+        let again = wanted.repeatable.then(|| wanted.clone());
+        let tally = Arc::clone(&wanted.tally);
         let mut outgoing = wanted.outgoing;
         outgoing.retain = again.is_some();
         let outcome = self.exchange(&kept.conn, outgoing).await;
-        if let (Ok(Outcome::NoResponse(_)), Some(outgoing), Some(route)) = (&outcome, again, route) {
-            drop(kept);
+        if let (Ok(Outcome::NoResponse(_)), Some(mut again)) = (&outcome, again) {
             self.count(Count::Retried);
-            let head_only = wanted.head_only;
-            let Some(kept) = self.dial_developer(route, head_only, false).await? else {
-                self.client.inbox.consume(outgoing.head_len);
-                return Ok(());
-            };
-            let outcome = self.exchange(&kept.conn, outgoing).await;
-            return self.settle_developer(kept, outcome).await;
+            if again.outgoing.rewritten.is_some() {
+                // The head as it came has left the inbox with the first attempt.
+                again.outgoing.head_len = 0;
+            }
+            return Ok(Some(again));
         }
-        self.settle_developer(kept, outcome).await
+        self.count(Count::RequestsDiverted);
+        tally.add(Fate::Diverted);
+        self.settle_developer(kept, outcome).await.map(|()| None)
     }
 
     async fn settle_developer(&mut self, kept: Kept, outcome: Result<Outcome, Reset>) -> Result<(), End> {
@@ -236,7 +272,10 @@ impl Session {
     }
 
     async fn exchange(&mut self, conn: &Conn, outgoing: Outgoing) -> Result<Outcome, Reset> {
-        Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await
+        let unfinished = Unfinished::new(conn);
+        let outcome = Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await;
+        unfinished.finish();
+        outcome
     }
 
     /// Carries out what an exchange came to.
@@ -267,55 +306,34 @@ impl Session {
         }
     }
 
-    async fn original_upstream(&mut self) -> Result<Upstream, End> {
-        Ok(Upstream::Original(self.original_conn().await?))
-    }
-
+    /// A new connection to an endpoint, or what is to be had instead.
     async fn developer_upstream(&mut self, route: &Arc<Route>, wanted: &Wanted) -> Result<Upstream, End> {
-        if let Some(kept) = self.kept.take(route) {
-            return Ok(Upstream::Developer { kept, reused: true });
-        }
-        if let Backend::Unavailable(why) = &route.backend {
-            if route.on_unavailable == OnUnavailable::Shared {
-                return self.original_upstream().await;
-            }
-            self.count(Count::RequestsUnavailable);
-            let answer = Answer::Unavailable(&route.service, why);
-            self.answer(&answer, wanted.head_only, wanted.has_body).await?;
-            return Ok(Upstream::Answered);
-        }
+        let unreachable;
+        let answer = match &route.backend {
+            Backend::Unavailable(why) => Answer::Unavailable(&route.service, why),
+            Backend::Endpoints { .. } => match dial::first_of(self.dial_from(), self.in_turn(route)).await {
+                Ok((endpoint, conn)) => {
+                    return Ok(Upstream::Developer(Kept { service: route.service.clone(), endpoint, conn }));
+                }
+                Err(error) => {
+                    unreachable = error;
+                    Answer::Unreachable(&route.service, &unreachable)
+                }
+            },
+        };
         if route.on_unavailable == OnUnavailable::Shared {
-            return match dial::first_of(self.dial_from(), self.in_turn(route)).await {
-                Ok((endpoint, conn)) => Ok(developer(route, endpoint, conn)),
-                Err(_) => self.original_upstream().await,
-            };
+            return Ok(Upstream::Original(self.original_conn().await?));
         }
-        Ok(match self.dial_developer(route, wanted.head_only, wanted.has_body).await? {
-            Some(kept) => Upstream::Developer { kept, reused: false },
-            None => Upstream::Answered,
-        })
-    }
-
-    /// Connects to an endpoint; `None` when none could be, and the client was told.
-    async fn dial_developer(
-        &mut self,
-        route: &Route,
-        head_only: bool,
-        has_body: bool,
-    ) -> Result<Option<Kept>, End> {
-        match dial::first_of(self.dial_from(), self.in_turn(route)).await {
-            Ok((endpoint, conn)) => Ok(Some(Kept { service: route.service.clone(), endpoint, conn })),
-            Err(unreachable) if unreachable.exhausted() => {
-                self.count(Count::Exhausted);
-                Err(End::Reset)
-            }
-            Err(unreachable) => {
-                self.count(Count::RequestsUnavailable);
-                let answer = Answer::Unreachable(&route.service, &unreachable);
-                self.answer(&answer, head_only, has_body).await?;
-                Ok(None)
-            }
+        if let Answer::Unreachable(_, unreachable) = &answer
+            && unreachable.exhausted()
+        {
+            self.count(Count::Exhausted);
+            return Err(End::Reset);
         }
+        self.count(Count::RequestsUnavailable);
+        wanted.tally.add(Fate::Unavailable);
+        self.answer(&answer, wanted).await?;
+        Ok(Upstream::Answered)
     }
 
     /// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is.
@@ -343,9 +361,11 @@ impl Session {
         }
     }
 
-    /// Answers in an upstream's stead. With an unread body the connection ends.
-    async fn answer(&mut self, answer: &Answer<'_>, head_only: bool, close: bool) -> Result<(), End> {
-        let bytes = answer.render(head_only, close);
+    /// Answers in an upstream's stead. The connection ends with a body that nobody reads, and where the
+    /// client said that this is its last request: it may wait for the end.
+    async fn answer(&mut self, answer: &Answer<'_>, wanted: &Wanted) -> Result<(), End> {
+        let close = wanted.has_body || wanted.outgoing.close;
+        let bytes = answer.render(wanted.head_only, close);
         let mut sent = 0;
         while sent < bytes.len() {
             match poll_fn(|cx| self.client.conn.poll_send(cx, &bytes[sent..])).await {
@@ -386,19 +406,24 @@ impl Session {
     }
 }
 
-fn developer(route: &Route, endpoint: SocketAddr, conn: Conn) -> Upstream {
-    Upstream::Developer { kept: Kept { service: route.service.clone(), endpoint, conn }, reused: false }
-}
-
-fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted {
-    let rewritten = head.h2c_offer.then(|| {
+/// The head to send instead of the one that came; `None` when that is to go as it is.
+fn rewrite(head: &RequestHead<'_>, bytes: &[u8], key: Option<&str>, names: &KeyNames) -> Option<Vec<u8>> {
+    let stripped = head.h2c_offer.then(|| {
         let mut without = Vec::with_capacity(head.len);
         strip_h2c_offer(&bytes[..head.len], &mut without);
         without
     });
+    let Some(key) = key else { return stripped };
+    let head = stripped.as_deref().unwrap_or(&bytes[..head.len]);
+    let mut with = Vec::with_capacity(head.len() + key.len() + 32);
+    inject_key(head, names, key, &mut with);
+    Some(with)
+}
+
+fn wanted(head: &RequestHead<'_>, rewritten: Option<Vec<u8>>, decided: Decided) -> Wanted {
     let has_body = head.body != divert_http::BodyLength::None;
     Wanted {
-        repeatable: head.idempotent && !has_body && rewritten.is_none(),
+        repeatable: head.idempotent && !has_body,
         head_only: head.method == Method::Head,
         has_body,
         outgoing: Outgoing {
@@ -407,9 +432,10 @@ fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted
             method: head.method,
             rewritten,
             close: head.close,
-            // The name of the shared service is filled in where it turns out to be that.
-            target: head.debug.then(|| route.map(|route| route.service.to_string()).unwrap_or_default()),
+            target: decided.route.filter(|_| head.debug).map(|route| route.service.to_string()),
             retain: false,
         },
+        asked: decided.asked,
+        tally: decided.tally,
     }
 }

@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use divert_common::label::LabelRanges;
 use divert_common::netns::{NetNs, NetNsId};
 use divert_http::KeyNames;
@@ -33,11 +34,16 @@ mod opaque;
 mod pipe;
 mod pump;
 mod session;
+pub mod tally;
 mod upstream;
 mod worker;
 
 use counts::Counts;
+use tally::Tallies;
 use worker::Command;
+
+/// Longest wait for the workers to let a pod go. They do so at once unless one hangs.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// A pod whose connections are served, as the data plane needs to know it.
 #[derive(Debug)]
@@ -46,6 +52,25 @@ pub struct Pod {
     pub pod: PodRef,
     /// Its network namespace: upstream sockets are made in there.
     pub netns: NetNs,
+    /// The key of what it sends, where its connection was captured for that.
+    key: ArcSwap<Option<Arc<str>>>,
+}
+
+impl Pod {
+    /// A pod whose requests get `key`, where they carry none and leave on a connection captured for its set.
+    pub fn new(pod: PodRef, netns: NetNs, key: Option<Arc<str>>) -> Self {
+        Self { pod, netns, key: ArcSwap::from_pointee(key) }
+    }
+
+    /// The key now.
+    fn key(&self) -> arc_swap::Guard<Arc<Option<Arc<str>>>> {
+        self.key.load()
+    }
+
+    /// Changes the key, from the next request on, also on connections that are open.
+    pub fn set_key(&self, key: Option<Arc<str>>) {
+        self.key.store(Arc::new(key));
+    }
 }
 
 /// The listeners of one worker in one pod; at least one of them.
@@ -84,6 +109,7 @@ impl fmt::Debug for SpliceConfig {
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Handle>,
+    tallies: Arc<Tallies>,
     /// Disconnected when the last thread has ended; taken by the drain.
     running: Mutex<Option<Receiver<Infallible>>>,
 }
@@ -102,16 +128,17 @@ impl Workers {
     pub fn start(count: usize, table: &Arc<Table>, config: SpliceConfig) -> io::Result<Self> {
         let config = Arc::new(config);
         let (alive, running) = channel();
+        let tallies = Arc::new(Tallies::default());
         let workers = (0..count.max(1))
             .map(|number| {
                 let number = number as u32;
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let counts = Arc::new(Counts::default());
                 let (table, config, own) = (Arc::clone(table), Arc::clone(&config), Arc::clone(&counts));
-                let alive = alive.clone();
+                let (alive, tallies) = (alive.clone(), Arc::clone(&tallies));
                 std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                     let _alive = alive;
-                    if let Err(error) = worker::run(number, table, config, own, receiver) {
+                    if let Err(error) = worker::run(number, table, config, own, tallies, receiver) {
                         // Without its heartbeat the hooks let every connection pass.
                         tracing::error!(worker = number, %error, "a data plane worker cannot run; all connections go direct");
                     }
@@ -119,7 +146,7 @@ impl Workers {
                 Ok(Handle { commands: sender, counts })
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { workers, running: Mutex::new(Some(running)) })
+        Ok(Self { workers, tallies, running: Mutex::new(Some(running)) })
     }
 
     /// Number of workers.
@@ -132,6 +159,11 @@ impl Workers {
         self.workers.iter().map(|worker| Arc::clone(&worker.counts)).collect()
     }
 
+    /// Requests by service, key and result, of all workers.
+    pub fn tallies(&self) -> Arc<Tallies> {
+        Arc::clone(&self.tallies)
+    }
+
     /// Serves a pod: one element of `listeners` for each worker, in order.
     pub fn open(&self, pod: Arc<Pod>, listeners: Vec<Listeners>) {
         debug_assert_eq!(listeners.len(), self.workers.len());
@@ -140,10 +172,19 @@ impl Workers {
         }
     }
 
-    /// Stops serving a pod: its listeners are closed, its connections are reset.
+    /// Stops serving a pod: its listeners are closed, its connections are reset. Blocks until that is done,
+    /// as a reset finds its way to the client only while the label routes are there.
     pub fn close(&self, netns: NetNsId) {
+        let (closing, closed) = channel::<Infallible>();
         for worker in &self.workers {
-            worker.tell(Command::Close(netns));
+            worker.tell(Command::Close(netns, closing.clone()));
+        }
+        drop(closing);
+        // Nothing is ever sent: this ends when the last worker is done.
+        if closed.recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "a data plane worker hangs; clients of a pod that is let go may have to find out by themselves"
+            );
         }
     }
 
@@ -174,7 +215,8 @@ impl Workers {
 impl Handle {
     fn tell(&self, command: Command) {
         if self.commands.send(command).is_err() {
-            tracing::error!("a data plane worker has ended; connections go direct");
+            // After a drain that is as it should be. Before, its heartbeat is missing and connections go direct.
+            tracing::debug!("a data plane worker has ended");
         }
     }
 }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::object::Labels;
 use super::{
-    Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Namespace, Object, Pod,
-    Selector, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
+    Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Ingress, IngressRef,
+    IngressRule, Namespace, Object, Pod, Selector, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
 };
 use crate::api;
 use crate::plan::{PodRef, ServiceRef};
@@ -55,6 +56,7 @@ impl Convert for core::Namespace {
             name,
             labels,
             allowed: annotations.get(api::ALLOWED_NAMESPACES).map(|text| Selector::parse(text)),
+            hosts: annotations.get(api::HOSTS).map_or_else(Vec::new, |text| patterns(text)),
             terminating: self.metadata.deletion_timestamp.is_some()
                 || self.status.and_then(|status| status.phase).as_deref() == Some("Terminating"),
         }))
@@ -213,6 +215,47 @@ impl Convert for core::Pod {
             subdomain: spec.subdomain.map(Arc::from),
         }))
     }
+}
+
+impl Convert for networking::Ingress {
+    fn convert(self) -> Result<Object, ConvertError> {
+        let ingress = IngressRef { namespace: namespace(&self.metadata)?, name: name(&self.metadata)? };
+        let spec = self.spec.unwrap_or_default();
+        // A resource backend is whatever the ingress controller makes of it, and no Service.
+        let service = |backend: networking::IngressBackend| backend.service.map(|it| Arc::from(it.name));
+        let mut rules = Vec::new();
+        for (i, rule) in spec.rules.into_iter().flatten().enumerate() {
+            let paths = rule.http.into_iter().flat_map(|http| http.paths);
+            let host = rule.host.filter(|host| !host.is_empty()).map(|host| host.to_ascii_lowercase());
+            if let Some(host) = host.as_deref().filter(|host| !is_ingress_host(host)) {
+                let problem =
+                    format!("`{host}` is no host of an Ingress: write a DNS name, or one behind `*.`");
+                return Err(fail(format!("spec.rules[{i}].host"), problem));
+            }
+            rules.push(IngressRule {
+                host: host.map(Arc::from),
+                services: paths.filter_map(|path| service(path.backend)).collect(),
+            });
+        }
+        let mut annotations = self.metadata.annotations.unwrap_or_default();
+        Ok(Object::Ingress(Ingress {
+            ingress,
+            rules,
+            default_backend: spec.default_backend.and_then(service),
+            header: annotations.remove(api::OKTETO_HEADER).map(Arc::from),
+        }))
+    }
+}
+
+fn is_ingress_host(host: &str) -> bool {
+    let name = host.strip_prefix("*.").unwrap_or(host);
+    name.len() <= 253 && name.split('.').all(is_dns_part) && host.parse::<IpAddr>().is_err()
+}
+
+/// The patterns of an annotation, separated by commas.
+fn patterns(text: &str) -> Vec<Arc<str>> {
+    let patterns = text.split(',').map(|pattern| pattern.trim().to_ascii_lowercase());
+    patterns.filter(|pattern| !pattern.is_empty()).map(Arc::from).collect()
 }
 
 impl Convert for api::Divert {

@@ -14,8 +14,9 @@ use std::sync::Arc;
 
 pub use convert::{Convert, ConvertError};
 pub use object::{
-    Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Labels, Namespace, Object,
-    ObjectKind, ObjectRef, Pod, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
+    Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Ingress, IngressRef,
+    IngressRule, Labels, Namespace, Object, ObjectKind, ObjectRef, Pod, Service, ServiceKind, ServicePort,
+    SlicePort, TargetPort,
 };
 pub use selector::{Selector, SelectorError};
 
@@ -51,6 +52,8 @@ pub struct Touched {
     pub pods: BTreeSet<PodRef>,
     /// Pairs whose Diverts did.
     pub pairs: BTreeSet<Pair>,
+    /// Ingresses that came, went or changed.
+    pub ingresses: BTreeSet<IngressRef>,
 }
 
 /// All objects, by namespace.
@@ -72,6 +75,7 @@ struct Contents {
     /// The Service of each slice, by name of the slice.
     slice_service: HashMap<Arc<str>, Arc<str>>,
     pods: BTreeMap<Arc<str>, Pod>,
+    ingresses: BTreeMap<Arc<str>, Ingress>,
     diverts: BTreeMap<DivertRef, Divert>,
 }
 
@@ -81,6 +85,7 @@ impl Contents {
             && self.services.is_empty()
             && self.slices.is_empty()
             && self.pods.is_empty()
+            && self.ingresses.is_empty()
             && self.diverts.is_empty()
     }
 }
@@ -97,6 +102,7 @@ impl World {
                     Object::Service(service) => self.set_service(service, touched),
                     Object::EndpointSlice(slice) => self.set_slice(slice, touched),
                     Object::Pod(pod) => self.set_pod(pod, touched),
+                    Object::Ingress(ingress) => self.set_ingress(ingress, touched),
                     Object::Divert(divert) => self.set_divert(divert, touched),
                 }
             }
@@ -148,6 +154,16 @@ impl World {
         self.contents.get(namespace).into_iter().flat_map(|contents| contents.pods.values())
     }
 
+    /// The Ingresses of a namespace, by name.
+    pub fn ingresses(&self, namespace: &str) -> impl Iterator<Item = &Ingress> {
+        self.contents.get(namespace).into_iter().flat_map(|contents| contents.ingresses.values())
+    }
+
+    /// The Ingresses of all namespaces, in no order.
+    pub fn all_ingresses(&self) -> impl Iterator<Item = &Ingress> {
+        self.contents.values().flat_map(|contents| contents.ingresses.values())
+    }
+
     /// The Diverts of a pair of namespaces, in no meaningful order.
     pub fn diverts(&self, pair: &Pair) -> impl Iterator<Item = &Divert> {
         let contents = self.contents.get(&pair.developer);
@@ -171,6 +187,7 @@ impl World {
                 ObjectKind::Service => contents.services.keys().for_each(add),
                 ObjectKind::EndpointSlice => contents.slice_service.keys().for_each(add),
                 ObjectKind::Pod => contents.pods.keys().for_each(add),
+                ObjectKind::Ingress => contents.ingresses.keys().for_each(add),
                 ObjectKind::Divert(api) => {
                     let of_api = contents.diverts.keys().filter(|it| it.api == api);
                     of_api.for_each(|it| add(&it.name));
@@ -226,6 +243,15 @@ impl World {
         contents.pods.insert(pod.pod.name.clone(), pod);
     }
 
+    fn set_ingress(&mut self, ingress: Ingress, touched: &mut Touched) {
+        let contents = self.contents.entry(ingress.ingress.namespace.clone()).or_default();
+        if contents.ingresses.get(&ingress.ingress.name) == Some(&ingress) {
+            return;
+        }
+        touched.ingresses.insert(ingress.ingress.clone());
+        contents.ingresses.insert(ingress.ingress.name.clone(), ingress);
+    }
+
     fn set_divert(&mut self, divert: Divert, touched: &mut Touched) {
         let contents = self.contents.entry(divert.divert.namespace.clone()).or_default();
         if contents.diverts.get(&divert.divert) == Some(&divert) {
@@ -257,6 +283,11 @@ impl World {
             ObjectKind::Pod => {
                 if let Some(old) = contents.pods.remove(&object.name) {
                     touched.pods.insert(old.pod);
+                }
+            }
+            ObjectKind::Ingress => {
+                if let Some(old) = contents.ingresses.remove(&object.name) {
+                    touched.ingresses.insert(old.ingress);
                 }
             }
             ObjectKind::Divert(api) => {

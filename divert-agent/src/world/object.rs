@@ -36,6 +36,8 @@ pub enum ObjectKind {
     EndpointSlice,
     /// v1.
     Pod,
+    /// networking.k8s.io/v1.
+    Ingress,
     /// Of either group.
     Divert(DivertApi),
 }
@@ -47,6 +49,7 @@ impl fmt::Display for ObjectKind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
+            Self::Ingress => "Ingress",
             Self::Divert(DivertApi::Divert) => "Divert",
             Self::Divert(DivertApi::Okteto) => "Divert.okteto.com",
         })
@@ -91,6 +94,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// v1.
     Pod(Pod),
+    /// networking.k8s.io/v1.
+    Ingress(Ingress),
     /// Of either group.
     Divert(Divert),
 }
@@ -107,6 +112,9 @@ impl Object {
                 (ObjectKind::EndpointSlice, slice.service.namespace.clone(), slice.name.clone())
             }
             Self::Pod(Pod { pod, .. }) => (ObjectKind::Pod, pod.namespace.clone(), pod.name.clone()),
+            Self::Ingress(Ingress { ingress, .. }) => {
+                (ObjectKind::Ingress, ingress.namespace.clone(), ingress.name.clone())
+            }
             Self::Divert(Divert { divert, .. }) => {
                 (ObjectKind::Divert(divert.api), divert.namespace.clone(), divert.name.clone())
             }
@@ -130,6 +138,11 @@ impl Object {
                 ports.iter_mut().for_each(|port| intern(&mut port.name));
             }
             Self::Pod(Pod { pod, .. }) => intern(&mut pod.namespace),
+            Self::Ingress(Ingress { ingress, rules, default_backend, .. }) => {
+                intern(&mut ingress.namespace);
+                rules.iter_mut().flat_map(|rule| &mut rule.services).for_each(&mut intern);
+                default_backend.iter_mut().for_each(intern);
+            }
             Self::Divert(Divert { divert, shared, .. }) => {
                 intern(&mut divert.namespace);
                 intern(shared);
@@ -147,6 +160,8 @@ pub struct Namespace {
     pub labels: Labels,
     /// The annotation `divert.dev/allowed-namespaces`; a selector that cannot be read allows nobody.
     pub allowed: Option<Result<Selector, SelectorError>>,
+    /// The annotation `divert.dev/hosts`: patterns of hosts, in lower case, that it lets developers have.
+    pub hosts: Vec<Arc<str>>,
     /// Being deleted.
     pub terminating: bool,
 }
@@ -201,7 +216,7 @@ pub enum ServiceKind {
     ClusterIps(Vec<IpAddr>),
     /// By the addresses of its endpoints.
     Headless,
-    /// It is an alias for this name, in lower case.
+    /// It is an alias for this name.
     ExternalName(Arc<str>),
 }
 
@@ -318,6 +333,73 @@ pub struct ContainerPort {
     pub name: Option<Arc<str>>,
     /// Number.
     pub number: u16,
+}
+
+/// An Ingress by namespace and name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
+pub struct IngressRef {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for IngressRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// An Ingress.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ingress {
+    /// Namespace and name.
+    pub ingress: IngressRef,
+    /// In the order written.
+    pub rules: Vec<IngressRule>,
+    /// The Service for what no rule is about.
+    pub default_backend: Option<Arc<str>>,
+    /// The annotation `divert.okteto.com/header`: whose key requests for its hosts are to get.
+    pub header: Option<Arc<str>>,
+}
+
+/// The paths of one host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IngressRule {
+    /// In lower case; `*.` stands for one label before the rest; `None` is any host.
+    pub host: Option<Arc<str>>,
+    /// Services of the Ingress's namespace behind its paths.
+    pub services: Vec<Arc<str>>,
+}
+
+impl IngressRule {
+    /// Whether requests for this host, in lower case, are its business.
+    pub fn matches(&self, host: &str) -> bool {
+        match self.host.as_deref() {
+            None => true,
+            Some(own) => match own.strip_prefix("*.") {
+                None => own == host,
+                Some(rest) => {
+                    host.split_once('.').is_some_and(|(first, behind)| !first.is_empty() && behind == rest)
+                }
+            },
+        }
+    }
+}
+
+impl Ingress {
+    /// Whether it serves this host, in lower case.
+    pub fn serves(&self, host: &str) -> bool {
+        self.rules.iter().any(|rule| rule.matches(host))
+            || (self.rules.is_empty() && self.default_backend.is_some())
+    }
+
+    /// Services that requests for this host, in lower case, may come to.
+    pub fn backends(&self, host: &str) -> impl Iterator<Item = &Arc<str>> {
+        let serves = self.serves(host);
+        let matching = self.rules.iter().filter(move |rule| rule.matches(host));
+        matching.flat_map(|rule| &rule.services).chain(self.default_backend.iter().filter(move |_| serves))
+    }
 }
 
 /// What tells one Divert from another.

@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Mutex, Once, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -201,7 +201,9 @@ pub(crate) struct Cgroup(PathBuf);
 impl Cgroup {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
         let root = cgroup::mount(None).unwrap();
+        SWEPT.call_once(|| sweep(&root));
         let name = format!("kernel-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = root.join(name);
         fs::create_dir(&path).unwrap();
@@ -222,6 +224,18 @@ impl Drop for Cgroup {
         // Fails only while a child of ours is in it; each has been waited for.
         let removed = fs::remove_dir(&self.0);
         assert!(removed.is_ok() || thread::panicking(), "{}: {removed:?}", self.0.display());
+    }
+}
+
+/// Removes what a killed run has left: cgroups named after a process that is no more.
+fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).unwrap().map_while(Result::ok) {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("kernel-")?.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another run may be faster.
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 

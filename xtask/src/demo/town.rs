@@ -23,6 +23,13 @@ pub(super) const COPIES: [(&str, &str); 3] = [("alice", "catalog"), ("bob", "api
 
 const PORT: u16 = 8080;
 
+/// A host that is granted to alice.
+pub(super) const ALICES_HOST: &str = "shop-alice.example.com";
+/// A pod that calls services of staging and passes nothing on, as a developer's shell does.
+pub(super) const ALICES_SHELL: &str = "alice/shell";
+/// A pod of staging that does.
+const VISITOR: &str = "staging/visitor";
+
 /// All that runs. Dropped, it is gone.
 pub(super) struct Town {
     // Dropped in this order.
@@ -38,7 +45,7 @@ impl Town {
         let shared = CHAIN.map(|service| format!("staging/{service}"));
         let copies = COPIES.map(|(namespace, service)| format!("{namespace}/{service}"));
         let pods: Vec<&str> = shared.iter().chain(&copies).map(String::as_str).collect();
-        let lab = Lab::new(&[&pods[..], &["staging/visitor"]].concat())?;
+        let lab = Lab::new(&[&pods[..], &[VISITOR, ALICES_SHELL]].concat())?;
         let ips = pods
             .iter()
             .map(|name| Ok(((*name).to_owned(), lab.cluster_ips(&lab.pod(name))?)))
@@ -67,7 +74,13 @@ impl Town {
             wait::until(&format!("the Divert of {developer} to take effect"), shown)
                 .with_context(|| self.agent.process().output())?;
         }
-        Ok(())
+        let injected = || {
+            let way = self
+                .connect_from(ALICES_SHELL, "frontend")
+                .and_then(|mut http| super::traffic::ask(&mut http, None));
+            way.is_ok_and(|way| super::Expected::from("frontend", Some("alice")).check(&way).is_ok())
+        };
+        wait::until("alice's pods to get her key", injected).with_context(|| self.agent.process().output())
     }
 
     pub(super) fn describe(&self) -> String {
@@ -85,14 +98,23 @@ impl Town {
 
     /// A connection from a pod of staging to a service of staging.
     pub(super) fn connect(&self, service: &str) -> Result<Http> {
+        self.connect_from(VISITOR, service)
+    }
+
+    /// A connection from any pod to a service of staging.
+    pub(super) fn connect_from(&self, pod: &str, service: &str) -> Result<Http> {
         interrupt::check()?;
         let to = address(&self.ips, &format!("staging/{service}"))?.address(Family::V4, PORT);
-        let stream = self.lab.pod("staging/visitor").connect(to);
+        let stream = self.lab.pod(pod).connect(to);
         Ok(Http::new(stream.with_context(|| format!("connecting to staging/{service} at {to}"))?))
     }
 
     pub(super) fn divert(&self, developer: &str) -> Result<Instant> {
-        self.manifests.put(developer, &[manifest::divert(developer, "staging")])
+        let mut divert = manifest::divert(developer, "staging");
+        if developer == "alice" {
+            divert["spec"]["hosts"] = [ALICES_HOST][..].into();
+        }
+        self.manifests.put(developer, &[divert])
     }
 
     pub(super) fn undivert(&self, developer: &str) -> Result<Instant> {
@@ -118,6 +140,7 @@ fn put_objects(manifests: &Manifests, lab: &Lab, ips: &[(String, ClusterIps)]) -
         let (namespace, service) = name.split_once('/')?;
         Some(manifest::service(namespace, service, *ips, &[Port::from(PORT).named("http")]))
     }));
+    objects.push(manifest::ingress("staging", "previews", "*.example.com", "frontend"));
     manifests.put("objects", &objects).map(drop)
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use divert_tests::http::Http;
+use divert_tests::http::{Http, Response};
 use divert_tests::wait;
 
 use super::interrupt;
@@ -27,9 +27,18 @@ impl fmt::Display for Way {
 pub(super) fn ask(connection: &mut Http, key: Option<&str>) -> Result<Way> {
     let baggage = key.map(|key| format!("user=42,okteto-divert={key};note=demo"));
     let fields: Vec<_> = baggage.iter().map(|baggage| ("Baggage", baggage.as_str())).collect();
-    let response = connection.get("/", &fields)?;
+    way_of(&connection.get("/", &fields)?)
+}
+
+fn way_of(response: &Response) -> Result<Way> {
     ensure!(response.status == 200, "status {} instead of 200: {}", response.status, response.text());
     Ok(Way(response.text().lines().map(str::to_owned).collect()))
+}
+
+/// Sends a request for a host, without a key, and returns its way.
+pub(super) fn ask_host(connection: &mut Http, host: &str) -> Result<Way> {
+    connection.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
+    way_of(&connection.response()?)
 }
 
 /// The right way of a request.

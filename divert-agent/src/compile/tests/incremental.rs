@@ -20,7 +20,8 @@ fn any_document() -> impl Strategy<Value = String> {
     let services = (any_namespace(), name(), 0..7_u8).prop_map(|(namespace, name, form)| {
         let (net, host) = (namespace.len(), name.as_bytes()[0]);
         let spec = match form {
-            0 => "type: ExternalName, externalName: x.y, ports: [{port: 80}]".to_owned(),
+            0 => "type: ExternalName, externalName: a.staging.svc.cluster.local, ports: [{port: 80}]"
+                .to_owned(),
             1 => "clusterIP: None, ports: [{name: http, port: 80}]".to_owned(),
             2 => format!("clusterIP: 10.96.{net}.{host}, ports: [{{name: redis, port: 80}}]"),
             3 => format!(
@@ -52,10 +53,18 @@ fn any_document() -> impl Strategy<Value = String> {
             )
         },
     );
-    let namespaces = (any_namespace(), 0..4_u8).prop_map(|(name, form)| {
+    let ingresses = (any_namespace(), name(), name(), 0..6_u8).prop_map(|(own, name, service, form)| {
+        let host = ["x-alice.e.com", "bob.e.com", "y.e.com", "*.e.com", "", "a.staging"][usize::from(form)];
+        let header = if form == 2 { format!("divert.okteto.com/header: {own}") } else { String::new() };
+        ingress(own, name, &header, &[&format!("{host}>{service}")])
+    });
+    let namespaces = (any_namespace(), 0..5_u8).prop_map(|(name, form)| {
         let metadata = match form {
             0 => format!("name: {name}"),
             1 => format!("name: {name}, labels: {{divert.dev/capture: 'false'}}"),
+            2 => format!(
+                "name: {name}, labels: {{divert.dev/shared: 'true'}}, annotations: {{divert.dev/hosts: '*.e.com'}}"
+            ),
             _ => format!("name: {name}, labels: {{divert.dev/shared: 'true'}}"),
         };
         document("v1", "Namespace", &metadata, "")
@@ -70,15 +79,21 @@ fn any_document() -> impl Strategy<Value = String> {
         let metadata = format!("name: {name}, namespace: {namespace}, labels: {{app: {label}}}");
         document("v1", "Pod", &metadata, &format!("spec: {{{spec}}}\nstatus: {{podIP: 10.0.9.{form}}}"))
     });
-    let diverts = (any_namespace(), name(), any_namespace(), 0..4_u8).prop_map(
+    let diverts = (any_namespace(), name(), any_namespace(), 0..6_u8).prop_map(
         |(own, name, shared, form)| match form {
+            4 => divert(own, name, &format!("sharedNamespace: {shared}, inject: None")),
+            5 => divert(
+                own,
+                name,
+                &format!("sharedNamespace: {shared}, hosts: [x-alice.e.com, bob.e.com, y.e.com]"),
+            ),
             0 => divert(own, name, &format!("sharedNamespace: {shared}")),
             1 => divert(own, name, &format!("sharedNamespace: {shared}, services: [a, b]")),
             2 => divert(own, name, &format!("sharedNamespace: {shared}, onUnavailable: Shared")),
             _ => okteto(own, name, shared, own),
         },
     );
-    prop_oneof![3 => services, 3 => slices, 2 => namespaces, 1 => pods, 2 => diverts]
+    prop_oneof![3 => services, 3 => slices, 2 => namespaces, 2 => pods, 2 => diverts, 1 => ingresses]
 }
 
 /// Objects without the slices that files derive: here, a source that says everything itself.
@@ -126,6 +141,7 @@ proptest! {
             prop_assert_eq!(&plan, planner.plan());
             prop_assert_eq!(&plan, whole.plan());
             prop_assert_eq!(planner.statuses(), whole.statuses());
+            prop_assert_eq!(planner.ingresses(), whole.ingresses());
         }
         // In the end nothing, and nothing kept.
         plan.apply(planner.update(world.into_keys().map(WorldChange::Delete)));

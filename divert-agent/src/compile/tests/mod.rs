@@ -3,6 +3,8 @@
 mod capture;
 mod consent;
 mod endpoints;
+mod from_pods;
+mod hosts;
 mod incremental;
 mod merging;
 mod pods;
@@ -76,6 +78,30 @@ fn divert(namespace: &str, name: &str, spec: &str) -> String {
     document("divert.dev/v1alpha1", "Divert", &metadata, &format!("spec: {{{spec}}}"))
 }
 
+fn pod(namespace: &str, name: &str, ip: &str) -> String {
+    let metadata = format!("name: {name}, namespace: {namespace}");
+    document("v1", "Pod", &metadata, &format!("spec: {{}}\nstatus: {{podIP: {ip}}}"))
+}
+
+/// An Ingress with a rule for each `host>service`.
+fn ingress(namespace: &str, name: &str, annotations: &str, rules: &[&str]) -> String {
+    let rule = |rule: &&str| {
+        let (host, service) = rule.split_once('>').unwrap();
+        let host = if host.is_empty() { String::new() } else { format!("host: '{host}', ") };
+        format!(
+            "{{{host}http: {{paths: [{{path: /, pathType: Prefix, backend: {{service: {{name: {service}, port: {{number: 80}}}}}}}}]}}}}"
+        )
+    };
+    let rules: Vec<_> = rules.iter().map(rule).collect();
+    let metadata = format!("name: {name}, namespace: {namespace}, annotations: {{{annotations}}}");
+    document(
+        "networking.k8s.io/v1",
+        "Ingress",
+        &metadata,
+        &format!("spec: {{rules: [{}]}}", rules.join(", ")),
+    )
+}
+
 fn divert_at(namespace: &str, name: &str, created: &str, spec: &str) -> String {
     let metadata = format!("name: {name}, namespace: {namespace}, creationTimestamp: '{created}'");
     document("divert.dev/v1alpha1", "Divert", &metadata, &format!("spec: {{{spec}}}"))
@@ -97,8 +123,14 @@ fn staging_and_alice() -> Vec<String> {
     ]
 }
 
-/// A line for each captured address: `address service key>endpoints …`.
+/// A line for each address captured for everyone: `address service key>endpoints …`.
 fn captures(planner: &Planner) -> Vec<String> {
+    captures_for(planner, &[])
+}
+
+/// The same for the pods of developers of these namespaces.
+fn captures_for(planner: &Planner, set: &[&str]) -> Vec<String> {
+    let set: CaptureSet = set.iter().map(|it| Arc::from(*it)).collect();
     let line = |(capture, target): (&Capture, &Arc<Target>)| {
         let mut line = capture.address.to_string();
         for shared in &target.services {
@@ -111,7 +143,7 @@ fn captures(planner: &Planner) -> Vec<String> {
         }
         line
     };
-    planner.plan().captures.iter().map(line).collect()
+    planner.plan().captures.iter().filter(|(capture, _)| capture.set == set).map(line).collect()
 }
 
 fn backend(backend: &Backend) -> String {

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::*;
-use crate::plan::ServiceRef;
+use crate::plan::{PodRef, ServiceRef};
 use crate::world::{
-    Asks, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Namespace, Object, Service, ServiceKind,
-    ServicePort, SlicePort, TargetPort, WorldChange,
+    Asks, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Namespace, Object, Pod, Service,
+    ServiceKind, ServicePort, SlicePort, TargetPort, WorldChange,
 };
 
 const DEVELOPERS: usize = 50;
@@ -16,7 +16,13 @@ const DIVERTED: usize = 1000;
 fn namespace_named(name: &str, shared: bool) -> Object {
     let label = shared.then(|| (crate::api::SHARED.into(), "true".into()));
     let labels = label.into_iter().collect();
-    Object::Namespace(Namespace { name: name.into(), labels, allowed: None, terminating: false })
+    Object::Namespace(Namespace {
+        name: name.into(),
+        labels,
+        allowed: None,
+        hosts: Vec::new(),
+        terminating: false,
+    })
 }
 
 fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2] {
@@ -82,17 +88,35 @@ fn in_a_large_cluster_a_change_touches_its_service_alone() {
             },
         }));
     }
+    // One developer has a pod on this node, so everything of staging is captured for it as well.
+    all.push(Object::Pod(pod_of(&developers[0])));
     let mut planner = Planner::new(Settings::default());
     let began = Instant::now();
     let change = planner.update(all.into_iter().map(WorldChange::Upsert));
     let whole = began.elapsed();
-    assert_eq!(change.captures.len(), DIVERTED * 12);
+    assert_eq!(change.captures.len(), DIVERTED * 12 + SERVICES * 12);
 
     let [_, one_less] = service_with(&developers[7], 7 * 20, 5);
     let began = Instant::now();
     let change = planner.update([WorldChange::Upsert(one_less)]);
     let step = began.elapsed();
-    assert_eq!(change.captures.len(), 12);
+    assert_eq!(change.captures.len(), 2 * 12);
     // For people: a time that is asserted fails on a busy machine.
     eprintln!("whole {whole:?}, one endpoint {step:?}");
+}
+
+fn pod_of(namespace: &str) -> Pod {
+    Pod {
+        uid: None,
+        pod: PodRef { namespace: namespace.into(), name: "p".into() },
+        labels: Labels::default(),
+        addresses: vec!["10.255.0.1".parse().unwrap()],
+        host_network: false,
+        finished: false,
+        ready: true,
+        terminating: false,
+        ports: Vec::new(),
+        hostname: None,
+        subdomain: None,
+    }
 }

@@ -1,0 +1,465 @@
+//! Granted hosts: whose key the requests for a host get, and which services are captured for that.
+//!
+//! A host is a developer's when its name says so (`movies-alice.example.com`), or when a pattern of the shared
+//! namespace does. Names that mean something inside the cluster, and hosts that the shared application
+//! itself is served at, are nobody's: who could have them granted would take traffic that is not theirs.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+
+use super::Settings;
+use super::acceptance::Group;
+use crate::api;
+use crate::plan::{Grant, Hosts, ServiceRef};
+use crate::world::{Asks, Divert, DivertRef, Ingress, IngressRef, Namespace, Pair, ServiceKind, World};
+
+/// Most aliases that are followed from one to the next, as resolvers limit CNAMEs.
+const MAX_ALIASES: usize = 8;
+
+/// State of a host that a Divert or an annotated Ingress asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum HostReason {
+    /// Requests for it get the key.
+    Ready,
+    /// Nothing says that the namespace may have it, or it is nobody's.
+    NotAllowed,
+    /// It is another namespace's.
+    TakenBy,
+    /// No Ingress names it: only services captured for other reasons see its requests.
+    NoRoute,
+}
+
+/// A host that a Divert or an annotated Ingress asks for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct HostRow {
+    /// As written.
+    pub host: Arc<str>,
+    /// In one word.
+    pub reason: HostReason,
+    /// A sentence that names the objects and says what to do; empty when ready.
+    pub message: String,
+}
+
+/// What the author of an annotated Ingress is told.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct IngressStatus {
+    /// Which.
+    pub ingress: IngressRef,
+    /// Why its annotation counts for nothing, and what to do about it.
+    pub refused: Option<String>,
+    /// In the order written; empty when it is refused.
+    pub hosts: Vec<HostRow>,
+}
+
+/// All that follows from hosts.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Granted {
+    /// By host.
+    pub(super) hosts: Arc<Hosts>,
+    /// Services that are captured for everyone to give requests for these hosts their key.
+    pub(super) backends: BTreeSet<ServiceRef>,
+    /// Services that were looked at on the way there, aliases among them.
+    pub(super) followed: BTreeSet<ServiceRef>,
+    /// Rows of each accepted Divert that asks for hosts.
+    pub(super) rows: BTreeMap<DivertRef, Vec<HostRow>>,
+    /// Each annotated Ingress, by name.
+    pub(super) ingresses: Vec<IngressStatus>,
+}
+
+/// Somebody's wish for a host.
+struct Ask<'a> {
+    source: Source<'a>,
+    /// As written.
+    host: Arc<str>,
+    developer: &'a Arc<str>,
+    /// Namespaces to whose services the grant would extend.
+    shared: Vec<&'a Arc<str>>,
+    /// The oldest Divert behind it.
+    age: Age<'a>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source<'a> {
+    Divert(&'a DivertRef),
+    Ingress(&'a IngressRef),
+}
+
+/// A missing timestamp, `None`, sorts first.
+type Age<'a> = (Option<Timestamp>, &'a DivertRef);
+
+/// An allowed wish.
+struct Candidate<'a> {
+    developer: &'a Arc<str>,
+    shared: Vec<&'a Arc<str>>,
+    age: Age<'a>,
+}
+
+impl Candidate<'_> {
+    /// The longer name first: `movies-web-alice` is a host of `web-alice` before it is one of `alice`.
+    fn rank(&self) -> impl Ord {
+        (Reverse(self.developer.len()), self.age, self.developer)
+    }
+}
+
+/// Grants hosts.
+pub(super) fn grant(world: &World, settings: &Settings, groups: &BTreeMap<Pair, Group>) -> Granted {
+    let mut ingresses = Vec::new();
+    let mut asks = asks_of_diverts(world, groups);
+    asks_of_ingresses(world, groups, &mut asks, &mut ingresses);
+    if asks.is_empty() {
+        return Granted { ingresses, ..Granted::default() };
+    }
+    let rules = Rules::new(world, settings);
+    let verdicts: Vec<_> = asks.iter().map(|ask| rules.allow(ask)).collect();
+
+    let mut candidates: BTreeMap<Arc<str>, Vec<Candidate<'_>>> = BTreeMap::new();
+    for (ask, verdict) in asks.iter().zip(&verdicts) {
+        if let Ok(Allowed { host, shared }) = verdict {
+            let candidate = Candidate { developer: ask.developer, shared: shared.clone(), age: ask.age };
+            candidates.entry(host.clone()).or_default().push(candidate);
+        }
+    }
+    let hosts: Hosts = candidates
+        .into_iter()
+        .filter_map(|(host, candidates)| {
+            let key = candidates.iter().min_by_key(|candidate| candidate.rank())?.developer;
+            let own = candidates.iter().filter(|candidate| candidate.developer == key);
+            let shared = own.flat_map(|candidate| candidate.shared.iter().copied().cloned()).collect();
+            Some((host, Grant { key: key.clone(), shared }))
+        })
+        .collect();
+
+    let mut routes = Routes { world, settings, backends: BTreeSet::new(), followed: BTreeSet::new() };
+    let routed: BTreeSet<&Arc<str>> =
+        hosts.iter().filter(|(host, grant)| routes.follow(host, grant)).map(|(host, _)| host).collect();
+
+    let mut rows: BTreeMap<DivertRef, Vec<HostRow>> = BTreeMap::new();
+    for (ask, verdict) in asks.iter().zip(verdicts) {
+        let (reason, message) = match verdict {
+            Err(why) => (HostReason::NotAllowed, why),
+            Ok(Allowed { host, .. }) => judge(ask.developer, &host, &hosts, routed.contains(&host)),
+        };
+        let row = HostRow { host: ask.host.clone(), reason, message };
+        match ask.source {
+            Source::Divert(divert) => rows.entry(divert.clone()).or_default().push(row),
+            Source::Ingress(ingress) => {
+                let status = ingresses.iter_mut().find(|status| status.ingress == *ingress);
+                status.into_iter().for_each(|status| status.hosts.push(row.clone()));
+            }
+        }
+    }
+    let Routes { backends, followed, .. } = routes;
+    Granted { hosts: Arc::new(hosts), backends, followed, rows, ingresses }
+}
+
+/// What becomes of a host that its namespace may have.
+fn judge(developer: &str, host: &str, hosts: &Hosts, routed: bool) -> (HostReason, String) {
+    match hosts.get(host) {
+        Some(grant) if *grant.key != *developer => {
+            let message = format!(
+                "{host} is given to {}, whose name is longer or whose Divert is older: choose another host",
+                grant.key
+            );
+            (HostReason::TakenBy, message)
+        }
+        _ if routed => (HostReason::Ready, String::new()),
+        _ => {
+            let message = format!(
+                "no Ingress of {developer} or of its shared namespace serves {host}, so its requests are seen \
+                 only on the way to diverted services: add an Ingress for it"
+            );
+            (HostReason::NoRoute, message)
+        }
+    }
+}
+
+fn asks_of_diverts<'a>(world: &'a World, groups: &'a BTreeMap<Pair, Group>) -> Vec<Ask<'a>> {
+    let mut asks = Vec::new();
+    for (pair, group) in groups {
+        let accepted = |divert: &&Divert| group.accepts(&divert.divert);
+        for divert in world.diverts(pair).filter(accepted) {
+            let Asks::Divert { hosts, .. } = &divert.asks else { continue };
+            asks.extend(hosts.iter().map(|host| Ask {
+                source: Source::Divert(&divert.divert),
+                host: host.clone(),
+                developer: &pair.developer,
+                shared: vec![&pair.shared],
+                age: (divert.created, &divert.divert),
+            }));
+        }
+    }
+    asks
+}
+
+/// Wishes of Ingresses with the annotation of okteto, and a status for each of those.
+fn asks_of_ingresses<'a>(
+    world: &'a World,
+    groups: &'a BTreeMap<Pair, Group>,
+    asks: &mut Vec<Ask<'a>>,
+    statuses: &mut Vec<IngressStatus>,
+) {
+    let mut annotated: Vec<(&Ingress, &Arc<str>)> =
+        world.all_ingresses().filter_map(|ingress| Some((ingress, ingress.header.as_ref()?))).collect();
+    annotated.sort_by_key(|(ingress, _)| &ingress.ingress);
+    for (ingress, key) in annotated {
+        let namespace = &ingress.ingress.namespace;
+        let mut diverts: Vec<(Age<'_>, &Arc<str>)> = Vec::new();
+        for (pair, group) in groups.iter().filter(|(pair, _)| pair.developer == *namespace) {
+            let accepted = world.diverts(pair).filter(|divert| group.accepts(&divert.divert));
+            diverts.extend(accepted.map(|divert| ((divert.created, &divert.divert), &pair.shared)));
+        }
+        diverts.sort();
+        let refused = match diverts.first() {
+            _ if key != namespace => Some(format!(
+                "its annotation {annotation} is {key}, but its namespace is {namespace}: nobody gives requests \
+                 another's key; write {namespace} or take the annotation away",
+                annotation = api::OKTETO_HEADER
+            )),
+            None => Some(format!(
+                "its annotation {annotation} counts for nothing, as no Divert in {namespace} is accepted",
+                annotation = api::OKTETO_HEADER
+            )),
+            Some(_) => None,
+        };
+        if let (None, Some((age, _))) = (&refused, diverts.first()) {
+            let mut shared: Vec<_> = diverts.iter().map(|(_, shared)| *shared).collect();
+            shared.sort();
+            shared.dedup();
+            let mut hosts: Vec<_> = ingress.rules.iter().filter_map(|rule| rule.host.as_ref()).collect();
+            hosts.sort();
+            hosts.dedup();
+            asks.extend(hosts.into_iter().map(|host| Ask {
+                source: Source::Ingress(&ingress.ingress),
+                host: host.clone(),
+                developer: namespace,
+                shared: shared.clone(),
+                age: *age,
+            }));
+        }
+        statuses.push(IngressStatus { ingress: ingress.ingress.clone(), refused, hosts: Vec::new() });
+    }
+}
+
+/// What decides whether a namespace may have a host at all.
+struct Rules<'a> {
+    world: &'a World,
+    settings: &'a Settings,
+    /// Hosts that Ingresses of shared namespaces name.
+    taken: BTreeMap<&'a str, &'a IngressRef>,
+}
+
+/// A host in lower case, and the shared namespaces for which the wish may be granted.
+struct Allowed<'a> {
+    host: Arc<str>,
+    shared: Vec<&'a Arc<str>>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(world: &'a World, settings: &'a Settings) -> Self {
+        let is_shared = |name: &str| world.namespace(name).is_some_and(Namespace::is_shared);
+        let mut taken = BTreeMap::new();
+        for ingress in world.all_ingresses().filter(|ingress| is_shared(&ingress.ingress.namespace)) {
+            for host in ingress.rules.iter().filter_map(|rule| rule.host.as_deref()) {
+                let first = taken.entry(host).or_insert(&ingress.ingress);
+                *first = (*first).min(&ingress.ingress);
+            }
+        }
+        Self { world, settings, taken }
+    }
+
+    /// The host, or a sentence that says why the namespace may not have it.
+    fn allow(&self, ask: &Ask<'a>) -> Result<Allowed<'a>, String> {
+        let host = ask.host.to_ascii_lowercase();
+        let host = host.strip_suffix('.').unwrap_or(&host);
+        self.grantable(host)?;
+        let developer = ask.developer;
+        let first = host.split('.').next().unwrap_or_default();
+        let allows = |shared: &Arc<str>| {
+            let patterns = self.world.namespace(shared).map_or(&[][..], |namespace| &namespace.hosts);
+            patterns.iter().any(|pattern| pattern_allows(pattern, developer, host))
+        };
+        let by_pattern: Vec<_> = ask.shared.iter().copied().filter(|shared| allows(shared)).collect();
+        let shared = match names_namespace(first, developer) {
+            true => ask.shared.clone(),
+            false if !by_pattern.is_empty() => by_pattern,
+            false => {
+                return Err(format!(
+                    "{host} may not be {developer}'s: its first label must be {developer}, begin with {developer}- or \
+                     end in -{developer}, or the annotation {annotation} of the shared namespace must allow it",
+                    annotation = api::HOSTS
+                ));
+            }
+        };
+        Ok(Allowed { host: host.into(), shared })
+    }
+
+    /// Whether the host can be anybody's.
+    fn grantable(&self, host: &str) -> Result<(), String> {
+        if host.parse::<IpAddr>().is_ok() {
+            return Err(format!("{host} is an address, which is nobody's: write a DNS name"));
+        }
+        if !is_dns_name(host) {
+            return Err(format!(
+                "{host} is no DNS name: write letters, digits and `-`, without wildcard and port"
+            ));
+        }
+        let Some((rest, last)) = host.rsplit_once('.') else {
+            return Err(format!("{host} is a single label, which may be a Service: write a whole DNS name"));
+        };
+        let in_cluster = last == "svc"
+            || host.strip_suffix(&*self.settings.cluster_domain).is_some_and(|name| name.ends_with(".svc."));
+        if in_cluster || self.world.namespace(last).is_some() {
+            return Err(format!(
+                "{host} may name a Service ({rest} of the cluster): write a name from outside of it"
+            ));
+        }
+        match self.taken.get(host) {
+            Some(ingress) => Err(format!(
+                "{host} is a host of the shared application (Ingress {ingress}), whose requests carry nobody's key: \
+                 choose another host"
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn is_dns_name(host: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    host.len() <= 253
+        && host.split('.').all(|label| !label.is_empty() && label.len() <= 63 && label.bytes().all(allowed))
+}
+
+/// Whether a host's first label is a namespace's name, alone, at its beginning or at its end.
+fn names_namespace(label: &str, namespace: &str) -> bool {
+    let beside =
+        |rest: Option<&str>, dash: fn(&str) -> bool| rest.is_some_and(|rest| rest.is_empty() || dash(rest));
+    beside(label.strip_prefix(namespace), |rest| rest.starts_with('-'))
+        || beside(label.strip_suffix(namespace), |rest| rest.ends_with('-'))
+}
+
+/// Whether a pattern allows a host: `{namespace}` stands for the developer's, a label `*` for any one label.
+fn pattern_allows(pattern: &str, developer: &str, host: &str) -> bool {
+    let pattern = pattern.replace("{namespace}", developer);
+    let (mut wanted, mut labels) = (pattern.split('.'), host.split('.'));
+    loop {
+        match (wanted.next(), labels.next()) {
+            (None, None) => return true,
+            (Some(wanted), Some(label)) if wanted == "*" || wanted == label => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Finds the services behind hosts.
+struct Routes<'a> {
+    world: &'a World,
+    settings: &'a Settings,
+    backends: BTreeSet<ServiceRef>,
+    followed: BTreeSet<ServiceRef>,
+}
+
+impl Routes<'_> {
+    /// Notes what requests for a host may come to, and says whether any Ingress serves it.
+    fn follow(&mut self, host: &str, grant: &Grant) -> bool {
+        let mut served = false;
+        for namespace in std::iter::once(&grant.key).chain(&grant.shared) {
+            for ingress in self.world.ingresses(namespace).filter(|ingress| ingress.serves(host)) {
+                served = true;
+                for name in ingress.backends(host) {
+                    self.follow_service(
+                        ServiceRef { namespace: namespace.clone(), name: name.clone() },
+                        grant,
+                    );
+                }
+            }
+        }
+        served
+    }
+
+    /// A Service, or what it is an alias for, as long as that is of k or of a namespace that k diverts from.
+    fn follow_service(&mut self, mut service: ServiceRef, grant: &Grant) {
+        for _ in 0..MAX_ALIASES {
+            self.followed.insert(service.clone());
+            let Some(found) = self.world.service(&service.namespace, &service.name) else { return };
+            let ServiceKind::ExternalName(alias) = &found.kind else {
+                self.backends.insert(service);
+                return;
+            };
+            match service_of_name(alias, &self.settings.cluster_domain) {
+                Some(next) if grant.extends_to(&next.namespace) => service = next,
+                _ => return,
+            }
+        }
+    }
+}
+
+/// The Service that a DNS name means: `catalog.staging.svc`, with the cluster's domain or without.
+fn service_of_name(name: &str, cluster_domain: &str) -> Option<ServiceRef> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let name = name.strip_suffix(cluster_domain).and_then(|name| name.strip_suffix('.')).unwrap_or(name);
+    let mut labels = name.split('.');
+    match (labels.next(), labels.next(), labels.next(), labels.next()) {
+        (Some(service), Some(namespace), Some("svc"), None) => {
+            Some(ServiceRef { namespace: namespace.into(), name: service.into() })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_label_is_its_namespaces() {
+        for (label, namespace, own) in [
+            ("alice", "alice", true),
+            ("alice-movies", "alice", true),
+            ("movies-alice", "alice", true),
+            ("movies-alice-2", "alice", false),
+            ("alicemovies", "alice", false),
+            ("moviesalice", "alice", false),
+            ("alice", "alice-feature", false),
+            ("alice-feature", "alice", true),
+            ("-alice", "alice", true),
+            ("", "alice", false),
+        ] {
+            assert_eq!(names_namespace(label, namespace), own, "{label} {namespace}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_compared_label_by_label() {
+        for (pattern, host, allowed) in [
+            ("{namespace}.preview.example.com", "alice.preview.example.com", true),
+            ("{namespace}.preview.example.com", "bob.preview.example.com", false),
+            ("{namespace}.preview.example.com", "x.alice.preview.example.com", false),
+            ("*.{namespace}.example.com", "movies.alice.example.com", true),
+            ("*.{namespace}.example.com", "a.b.alice.example.com", false),
+            ("*.{namespace}.example.com", "alice.example.com", false),
+            ("shop-{namespace}-dev.example.com", "shop-alice-dev.example.com", true),
+            ("*.example.com", "anything.example.com", true),
+            ("", "a.b", false),
+        ] {
+            assert_eq!(pattern_allows(pattern, "alice", host), allowed, "{pattern} {host}");
+        }
+    }
+
+    #[test]
+    fn names_of_services() {
+        let service = |name| service_of_name(name, "cluster.local").map(|it| it.to_string());
+        for name in
+            ["catalog.staging.svc.cluster.local", "catalog.staging.svc.cluster.local.", "catalog.staging.svc"]
+        {
+            assert_eq!(service(name).unwrap(), "staging/catalog", "{name}");
+        }
+        for name in ["catalog.staging", "example.com", "a.b.c.svc", "catalog.staging.svc.example.com", ""] {
+            assert_eq!(service(name), None, "{name}");
+        }
+    }
+}

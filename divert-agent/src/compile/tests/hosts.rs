@@ -1,0 +1,265 @@
+//! Hosts: who is granted which, what is captured for that, and what people are told.
+
+use super::*;
+
+/// Granted hosts as `host key>shared,…`.
+fn granted(planner: &Planner) -> Vec<String> {
+    let line = |(host, grant): (&Arc<str>, &crate::plan::Grant)| {
+        let shared: Vec<_> = grant.shared.iter().map(|shared| &**shared).collect();
+        format!("{host} {}>{}", grant.key, shared.join(","))
+    };
+    planner.plan().hosts.iter().map(line).collect()
+}
+
+/// Rows of a Divert as `host reason`.
+fn rows(planner: &Planner, divert: &str) -> Vec<String> {
+    let statuses = planner.statuses();
+    let status = statuses.iter().find(|status| status.divert.to_string() == divert).unwrap();
+    for row in &status.hosts {
+        assert_eq!(row.message.is_empty(), row.reason == HostReason::Ready, "{row:?}");
+    }
+    status.hosts.iter().map(|row| format!("{} {:?}", row.host, row.reason)).collect()
+}
+
+fn with_hosts(namespace: &str, hosts: &str) -> String {
+    divert(namespace, "d", &format!("sharedNamespace: staging, hosts: [{hosts}]"))
+}
+
+fn town(more: &[String]) -> Planner {
+    planner(&[staging_and_alice(), more.to_vec()].concat())
+}
+
+#[test]
+fn a_host_is_a_namespaces_by_its_first_label() {
+    for (host, allowed) in [
+        ("alice.example.com", true),
+        ("Alice-Movies.example.com.", true),
+        ("movies-alice.example.com", true),
+        ("movies.alice.example.com", false),
+        ("moviesalice.example.com", false),
+        ("movies-bob.example.com", false),
+        ("movies-alice-2.example.com", false),
+    ] {
+        let planner = town(&[with_hosts("alice", host)]);
+        assert_eq!(granted(&planner).len(), usize::from(allowed), "{host}");
+        let reason = if allowed { "NoRoute" } else { "NotAllowed" };
+        assert_eq!(rows(&planner, "alice/d"), [format!("{host} {reason}")]);
+    }
+}
+
+#[test]
+fn or_by_a_pattern_of_the_shared_namespace() {
+    let annotated = |patterns: &str| {
+        let metadata = format!(
+            "name: staging, labels: {{divert.dev/shared: 'true'}}, annotations: {{divert.dev/hosts: '{patterns}'}}"
+        );
+        let mut documents = staging_and_alice();
+        documents[0] = document("v1", "Namespace", &metadata, "");
+        documents.push(with_hosts("alice", "movies.alice.example.com"));
+        granted(&planner(&documents))
+    };
+    assert_eq!(
+        annotated("{namespace}.x.com, Movies.{namespace}.example.com"),
+        ["movies.alice.example.com alice>staging"]
+    );
+    assert_eq!(annotated("*.{namespace}.example.com"), ["movies.alice.example.com alice>staging"]);
+    assert_eq!(annotated("{namespace}.example.com,movies.bob.example.com,,"), [""; 0]);
+}
+
+#[test]
+fn some_names_are_nobodys() {
+    let shared = ingress("staging", "web", "", &["alice.shop.example.com>catalog"]);
+    for host in [
+        "10.0.0.1",
+        "alice",
+        "alice.svc",
+        "alice.staging.svc",
+        "alice.staging.svc.cluster.local",
+        "alice.staging",
+        "alice.alice",
+        "alice.shop.example.com",
+        "'*.alice.com'",
+        "'alice-[::1]'",
+        "alice:80",
+        "''",
+        "alice..com",
+    ] {
+        let planner = town(&[shared.clone(), with_hosts("alice", host)]);
+        assert_eq!(granted(&planner), [""; 0], "{host}");
+        assert!(rows(&planner, "alice/d")[0].ends_with(" NotAllowed"), "{host}");
+    }
+    // A namespace that comes later takes its names back.
+    let mut planner = town(&[with_hosts("alice", "alice.later")]);
+    assert_eq!(granted(&planner), ["alice.later alice>staging"]);
+    let change = planner.update(objects(&namespace("later")));
+    assert_eq!(change.hosts.unwrap().iter().count(), 0);
+}
+
+#[test]
+fn the_longer_name_has_it_then_the_older_divert() {
+    let host = "movies-web-alice.example.com";
+    let both = [
+        namespace("web-alice"),
+        divert_at(
+            "alice",
+            "d",
+            "2026-01-01T00:00:00Z",
+            &format!("sharedNamespace: staging, hosts: [{host}]"),
+        ),
+        divert_at(
+            "web-alice",
+            "d",
+            "2026-02-01T00:00:00Z",
+            &format!("sharedNamespace: staging, hosts: [{host}]"),
+        ),
+    ];
+    let planner = town(&both);
+    assert_eq!(granted(&planner), [format!("{host} web-alice>staging")]);
+    assert_eq!(rows(&planner, "alice/d"), [format!("{host} TakenBy")]);
+    assert_eq!(rows(&planner, "web-alice/d"), [format!("{host} NoRoute")]);
+
+    for (first, second, winner) in
+        [("2026-01-01", "2026-02-01", "alice"), ("2026-02-01", "2026-01-01", "movie")]
+    {
+        let host = "movie-alice.example.com";
+        let divert = |namespace, day| {
+            let spec = format!("sharedNamespace: staging, hosts: [{host}]");
+            divert_at(namespace, "d", &format!("{day}T00:00:00Z"), &spec)
+        };
+        let planner = town(&[namespace("movie"), divert("alice", first), divert("movie", second)]);
+        assert_eq!(granted(&planner), [format!("{host} {winner}>staging")]);
+    }
+}
+
+#[test]
+fn a_refused_divert_has_no_hosts_and_a_refused_host_leaves_the_divert() {
+    let planner = town(&[with_hosts("alice", "eve.example.com")]);
+    assert_eq!(accepted(&planner, "alice/d").0, "Accepted");
+    assert_eq!(captures(&planner).len(), 2);
+    let refused = planner_with(
+        Settings { shared_namespaces: Some(["qa".into()].into()), ..Settings::default() },
+        &[staging_and_alice(), vec![with_hosts("alice", "alice.example.com")]].concat(),
+    );
+    assert_eq!(granted(&refused), [""; 0]);
+}
+
+#[test]
+fn backends_of_ingresses_for_a_granted_host_are_captured_for_everyone() {
+    let more = [
+        simple("staging", "web", "10.96.0.10", "10.0.0.10"),
+        simple("staging", "fallback", "10.96.0.14", "10.0.0.14"),
+        simple("staging", "other", "10.96.0.15", "10.0.0.15"),
+        simple("alice", "front", "10.96.1.10", "10.0.1.10"),
+        with_hosts("alice", "alice.example.com"),
+        // In N, by wildcard, with a default backend; and one for another host.
+        ingress("staging", "wild", "", &["*.example.com>web"])
+            .replace("spec: {", "spec: {defaultBackend: {service: {name: fallback, port: {number: 80}}}, "),
+        ingress("staging", "else", "", &["x.y.com>other"]),
+        // In k, and resource backends, which are no Services.
+        ingress("alice", "own", "", &["ALICE.example.com>front"]),
+        ingress("alice", "resource", "", &["alice.example.com>x"])
+            .replace("service: {name: x, port: {number: 80}}", "resource: {kind: Bucket, name: x}"),
+        // In a namespace that has nothing to do with it.
+        ingress("bob", "own", "", &["alice.example.com>front"]),
+    ];
+    let planner = town(&more);
+    assert_eq!(granted(&planner), ["alice.example.com alice>staging"]);
+    assert_eq!(rows(&planner, "alice/d"), ["alice.example.com Ready"]);
+    let captures = captures(&planner);
+    for service in ["staging/web", "staging/fallback", "alice/front"] {
+        // To inject: no routes.
+        assert_eq!(
+            captures.iter().filter(|line| line.ends_with(&format!(" {service}"))).count(),
+            2,
+            "{captures:?}"
+        );
+    }
+    assert_eq!(captures.len(), 2 * 4, "{captures:?}");
+}
+
+#[test]
+fn an_ingress_without_a_host_serves_all() {
+    let planner = town(&[
+        simple("staging", "web", "10.96.0.10", "10.0.0.10"),
+        with_hosts("alice", "alice.example.com"),
+        ingress("staging", "any", "", &[">web"]),
+    ]);
+    assert_eq!(rows(&planner, "alice/d"), ["alice.example.com Ready"]);
+    assert_eq!(capture_at(&planner, "10.96.0.10:8080").unwrap(), "10.96.0.10:8080 staging/web");
+}
+
+#[test]
+fn aliases_are_followed_within_the_pair() {
+    let alias =
+        |name: &str, to: &str| service("alice", name, &format!("type: ExternalName, externalName: {to}"));
+    let mut planner = town(&[
+        simple("staging", "web", "10.96.0.10", "10.0.0.10"),
+        shared_namespace("qa"),
+        simple("qa", "web", "10.96.5.10", "10.0.5.10"),
+        with_hosts("alice", "alice.example.com"),
+        ingress(
+            "alice",
+            "own",
+            "",
+            &["alice.example.com>web", "alice.example.com>elsewhere", "alice.example.com>loop"],
+        ),
+        alias("web", "hop.alice.svc.cluster.local"),
+        alias("hop", "Web.Staging.svc"),
+        alias("elsewhere", "web.qa.svc.cluster.local"),
+        alias("loop", "loop.alice.svc"),
+    ]);
+    assert_eq!(capture_at(&planner, "10.96.0.10:8080").unwrap(), "10.96.0.10:8080 staging/web");
+    assert_eq!(capture_at(&planner, "10.96.5.10:8080"), None);
+    // It comes to point elsewhere.
+    planner.update(objects(&alias("hop", "example.com")));
+    assert_eq!(capture_at(&planner, "10.96.0.10:8080"), None);
+}
+
+#[test]
+fn annotated_ingresses_are_granted_their_hosts_where_a_divert_is_accepted() {
+    let header = |namespace: &str| format!("divert.okteto.com/header: {namespace}");
+    let own = ingress(
+        "alice",
+        "web",
+        &header("alice"),
+        &["movies-alice.example.com>catalog", "movies.example.com>catalog"],
+    );
+    let status = |planner: &Planner| {
+        let [status] = planner.ingresses() else { panic!("one") };
+        let hosts = status.hosts.iter().map(|row| format!("{} {:?}", row.host, row.reason));
+        (status.refused.clone(), hosts.collect::<Vec<_>>())
+    };
+    // The shared namespace's own host is in the clone as well, which okteto leaves there.
+    let planner = town(&[
+        own.clone(),
+        ingress("staging", "web", "", &["movies.example.com>catalog"]),
+        okteto("alice", "catalog", "staging", "alice"),
+    ]);
+    assert_eq!(granted(&planner), ["movies-alice.example.com alice>staging"]);
+    assert_eq!(
+        status(&planner),
+        (None, vec!["movies-alice.example.com Ready".into(), "movies.example.com NotAllowed".into()])
+    );
+    assert_eq!(capture_at(&planner, "10.96.1.12:8080").unwrap(), "10.96.1.12:8080 alice/catalog");
+
+    let without = town(&[own]);
+    assert_eq!(granted(&without), [""; 0]);
+    assert!(status(&without).0.unwrap().contains("no Divert in alice is accepted"));
+
+    let anothers = town(&[
+        ingress("alice", "web", &header("bob"), &["movies-alice.example.com>catalog"]),
+        divert("alice", "d", "sharedNamespace: staging"),
+    ]);
+    assert_eq!(granted(&anothers), [""; 0]);
+    assert!(status(&anothers).0.unwrap().contains("nobody gives requests another's key"));
+}
+
+#[test]
+fn a_host_of_two_diverts_extends_to_both_shared_namespaces() {
+    let planner = town(&[
+        shared_namespace("qa"),
+        with_hosts("alice", "alice.example.com"),
+        divert("alice", "q", "sharedNamespace: qa, hosts: [alice.example.com]"),
+    ]);
+    assert_eq!(granted(&planner), ["alice.example.com alice>qa,staging"]);
+}

@@ -1,0 +1,318 @@
+//! The response's half of an exchange: from the upstream to the client.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use divert_http::{BodyLength, BodyReader, HeadScan, Response, ResponseKind, parse_response};
+use tokio::time::{Sleep, sleep};
+
+use super::up::UpState;
+use super::{Exchange, Lead, Outcome, Reset};
+use crate::splice::buffer::Buffer;
+use crate::splice::conn::ShortRead;
+use crate::splice::counts::Count;
+use crate::splice::pump::{BodySplice, Broken, Moved, SPLICE_FROM};
+
+/// A response on its way down.
+#[derive(Debug)]
+pub(super) struct Down {
+    pub(super) lead: Lead,
+    pub(super) outbox: Buffer,
+    /// Bytes at the front of the outbox that may go to the client.
+    pub(super) pass: usize,
+    pub(super) scan: HeadScan,
+    pub(super) splice: BodySplice,
+    pub(super) state: DownState,
+    /// A byte has come.
+    pub(super) begun: bool,
+    /// The response said that it is the last.
+    pub(super) close: bool,
+    /// The response's end cannot be known: it is over when the upstream ends, or is silent while the
+    /// client wants to go on.
+    pub(super) endless: bool,
+    pub(super) silence: Option<Pin<Box<Sleep>>>,
+}
+
+impl Down {
+    /// A response of which nothing has come.
+    pub(super) fn new() -> Self {
+        Self {
+            lead: Lead::default(),
+            outbox: Buffer::default(),
+            pass: 0,
+            scan: HeadScan::new(),
+            splice: BodySplice::default(),
+            state: DownState::Head,
+            begun: false,
+            close: false,
+            endless: false,
+            silence: None,
+        }
+    }
+
+    /// Whatever comes from now on belongs to this response, and no other follows on the connection.
+    fn until_close(&mut self) {
+        self.close = true;
+        self.endless = true;
+        self.state = DownState::Body(BodyReader::new(BodyLength::UntilClose));
+    }
+}
+
+/// How long an upstream must be silent for a response without a certain end to count as ended, where
+/// the client has sent another request. Closing then lets the client send it again on a new connection;
+/// to wait for the upstream's close would leave it hanging.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// How far a response has come.
+#[derive(Debug)]
+pub(super) enum DownState {
+    Head,
+    Body(BodyReader),
+    Tunnel,
+    Done,
+    /// The upstream's stream has ended; what it sent is passed on.
+    Ended,
+}
+
+impl Exchange<'_> {
+    pub(super) fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, Reset>> {
+        loop {
+            ready!(self.poll_flush_down(cx)).map_err(|_| Reset)?;
+            match &mut self.down.state {
+                DownState::Head => {
+                    if let Some(outcome) = ready!(self.poll_response_head(cx))? {
+                        return Poll::Ready(Ok(outcome));
+                    }
+                }
+                DownState::Body(_) => ready!(self.poll_response_body(cx))?,
+                // What of the request is on its way through a pipe goes first; poll_up is at it.
+                DownState::Tunnel if self.up.splice.holds() => return Poll::Pending,
+                DownState::Tunnel => {
+                    return Poll::Ready(Ok(Outcome::Tunnel(std::mem::take(&mut self.down.outbox))));
+                }
+                // The client learns of the end and may go on: a server that refuses a large body answers, ends
+                // its stream and reads on for a while, so that no reset takes the answer away.
+                DownState::Ended if self.up.state == UpState::Sending => {
+                    self.client.conn.shutdown_write();
+                    return Poll::Pending;
+                }
+                DownState::Ended => return Poll::Ready(Ok(Outcome::ServerEnded)),
+                DownState::Done if self.up.state == UpState::Done => {
+                    return Poll::Ready(Ok(if self.close || self.down.close {
+                        Outcome::Last
+                    } else if self.down.outbox.is_empty() {
+                        Outcome::Complete
+                    } else {
+                        Outcome::Spoke
+                    }));
+                }
+                DownState::Done if self.up.state == UpState::Cut => {
+                    return Poll::Ready(Ok(Outcome::ServerEnded));
+                }
+                // An early response. The rest of the request goes on, until the upstream ends.
+                DownState::Done => {
+                    ready!(self.server.poll_readable(cx)).map_err(|_| Reset)?;
+                    if ready!(self.poll_read_response(cx)).map_err(|_| Reset)? == 0 {
+                        self.down.state = DownState::Ended;
+                    } else {
+                        return Poll::Ready(Ok(Outcome::ServerEnded));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what may go to the client.
+    fn poll_flush_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        let Self { client, down, .. } = self;
+        ready!(down.lead.poll_send(cx, &client.conn))?;
+        while down.pass > 0 {
+            let sent = ready!(client.conn.poll_send(cx, &down.outbox.bytes()[..down.pass]))?;
+            down.outbox.consume(sent);
+            down.pass -= sent;
+        }
+        down.splice.poll_flush(cx, &client.conn)
+    }
+
+    fn poll_response_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Outcome>, Reset>> {
+        let down = &mut self.down;
+        match parse_response(down.outbox.bytes(), &mut down.scan, self.method) {
+            Response::Head(head) => {
+                let len = head.len;
+                match head.kind {
+                    ResponseKind::Interim => down.pass = len,
+                    ResponseKind::SwitchingProtocols | ResponseKind::Tunnel => {
+                        down.pass = len;
+                        down.state = DownState::Tunnel;
+                    }
+                    ResponseKind::Final => {
+                        down.close = head.close;
+                        let body = BodyReader::new(head.body);
+                        self.begin_body(len, body);
+                    }
+                }
+            }
+            Response::Irregular(fault) => {
+                tracing::debug!(%fault, "a response is relayed to its end of stream");
+                self.counts.add(Count::ResponseIrregular);
+                down.until_close();
+            }
+            Response::Partial => {
+                if down.outbox.is_full() {
+                    down.outbox.grow();
+                }
+                match ready!(self.poll_read_response(cx)) {
+                    Ok(0) if !self.down.begun && self.up.state != UpState::Sending => {
+                        return Poll::Ready(Ok(Some(Outcome::NoResponse(None))));
+                    }
+                    Ok(0) => {
+                        self.down.pass = self.down.outbox.len();
+                        self.down.state = DownState::Ended;
+                    }
+                    Ok(_) => {}
+                    Err(error) if !self.down.begun => {
+                        return Poll::Ready(Ok(Some(Outcome::NoResponse(Some(error)))));
+                    }
+                    Err(_) => return Poll::Ready(Err(Reset)),
+                }
+            }
+        }
+        Poll::Ready(Ok(None))
+    }
+
+    /// The head is whole: it goes out together with what came behind it.
+    fn begin_body(&mut self, head_len: usize, body: BodyReader) {
+        let down = &mut self.down;
+        if let Some(target) = &self.target {
+            down.lead = Lead { bytes: name_target(&down.outbox.bytes()[..head_len], target), sent: 0 };
+            down.outbox.consume(head_len);
+            down.state = DownState::Body(body);
+            self.follow_body(0);
+        } else {
+            down.state = DownState::Body(body);
+            self.follow_body(head_len);
+        }
+    }
+
+    /// Marks what of the outbox, behind `skip` bytes, belongs to the response.
+    fn follow_body(&mut self, skip: usize) {
+        let down = &mut self.down;
+        let DownState::Body(body) = &mut down.state else { return };
+        match body.advance(&down.outbox.bytes()[skip..]) {
+            Ok(advance) => {
+                down.pass = skip + advance.consumed;
+                if advance.done {
+                    down.state = DownState::Done;
+                }
+            }
+            // RFC 9112 7.1: not to be followed any further. The client gets the bytes and judges.
+            Err(_) => {
+                self.counts.add(Count::ResponseIrregular);
+                down.pass = down.outbox.len();
+                down.until_close();
+            }
+        }
+    }
+
+    fn poll_response_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
+        let DownState::Body(body) = &mut self.down.state else { return Poll::Ready(Ok(())) };
+        if body.is_done() {
+            self.down.state = DownState::Done;
+            return Poll::Ready(Ok(()));
+        }
+        if !self.down.outbox.is_empty() {
+            self.follow_body(0);
+            return Poll::Ready(Ok(()));
+        }
+        let bulk = body.bulk_remaining();
+        if bulk >= SPLICE_FROM && !self.down.endless {
+            match ready!(self.down.splice.poll_fill(cx, self.server, bulk)).map_err(|_| Reset)? {
+                Moved::Bytes(moved) => {
+                    body.skip_bulk(moved);
+                    return Poll::Ready(Ok(()));
+                }
+                Moved::End => {
+                    self.down.state = DownState::Ended;
+                    return Poll::Ready(Ok(()));
+                }
+                Moved::NoPipe => {}
+            }
+        }
+        match self.poll_read_response(cx) {
+            Poll::Ready(Ok(0)) => self.down.state = DownState::Ended,
+            Poll::Ready(Ok(_)) => {
+                self.down.silence = None;
+                self.follow_body(0);
+            }
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Reset)),
+            Poll::Pending => return self.poll_silence(cx),
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
+        let wanted = self.up.state == UpState::Done && !self.client.inbox.is_empty();
+        if !self.down.endless || !wanted {
+            return Poll::Pending;
+        }
+        let silence = self.down.silence.get_or_insert_with(|| Box::pin(sleep(SILENCE)));
+        ready!(silence.as_mut().poll(cx));
+        self.down.state = DownState::Ended;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_read_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let down = &mut self.down;
+        ready!(self.server.poll_readable(cx))?;
+        let got = match self.server.poll_recv(cx, down.outbox.space(), ShortRead::Drained) {
+            Poll::Ready(got) => got,
+            Poll::Pending => {
+                if down.outbox.is_empty() {
+                    down.outbox.release();
+                }
+                return Poll::Pending;
+            }
+        };
+        if let Ok(got @ 1..) = got {
+            down.outbox.filled(got);
+            if !down.begun {
+                down.begun = true;
+                if self.up.retain {
+                    // Answered: the head will not be sent again.
+                    self.up.retain = false;
+                    self.client.inbox.consume(self.up.sent);
+                    self.up.pass -= self.up.sent;
+                    self.up.sent = 0;
+                }
+            }
+        }
+        Poll::Ready(got)
+    }
+}
+
+/// The head with `x-divert-target` behind its status line.
+fn name_target(head: &[u8], target: &str) -> Vec<u8> {
+    let line = memchr::memchr(b'\n', head).map_or(0, |lf| lf + 1);
+    let mut named = Vec::with_capacity(head.len() + target.len() + 20);
+    named.extend_from_slice(&head[..line]);
+    named.extend_from_slice(b"x-divert-target: ");
+    named.extend_from_slice(target.as_bytes());
+    named.extend_from_slice(b"\r\n");
+    named.extend_from_slice(&head[line..]);
+    named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_is_named_behind_the_status_line() {
+        assert_eq!(
+            name_target(b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n", "alice/catalog"),
+            b"HTTP/1.1 200 OK\r\nx-divert-target: alice/catalog\r\nA: b\r\n\r\n"
+        );
+    }
+}

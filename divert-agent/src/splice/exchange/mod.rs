@@ -1,0 +1,182 @@
+//! One HTTP/1 exchange: a request on its way to an upstream, and the response on its way back, both
+//! at once, as the bytes they are.
+//!
+//! Both directions follow their message's framing to know where it ends; nothing is built anew but
+//! the head of a request that offers h2c, and the head of a response that is to name its target.
+
+mod down;
+mod up;
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use divert_http::{BodyLength, BodyReader, Method};
+
+use super::buffer::Buffer;
+use super::conn::{Conn, ShortRead};
+use super::counts::Counts;
+use down::Down;
+use up::{Up, UpError};
+
+/// The client's side, which outlives the exchange.
+#[derive(Debug)]
+pub(in crate::splice) struct Downstream {
+    pub(in crate::splice) conn: Conn,
+    /// Bytes read and not yet passed on.
+    pub(in crate::splice) inbox: Buffer,
+    /// It has sent FIN.
+    pub(in crate::splice) ended: bool,
+}
+
+/// What of a request its exchange needs to know.
+#[derive(Clone, Debug)]
+pub(in crate::splice) struct Outgoing {
+    /// Bytes at the front of the inbox that are the head.
+    pub(in crate::splice) head_len: usize,
+    /// What follows it.
+    pub(in crate::splice) body: BodyLength,
+    /// The response's framing depends on it.
+    pub(in crate::splice) method: Method,
+    /// The head to send instead of the one in the inbox.
+    pub(in crate::splice) rewritten: Option<Vec<u8>>,
+    /// The client said that this is its last request.
+    pub(in crate::splice) close: bool,
+    /// `x-divert-target` for the response.
+    pub(in crate::splice) target: Option<String>,
+    /// Keep the head in the inbox until the response begins, so that it can be sent once more.
+    pub(in crate::splice) retain: bool,
+}
+
+/// How an exchange ended, where both legs are still sound.
+#[derive(Debug)]
+pub(in crate::splice) enum Outcome {
+    /// Both messages are complete and the upstream may carry another request.
+    Complete,
+    /// Both messages are complete, and one of them said that it is the last.
+    Last,
+    /// The upstream ended its stream, which ends what can be said on this connection; what it sent has
+    /// been passed on.
+    ServerEnded,
+    /// Both messages are complete, and the upstream has said more than it was asked, which was dropped.
+    Spoke,
+    /// The upstream ended before it sent anything.
+    NoResponse(Option<io::Error>),
+    /// The connection has become a tunnel (101, or 2xx to CONNECT). The buffer holds what the upstream
+    /// has sent since.
+    Tunnel(Buffer),
+    /// The request's chunks cannot be followed. Whether a response has begun.
+    BadChunk { answered: bool },
+}
+
+/// A sequence of bytes that replaces some in a buffer.
+#[derive(Debug, Default)]
+struct Lead {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Lead {
+    fn poll_send(&mut self, cx: &mut Context<'_>, to: &Conn) -> Poll<io::Result<()>> {
+        while self.sent < self.bytes.len() {
+            self.sent += ready!(to.poll_send(cx, &self.bytes[self.sent..]))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Both directions of an exchange.
+pub(in crate::splice) struct Exchange<'a> {
+    client: &'a mut Downstream,
+    server: &'a Conn,
+    counts: &'a Counts,
+    method: Method,
+    close: bool,
+    target: Option<String>,
+    up: Up,
+    down: Down,
+}
+
+/// Why an exchange cannot go on: both legs are to be reset.
+#[derive(Debug)]
+pub(in crate::splice) struct Reset;
+
+impl<'a> Exchange<'a> {
+    /// An exchange about to begin with the request at the front of the client's inbox.
+    pub(in crate::splice) fn new(
+        client: &'a mut Downstream,
+        server: &'a Conn,
+        counts: &'a Counts,
+        request: Outgoing,
+    ) -> Self {
+        let mut body = BodyReader::new(request.body);
+        let lead = match request.rewritten {
+            Some(bytes) => {
+                client.inbox.consume(request.head_len);
+                Lead { bytes, sent: 0 }
+            }
+            None => Lead::default(),
+        };
+        let head = if lead.bytes.is_empty() { request.head_len } else { 0 };
+        // What follows the head in the same read leaves in the same write.
+        let rest = body.advance(&client.inbox.bytes()[head..]);
+        Self {
+            server,
+            counts,
+            method: request.method,
+            close: request.close,
+            target: request.target,
+            up: Up {
+                lead,
+                pass: head + rest.as_ref().map_or(0, |advance| advance.consumed),
+                retain: request.retain,
+                ..Up::new(body, rest.is_ok())
+            },
+            down: Down::new(),
+            client,
+        }
+    }
+
+    /// Runs it to its end.
+    pub(in crate::splice) async fn run(mut self) -> Result<Outcome, Reset> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, Reset>> {
+        match self.poll_up(cx) {
+            Poll::Ready(Err(UpError::Client)) => return Poll::Ready(Err(Reset)),
+            Poll::Ready(Err(UpError::BadChunk)) => {
+                return Poll::Ready(Ok(Outcome::BadChunk { answered: self.down.begun }));
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        let outcome = ready!(self.poll_down(cx));
+        self.up.splice.finish();
+        self.down.splice.finish();
+        Poll::Ready(outcome)
+    }
+}
+
+impl Downstream {
+    /// Reads into the inbox, taking memory only when there is something to read. 0 is the end of the stream.
+    pub(in crate::splice) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        ready!(self.conn.poll_readable(cx))?;
+        let got = match self.conn.poll_recv(cx, self.inbox.space(), ShortRead::Drained) {
+            Poll::Ready(got) => got,
+            Poll::Pending => {
+                if self.inbox.is_empty() {
+                    self.inbox.release();
+                }
+                return Poll::Pending;
+            }
+        }?;
+        self.inbox.filled(got);
+        if got == 0 {
+            self.ended = true;
+            if self.inbox.is_empty() {
+                self.inbox.release();
+            }
+        }
+        Poll::Ready(Ok(got))
+    }
+}

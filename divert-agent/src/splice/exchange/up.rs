@@ -1,0 +1,161 @@
+//! The request's half of an exchange: from the client's inbox to the upstream.
+
+use std::task::{Context, Poll, ready};
+
+use divert_http::BodyReader;
+
+use super::{Exchange, Lead};
+use crate::splice::buffer::BLOCK;
+use crate::splice::pump::{BodySplice, Moved, SPLICE_FROM};
+
+/// A request on its way up.
+#[derive(Debug)]
+pub(super) struct Up {
+    pub(super) lead: Lead,
+    /// Bytes at the front of the inbox that belong to the request.
+    pub(super) pass: usize,
+    /// ... of which so many are sent, while the head is retained.
+    pub(super) sent: usize,
+    pub(super) retain: bool,
+    pub(super) body: BodyReader,
+    pub(super) splice: BodySplice,
+    pub(super) state: UpState,
+    /// The client's end was passed on.
+    pub(super) finished: bool,
+}
+
+impl Up {
+    /// A request of which nothing is sent; `sound` says whether what came of its body can be followed.
+    pub(super) fn new(body: BodyReader, sound: bool) -> Self {
+        Self {
+            lead: Lead::default(),
+            pass: 0,
+            sent: 0,
+            retain: false,
+            body,
+            splice: BodySplice::default(),
+            state: if sound { UpState::Sending } else { UpState::Bad },
+            finished: false,
+        }
+    }
+}
+
+/// How far a request has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum UpState {
+    /// There is more to send.
+    Sending,
+    /// Everything is sent.
+    Done,
+    /// The client ended its stream in mid-request, or the upstream takes no more.
+    Cut,
+    /// The chunks that came with the head cannot be followed; nothing is sent.
+    Bad,
+}
+
+/// Why a step of sending cannot go on.
+enum UpStep {
+    /// The upstream takes no more.
+    Server,
+    /// The client has reset the connection.
+    Client,
+    BadChunk,
+}
+
+/// Why the exchange cannot go on for its request.
+pub(super) enum UpError {
+    Client,
+    BadChunk,
+}
+
+impl Exchange<'_> {
+    pub(super) fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpError>> {
+        if self.up.state == UpState::Bad {
+            return Poll::Ready(Err(UpError::BadChunk));
+        }
+        while self.up.state == UpState::Sending {
+            match ready!(self.poll_up_step(cx)) {
+                Ok(()) => {}
+                // The upstream takes no more. It may have answered already: its side tells.
+                Err(UpStep::Server) => self.up.state = UpState::Cut,
+                Err(UpStep::Client) => return Poll::Ready(Err(UpError::Client)),
+                Err(UpStep::BadChunk) => return Poll::Ready(Err(UpError::BadChunk)),
+            }
+        }
+        self.poll_client_while_waiting(cx)
+    }
+
+    fn poll_up_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpStep>> {
+        let Self { client, server, up, .. } = self;
+        if up.lead.sent < up.lead.bytes.len() {
+            ready!(up.lead.poll_send(cx, server)).map_err(|_| UpStep::Server)?;
+        } else if up.sent < up.pass {
+            let sent = ready!(server.poll_send(cx, &client.inbox.bytes()[up.sent..up.pass]));
+            let sent = sent.map_err(|_| UpStep::Server)?;
+            if up.retain {
+                up.sent += sent;
+            } else {
+                client.inbox.consume(sent);
+                up.pass -= sent;
+            }
+        } else if up.splice.holds() {
+            ready!(up.splice.poll_flush(cx, server)).map_err(|_| UpStep::Server)?;
+        } else if up.body.is_done() {
+            up.state = UpState::Done;
+        } else {
+            return self.poll_request_body(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Everything of the request that was read is sent, and it is not complete.
+    fn poll_request_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpStep>> {
+        let Self { client, server, up, .. } = self;
+        if client.ended {
+            server.shutdown_write();
+            up.finished = true;
+            up.state = UpState::Cut;
+            return Poll::Ready(Ok(()));
+        }
+        let bulk = up.body.bulk_remaining();
+        if bulk >= SPLICE_FROM {
+            match ready!(up.splice.poll_fill(cx, &client.conn, bulk)).map_err(|_| UpStep::Client)? {
+                Moved::Bytes(moved) => up.body.skip_bulk(moved),
+                Moved::End => client.ended = true,
+                Moved::NoPipe => return self.poll_read_request_body(cx),
+            }
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_read_request_body(cx)
+    }
+
+    fn poll_read_request_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpStep>> {
+        let Self { client, up, .. } = self;
+        match ready!(client.poll_read(cx)).map_err(|_| UpStep::Client)? {
+            0 => {}
+            _ => {
+                let advance = up.body.advance(client.inbox.bytes()).map_err(|_| UpStep::BadChunk)?;
+                up.pass = advance.consumed;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The request is on its way: what the client does now is an end, a reset, or the next request early.
+    fn poll_client_while_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpError>> {
+        let Self { client, server, up, .. } = self;
+        while !client.ended && client.inbox.len() < BLOCK / 2 {
+            match client.poll_read(cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(UpError::Client)),
+                Poll::Pending => break,
+            }
+        }
+        // No request follows, so the upstream may know, as it would without us.
+        if client.ended && client.inbox.len() == up.sent && !up.finished {
+            server.shutdown_write();
+            up.finished = true;
+        }
+        Poll::Pending
+    }
+}
