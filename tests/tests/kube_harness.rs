@@ -191,39 +191,64 @@ fn objects_are_applied_directly_and_by_kubectl() -> Result<()> {
 }
 
 #[test]
-fn a_killed_api_server_comes_back_with_its_data() -> Result<()> {
-    let mut server = ApiServer::start(Options::default())?;
+fn a_server_of_the_tests_own_outlives_a_crash_and_a_hang_and_leaves_nothing() -> Result<()> {
+    let began = Instant::now();
+    let mut server = ApiServer::start(Options { controllers: true, ..Options::default() })?;
+    let started = began.elapsed();
+    let (name, pids) = (server.name(), server.pids());
+    assert_eq!((pids.len(), remains(&name, &pids).len()), (3, 6));
+    let resident = pids.iter().map(|pid| resident_kib(*pid)).sum::<Result<u64>>()? / 1024;
+    eprintln!("a control plane takes {started:?} and {resident} MiB");
+
     let config = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept", "namespace": "default"},
         "data": {"key": "value"},
     });
     let kept = server.admin().create(&config)?;
-    let tokens = server.admin().create(&json!({
-        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "kept", "namespace": "default"},
-    }))?;
-    assert_eq!(tokens["kind"], SERVICE_ACCOUNT.kind);
-    let account = server.service_account("default", "kept")?;
+    let account = server.service_account("default", "default")?;
     server.kill();
     let error = server.admin().get(CONFIG_MAP, "default", "kept").unwrap_err();
     assert!(format!("{error:#}").contains("refused"), "{error:#}");
     let began = Instant::now();
     server.restart()?;
-    eprintln!("the API server was back after {:?}", began.elapsed());
+    eprintln!("after SIGKILL, kube-apiserver is back in {:?}", began.elapsed());
     assert_eq!(server.admin().get(CONFIG_MAP, "default", "kept")?, kept);
     // The token is good still: the account has no rights, but it is known.
     assert_eq!(Refusal::of(account.get(CONFIG_MAP, "default", "kept"))?.code, 403);
-    Ok(())
-}
+    // The controllers have found it again.
+    server.admin().create_namespace(&manifest::namespace("after-the-crash"))?;
 
-#[test]
-fn a_paused_api_server_answers_later() -> Result<()> {
-    let server = ApiServer::start(Options::default())?;
     server.pause()?;
     let address = SocketAddr::from(([172, 31, 0, 1], 6443));
     // The kernel still accepts: this is what a client sees of a server that hangs.
     server.netns().netns().enter(|| TcpStream::connect_timeout(&address, wait::PATIENCE))??;
     server.resume()?;
     server.admin().get(NAMESPACE, "", "default")?;
+
+    server.kill_controllers();
+    server.admin().create(&manifest::namespace("without-controllers"))?;
+    server.start_controllers()?;
+    let made = |account: &Value| !account.is_null();
+    server.admin().wait_for(SERVICE_ACCOUNT, "without-controllers", "default", "to be made", made)?;
+
+    let pids = [pids, server.pids()].concat();
+    drop(server);
+    assert_eq!(remains(&name, &pids), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_server_without_controllers_takes_pods_and_makes_no_endpoint_slices() -> Result<()> {
+    let server = ApiServer::start(Options::default())?;
+    assert_eq!(server.pids().len(), 2);
+    let lab = Lab::new(&["bare/web"])?;
+    let (node, web, admin) = (server.join(&lab)?, lab.pod("bare/web"), server.admin());
+    admin.create(&manifest::namespace("bare"))?;
+    admin.create(&manifest::service("bare", "web", lab.cluster_ips(&web)?, &[8080.into()]))?;
+    node.create_pod(&web)?;
+    // Tests write them themselves.
+    admin.create(&manifest::endpoint_slice("bare", "web", "v4", &[(web.v4.into(), true)], 8080))?;
+    assert_eq!(admin.list(ENDPOINT_SLICE, "bare")?.len(), 1);
     Ok(())
 }
 
@@ -240,20 +265,6 @@ fn remains(name: &str, pids: &[u32]) -> Vec<String> {
     let ours =
         |pid: &&u32| Path::new(&format!("/proc/{pid}/exe")).read_link().is_ok_and(|exe| exe == program);
     paths.chain(pids.iter().filter(ours).map(|pid| format!("process {pid}"))).collect()
-}
-
-#[test]
-fn nothing_is_left_of_a_dropped_server() -> Result<()> {
-    let began = Instant::now();
-    let server = ApiServer::start(Options { controllers: true, ..Options::default() })?;
-    eprintln!("a control plane took {:?}", began.elapsed());
-    let (name, pids) = (server.name(), server.pids());
-    let resident = pids.iter().map(|pid| resident_kib(*pid)).sum::<Result<u64>>()?;
-    eprintln!("it takes {} MiB", resident / 1024);
-    assert_eq!((pids.len(), remains(&name, &pids).len()), (3, 6));
-    drop(server);
-    assert_eq!(remains(&name, &pids), Vec::<String>::new());
-    Ok(())
 }
 
 #[test]
