@@ -56,25 +56,33 @@ fn the_real_controller_makes_endpoint_slices_of_a_labs_pods() -> Result<()> {
 }
 
 #[test]
-fn a_program_on_the_node_reaches_the_api_and_a_pod_does_not() -> Result<()> {
+fn programs_on_nodes_reach_the_api_and_pods_do_not() -> Result<()> {
     let server = ApiServer::shared()?;
-    // Two labs, for each is a node of its own on the same wire.
+    // Each lab is a node of its own on the same wire.
     let labs = [Lab::new(&["reach/a"])?, Lab::new(&["reach/b"])?];
-    for lab in &labs {
-        let node = server.join(lab)?;
+    let nodes = [server.join(&labs[0])?, server.join(&labs[1])?];
+    let address_seen_from = |lab: &Lab, node: &str| -> Result<(bool, String)> {
         let mut command = Command::new(kube::program()?);
         command.arg("kubectl").arg("--kubeconfig").arg(server.admin().kubeconfig());
-        command.args(["get", "node", &node.name, "-o", "jsonpath={.status.addresses[0].address}"]);
-        command.env("HOME", lab.folder());
+        command.args(["get", "node", node, "-o", "jsonpath={.status.addresses[0].address}"]);
+        command.arg("--request-timeout=1s").env("HOME", lab.folder());
         let netns = lab.node().netns();
         let place = Place { netns: Some(netns), cgroup: Some(lab.agents_cgroup()) };
         let mut kubectl = Process::spawn("kubectl", command, place)?;
         let status = kubectl.wait_exit(wait::PATIENCE)?;
-        assert!(status.success(), "{}", kubectl.output());
-        assert_eq!(kubectl.output(), node.address.to_string());
+        Ok((status.success(), kubectl.output()))
+    };
+    for (lab, node) in labs.iter().zip(&nodes) {
+        assert_eq!(address_seen_from(lab, &node.name)?, (true, node.address.to_string()));
     }
     let error = labs[0].pod("reach/a").connect(SocketAddr::from(([172, 31, 0, 1], 6443))).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH), "{error}");
+
+    server.cut(&nodes[0])?;
+    assert!(!address_seen_from(&labs[0], &nodes[0].name)?.0);
+    assert_eq!(address_seen_from(&labs[1], &nodes[0].name)?, (true, nodes[0].address.to_string()));
+    server.mend(&nodes[0])?;
+    assert_eq!(address_seen_from(&labs[0], &nodes[0].name)?, (true, nodes[0].address.to_string()));
     Ok(())
 }
 

@@ -95,11 +95,11 @@ impl ApiServer {
         if let Some(server) = &*shared {
             return Ok(Arc::clone(server));
         }
+        let server = Arc::new(Self::start(Options { controllers: true, ..Options::default() })?);
         // SAFETY: the handler takes no argument and does not unwind.
         if unsafe { libc::atexit(end_shared) } != 0 {
             bail!("this process can register no more functions to run at its end");
         }
-        let server = Arc::new(Self::start(Options { controllers: true, ..Options::default() })?);
         Ok(Arc::clone(shared.insert(server)))
     }
 
