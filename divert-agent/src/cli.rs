@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use divert_common::label;
 
+use crate::compile::SettingsArgs;
 use crate::plan_view::PlanArgs;
 
 /// Steers requests between namespaces by the baggage they carry.
@@ -21,7 +22,7 @@ pub struct Cli {
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
     /// Serve the pods of this node.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Print what a folder of manifests comes to, without touching the kernel.
     Plan(PlanArgs),
 }
@@ -78,6 +79,9 @@ pub struct RunArgs {
     /// Header fields that carry the key alone, in order; read after the baggage.
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["baggage.okteto-divert"])]
     pub key_header: Vec<String>,
+    /// What the operator decides about compile.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
 }
 
 fn hexadecimal(text: &str) -> Result<u32, String> {

@@ -100,3 +100,57 @@ fn log_conditions(old: &[DivertStatus], new: &[DivertStatus]) {
         tracing::info!("Divert {}: removed", status.divert);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::plan::Plan;
+
+    const SHARED: &str = include_str!("../../deploy/example/staging.yaml");
+    const ALICE: &str = include_str!("../../deploy/example/alice.yaml");
+
+    #[test]
+    fn a_file_becomes_a_step_and_a_mistake_a_report() {
+        let dir = std::env::temp_dir().join(format!("divert-control-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("staging.yaml"), SHARED).unwrap();
+        let (mut changes, state, watch) = start(&dir, Settings::default()).unwrap().split();
+        let mut plan = Plan::default();
+        plan.apply(changes.try_recv().expect("the first step is there at once"));
+        assert_eq!((plan.captures.len(), plan.pods.len()), (0, 4));
+
+        let began = Instant::now();
+        fs::write(dir.join("alice.yaml"), ALICE).unwrap();
+        plan.apply(changes.blocking_recv().unwrap());
+        eprintln!("a file took {:?} to its step", began.elapsed());
+        assert_eq!((plan.captures.len(), plan.pods.len()), (2, 5));
+
+        fs::write(dir.join("bob.yaml"), "{").unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while state.report.load().errors().count() == 0 {
+            assert!(Instant::now() < deadline, "the mistake is reported");
+            std::thread::yield_now();
+        }
+        assert!(changes.try_recv().is_err(), "a mistake is no step");
+        assert!(state.diverts.load()[0].accepted());
+
+        fs::remove_file(dir.join("alice.yaml")).unwrap();
+        plan.apply(changes.blocking_recv().unwrap());
+        assert_eq!((plan.captures.len(), plan.pods.len()), (0, 4));
+        drop(watch);
+        assert!(changes.blocking_recv().is_none(), "the channel ends with the watch");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn an_empty_directory_has_a_first_step_too() {
+        let dir = std::env::temp_dir().join(format!("divert-control-empty-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let mut control = start(&dir, Settings::default()).unwrap();
+        assert!(control.changes.try_recv().unwrap().is_empty());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

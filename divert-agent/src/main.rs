@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use divert_agent::cli::{Cli, Command};
-use divert_agent::{compile, plan_view, run};
+use divert_agent::{plan_view, run};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -17,11 +17,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let done = match cli.command {
-        Command::Run(args) => run::run(args).map_err(anyhow::Error::from),
-        Command::Plan(args) => {
-            plan_view::plan_command(&args.manifests, args.output, compile::Settings::default())
-                .map_err(anyhow::Error::from)
-        }
+        Command::Run(args) => run::run(*args).map_err(anyhow::Error::from),
+        Command::Plan(args) => plan_view::plan_command(args).map_err(anyhow::Error::from),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

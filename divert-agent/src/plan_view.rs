@@ -2,12 +2,12 @@
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::compile::{DivertStatus, Planner, Settings};
+use crate::compile::{DivertStatus, Planner, SettingsArgs};
 use crate::manifests::{Manifests, ManifestsError, Problem};
 use crate::plan::{Backend, OnUnavailable, Plan, Route, Unavailable};
 
@@ -20,6 +20,9 @@ pub struct PlanArgs {
     /// How to print the plan.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Format,
+    /// What decides who may divert, and which ports count.
+    #[command(flatten)]
+    pub settings: SettingsArgs,
 }
 
 /// How to print the plan.
@@ -51,16 +54,16 @@ pub enum PlanError {
 ///
 /// # Errors
 /// Also when the plan was printed but some document could not be used, so that the exit status says it.
-pub fn plan_command(dir: &Path, format: Format, settings: Settings) -> Result<(), PlanError> {
-    let (manifests, first) = Manifests::open(dir)?;
-    let mut planner = Planner::new(settings);
+pub fn plan_command(args: PlanArgs) -> Result<(), PlanError> {
+    let (manifests, first) = Manifests::open(&args.manifests)?;
+    let mut planner = Planner::new(args.settings.into());
     planner.update(first.changes);
     let report = manifests.report();
     for problem in &report.problems {
         writeln!(io::stderr(), "{problem}")?;
     }
     let view = View::new(&planner, &report.problems);
-    let text = match format {
+    let text = match args.output {
         Format::Table => view.table(),
         Format::Json => serde_json::to_string_pretty(&view).map_err(io::Error::from)? + "\n",
     };
@@ -251,5 +254,106 @@ impl Columns {
             text.push('\n');
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::Settings;
+    use crate::manifests::testing::objects;
+
+    const MANIFESTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: staging, labels: {divert.dev/shared: 'true'}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: alice}
+---
+apiVersion: divert.dev/v1alpha1
+kind: Divert
+metadata: {name: d, namespace: alice}
+spec: {sharedNamespace: staging, services: [api, catalog]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: catalog, namespace: staging}
+spec: {clusterIP: 10.96.0.12, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: catalog, namespace: alice}
+spec: {selector: {app: c}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: c, namespace: alice, labels: {app: c}}
+status: {podIP: 10.0.1.12}
+";
+
+    fn planner() -> Planner {
+        let mut planner = Planner::new(Settings::default());
+        planner.update(objects(MANIFESTS));
+        planner
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_says_it_all() {
+        let planner = planner();
+        assert_eq!(
+            View::new(&planner, &[]).table(),
+            "\
+Diverts
+  DIVERT   SHARED   ACCEPTED  READY             MESSAGE
+  alice/d  staging  yes       ServicesNotReady  alice has no Service api: deploy it, or take it out of the Divert
+
+Services
+  DIVERT   SERVICE  ENDPOINTS  STATE           MESSAGE
+  alice/d  api      0          ServiceMissing  alice has no Service api: deploy it, or take it out of the Divert
+  alice/d  catalog  1          Ready
+
+Captured
+  ADDRESS        SERVICE          KEY    GOES TO        ENDPOINTS
+  10.96.0.12:80  staging/catalog  alice  alice/catalog  10.0.1.12:8080
+
+Pods
+  POD      ADDRESSES  PORTS
+  alice/c  10.0.1.12  8080
+"
+        );
+        let nothing = Planner::new(Settings::default());
+        assert!(View::new(&nothing, &[]).table().starts_with("Diverts\n  none\n\nServices\n  none\n"));
+    }
+
+    #[test]
+    fn json_has_the_same_for_programs() {
+        let planner = planner();
+        let json = serde_json::to_value(View::new(&planner, &[])).unwrap();
+        assert_eq!(json["captures"][0]["address"], "10.96.0.12:80");
+        assert_eq!(json["captures"][0]["routes"][0]["key"], "alice");
+        assert_eq!(json["captures"][0]["routes"][0]["endpoints"][0], "10.0.1.12:8080");
+        assert_eq!(json["diverts"][0]["conditions"][1]["reason"], "ServicesNotReady");
+        assert_eq!(json["diverts"][0]["services"][0]["reason"], "ServiceMissing");
+        assert_eq!(json["pods"][0]["ports"][0], 8080);
+    }
+
+    #[test]
+    fn what_is_wrong_makes_the_command_fail() {
+        let dir = std::env::temp_dir().join(format!("divert-plan-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("a.yaml"), MANIFESTS).unwrap();
+        let command = |output| {
+            let settings = SettingsArgs::default();
+            plan_command(PlanArgs { manifests: dir.clone(), output, settings })
+        };
+        let good = command(Format::Json);
+        std::fs::write(dir.join("b.yaml"), "{").unwrap();
+        let bad = command(Format::Table);
+        std::fs::remove_dir_all(&dir).unwrap();
+        good.unwrap();
+        assert!(matches!(bad, Err(PlanError::Problems(1))), "{bad:?}");
+        assert!(matches!(command(Format::Table), Err(PlanError::Manifests(_))));
     }
 }

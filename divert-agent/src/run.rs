@@ -17,14 +17,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier};
 use crate::cli::RunArgs;
-use crate::kernel::{cgroup, preflight};
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::ports::DEFAULT_PORTS;
+use crate::kernel::{cgroup, preflight};
 use crate::metrics::Sources;
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
-use crate::{admin, compile, control, manifests};
+use crate::{admin, control, manifests};
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;
-    let control = control::start(&args.manifests, compile::Settings::default())?;
+    let control = control::start(&args.manifests, args.settings.into())?;
     let (mut changes, state, watch) = control.split();
     let sources = Sources { workers: counts, hooks: counters, apply: driver.status(), control: state };
     let admin = tokio::spawn(admin::serve(listener, sources));

@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 use divert_agent::kernel::cookie::NetnsCookie;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::map::{Counter, EVERYONE, PodEntry};
-use lab::{Agent, Lab, MARK, POD_V4, POD_V6, PORT, SERVED, SERVER_V4, SERVER_V6, accept, load};
+use lab::{
+    Agent, Lab, MARK, POD_V4, POD_V6, PORT, SERVED, SERVER_V4, SERVER_V6, accept, close, load, output,
+};
+use rustix::time::{ClockId, clock_gettime};
 use socket2::{Domain, Protocol, Type};
 
 const TO_V4: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER_V4), SERVED);
@@ -192,7 +195,7 @@ fn without_a_listener_everything_passes() {
     agent.capture(TO_V4, 1);
     agent.capture(TO_V6, 2);
     let counters = agent.hooks.counters();
-    agent.assignment = None;
+    close(agent.assignment.take());
     accept(&server, &mut lab.connect(TO_V4));
     accept(&server, &mut lab.connect(TO_V6));
     accept(&server, &mut lab.connect(mapped(TO_V4)));
@@ -206,7 +209,7 @@ fn a_listener_that_is_closed_leaves_the_socket_map() {
     let mut agent = Agent::start(&lab);
     agent.capture(TO_V4, 1);
     agent.capture(TO_V6, 2);
-    drop(agent.v4);
+    close(agent.v4);
     accept(&server, &mut lab.connect(TO_V4));
     accept(&agent.v6, &mut lab.connect(TO_V6));
 }
@@ -218,7 +221,7 @@ fn a_worker_that_does_not_beat_makes_everything_pass() {
     let mut agent = Agent::start(&lab);
     agent.capture(TO_V4, 1);
     let begin = Instant::now();
-    agent.hooks.heartbeat().beat(0);
+    agent.stop_beating();
     // Until the beat is 2 s old connections are captured, then they pass.
     server.set_nonblocking(true).unwrap();
     loop {
@@ -247,7 +250,7 @@ fn every_worker_has_to_beat() {
     let mut agent = Agent::start(&lab);
     agent.capture(TO_V4, 1);
     // The same with two workers.
-    agent.hooks = load(2);
+    close(std::mem::replace(&mut agent.hooks, load(2)));
     agent.hooks.attach(lab.cgroup.open().as_fd()).unwrap();
     let entry = PodEntry { set: EVERYONE, port: PORT, reserved: 0 };
     agent.hooks.register_pod(NetnsCookie::of_netns(&lab.pod).unwrap(), entry).unwrap();
@@ -278,7 +281,7 @@ fn of_two_agents_the_first_serves_and_the_second_takes_over() {
     let accepted = accept(&first.v4, &mut client);
     assert_eq!(accepted.local_addr().unwrap().port(), PORT);
     assert_eq!(client.peer_addr().unwrap(), TO_V4);
-    drop(first);
+    close(first);
     // A label of the first is none of the second's, which leaves it as it is.
     assert_eq!(client.peer_addr().unwrap(), accepted.local_addr().unwrap());
 
@@ -335,11 +338,25 @@ fn an_established_connection_outlives_the_hooks() {
     agent.capture(TO_V4, 1);
     let mut client = lab.connect(TO_V4);
     let mut accepted = accept(&agent.v4, &mut client);
-    drop(agent);
+    close(agent);
     client.write_all(b"still").unwrap();
     let mut bytes = [0; 5];
     accepted.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"still");
+}
+
+#[test]
+fn an_agent_that_stops_capturing_still_names_what_it_has_captured() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.capture(TO_V6, 2);
+    let (v4, v6) = (lab.connect(TO_V4), lab.connect(TO_V6));
+    lab::unshared(|| agent.hooks.stop_capturing()).unwrap();
+    accept(&server, &mut lab.connect(TO_V4));
+    accept(&server, &mut lab.connect(TO_V6));
+    assert_eq!((v4.peer_addr().unwrap(), v6.peer_addr().unwrap()), (TO_V4, TO_V6));
 }
 
 #[test]
@@ -355,7 +372,7 @@ fn nothing_is_left_in_the_kernel() {
         Some((cgroup.matches("divert_").count(), links.matches(&of_netns).count()))
     };
     wait_for(Some((4, 1)), left);
-    drop(agent);
+    close(agent);
     wait_for(Some((0, 0)), left);
     accept(&server, &mut lab.connect(TO_V4));
 }
@@ -372,7 +389,7 @@ fn wait_for<T: PartialEq + std::fmt::Debug>(expected: T, ask: impl Fn() -> T) {
 }
 
 fn bpftool(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("bpftool").args(arguments).output().unwrap();
+    let output = output(Command::new("bpftool").args(arguments));
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
 }
 
@@ -390,17 +407,24 @@ fn a_hundred_thousand_captures_are_quickly_there_and_a_full_map_says_so() {
     const CAPTURES: u32 = 100_000;
     let mut hooks = lab::load_with(1, CAPTURES);
     let address = |index: u32| SocketAddr::new(Ipv4Addr::from_bits(0x0a60_0000 | index).into(), 80);
-    let begin = Instant::now();
+    let begin = cpu_time();
     for index in 0..CAPTURES {
         let label = Label::new(index).unwrap();
         hooks.set_origin(label, address(index)).unwrap();
         hooks.capture(EVERYONE, address(index), label).unwrap();
     }
-    // A tenth of that without company, in a debug build.
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    let taken = cpu_time() - begin;
+    // A third of that in a debug build; in CPU time, for other tests run meanwhile.
+    assert!(taken < Duration::from_secs(1), "{taken:?}");
 
     let full = hooks.capture(EVERYONE, address(CAPTURES), Label::new(0).unwrap()).unwrap_err();
     assert!(full.to_string().contains("10.97.134.160:80: the map is full"), "{full}");
     hooks.release(EVERYONE, address(0)).unwrap();
     hooks.capture(EVERYONE, address(CAPTURES), Label::new(0).unwrap()).unwrap();
+}
+
+/// CPU time of this thread.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
 }

@@ -12,6 +12,9 @@
 use divert_common::label::INDEX_MASK;
 use divert_common::map::Ranges;
 
+/// Target of log lines. They are at debug, and removed by the verifier where the agent does not log that.
+pub const TARGET: &str = "divert_ebpf";
+
 /// The label index that an IPv4 address, in network byte order, stands for.
 #[inline(always)]
 pub fn label_of_v4(ranges: &Ranges, address: u32) -> Option<u32> {

@@ -12,6 +12,7 @@ use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use divert_common::label::LabelRanges;
 use divert_common::netns::NetNs;
 use rustix::process::Signal;
 
@@ -30,6 +31,8 @@ pub struct Options {
     pub workers: u32,
     /// Port of `--admin`, on 127.0.0.1 of the lab's node.
     pub admin_port: u16,
+    /// `--drain`, in seconds: less than a test waits for the end.
+    pub drain: u64,
     /// More arguments.
     pub arguments: Vec<String>,
     /// Limits of descriptors, soft and hard, other than this process's own.
@@ -38,7 +41,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { program: None, workers: 2, admin_port: 9464, arguments: Vec::new(), descriptors: None }
+        Self {
+            program: None,
+            workers: 2,
+            admin_port: 9464,
+            drain: 5,
+            arguments: Vec::new(),
+            descriptors: None,
+        }
     }
 }
 
@@ -73,7 +83,7 @@ impl Agent {
         let mut command = Command::new(options.program.clone().map_or_else(program, Ok)?);
         command.arg("run").arg("--manifests").arg(manifests.path()).arg("--cgroup").arg(lab.cgroup());
         command.args(["--workers", &options.workers.to_string(), "--admin", &admin.to_string()]);
-        command.args(&options.arguments);
+        command.args(["--drain", &options.drain.to_string()]).args(&options.arguments);
         command.env("RUST_BACKTRACE", "1");
         if let Some((soft, hard)) = options.descriptors {
             limit_descriptors(&mut command, soft, hard);
@@ -170,13 +180,51 @@ impl Agent {
     /// # Errors
     /// When it does not end in time, ends with an error, or leaves something.
     pub fn stop(&mut self) -> Result<ExitStatus> {
+        let status = self.terminate()?;
+        self.assert_nothing_left()?;
+        Ok(status)
+    }
+
+    /// SIGTERM; waits for the end and does not look for what is left, which may be another agent's.
+    ///
+    /// # Errors
+    /// When it does not end in time or ends with an error.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.process.signal(Signal::TERM)?;
+        self.wait_end()
+    }
+
+    /// Waits for a clean end that was asked for already.
+    ///
+    /// # Errors
+    /// When it does not end in time or ends with an error.
+    pub fn wait_end(&mut self) -> Result<ExitStatus> {
         let status = self.process.wait_exit(wait::PATIENCE);
         self.killed = true;
         let status = status?;
         ensure!(status.success(), "the agent ended with {status}:\n{}", self.process.output());
-        self.assert_nothing_left()?;
         Ok(status)
+    }
+
+    /// What is in a pod's namespace that was not there when the agent was started: routes as `ip` prints them,
+    /// and listeners on loopback.
+    ///
+    /// # Errors
+    /// When the namespace cannot be looked at.
+    pub fn traces_in(&self, pod: &Pod) -> Result<Vec<String>> {
+        let before = self.pods.iter().find(|(it, _)| it.name() == pod.name()).map(|(_, before)| &before.0);
+        let now = Traces::of(pod)?.0;
+        Ok(now.into_iter().filter(|trace| before.is_none_or(|before| !before.contains(trace))).collect())
+    }
+
+    /// Number of eBPF programs attached to the cgroup, by whichever agent.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn attached(&self) -> Result<u32> {
+        let cgroup = std::fs::File::open(&self.cgroup)?;
+        let numbers = ATTACH_TYPES.iter().map(|kind| attached_programs(&cgroup, *kind));
+        Ok(numbers.sum::<std::io::Result<u32>>()?)
     }
 
     /// Whether something of an agent is in pods or on the cgroup that was not there at the start.
@@ -194,9 +242,8 @@ impl Agent {
             })
             .with_context(|| format!("left in {}: {left}", pod.name()))?;
         }
-        let cgroup = std::fs::File::open(&self.cgroup)?;
         wait::until("no eBPF program to be attached to the cgroup", || {
-            ATTACH_TYPES.iter().all(|attach_type| attached_programs(&cgroup, *attach_type).unwrap_or(0) == 0)
+            self.attached().is_ok_and(|number| number == 0)
         })
     }
 
@@ -257,9 +304,10 @@ impl Traces {
         let mut traces = BTreeSet::new();
         for family in ["-4", "-6"] {
             let routes = pod.named_netns().ip(&format!("{family} route show table all"))?;
-            // Multicast and cached routes come and go by themselves.
-            let lasting = routes.lines().filter(|route| !route.contains("multicast ff00"));
-            traces.extend(lasting.map(|route| format!("route {}", route.trim())));
+            let ranges = LabelRanges::default();
+            let labels = [format!("{}/", ranges.v4), format!("{}/", ranges.v6)];
+            let ours = |route: &&str| labels.iter().any(|range| route.contains(range.as_str()));
+            traces.extend(routes.lines().filter(ours).map(|route| format!("route {}", route.trim())));
         }
         for table in ["tcp", "tcp6"] {
             let mut sockets = String::new();
@@ -303,4 +351,24 @@ fn attached_programs(cgroup: &std::fs::File, attach_type: u32) -> std::io::Resul
     let done =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, std::mem::size_of::<Query>()) };
     if done == -1 { Err(std::io::Error::last_os_error()) } else { Ok(query.prog_count) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_route_and_a_listener_are_traces() -> Result<()> {
+        let lab = Lab::new(&["staging/web"])?;
+        let pod = lab.pod("staging/web");
+        assert_eq!(Traces::of(&pod)?.0.len(), 0);
+        pod.named_netns()
+            .ip_batch("route add local 240.64.0.0/10 dev lo\nroute add local fdd1:7e27::/64 dev lo\n")?;
+        let socket = pod.socket(lab::Family::V6)?;
+        socket.bind(&SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, 0)).into())?;
+        socket.listen(1)?;
+        let traces = Traces::of(&pod)?;
+        assert_eq!(traces.0.len(), 3, "{traces:?}");
+        Ok(())
+    }
 }

@@ -12,6 +12,7 @@ use crate::agent::{Agent, Options};
 use crate::http::Http;
 use crate::lab::{ClusterIps, Family, Lab, Pod};
 use crate::manifest::{self, Manifests, Port};
+use crate::server::Echo;
 
 /// The port of every service. It has no name and no declared protocol, so it may carry anything.
 pub const PORT: u16 = 8080;
@@ -105,6 +106,15 @@ impl Fixture {
     /// When it does not become ready.
     pub fn agent(&self) -> Result<Agent> {
         Agent::start(&self.lab, &self.manifests, &Options::default())
+    }
+
+    /// Starts a server in each pod named `web`: of staging, alice and bob, in that order.
+    ///
+    /// # Errors
+    /// When a port is taken.
+    pub fn servers(&self) -> Result<[Echo; 3]> {
+        let start = |namespace: &str| Echo::start(&self.lab.pod(&format!("{namespace}/web")), PORT);
+        Ok([start("staging")?, start("alice")?, start("bob")?])
     }
 
     /// The pod that requests come from.

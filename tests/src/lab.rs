@@ -15,7 +15,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use divert_common::netns::NetNs;
@@ -52,6 +52,8 @@ pub struct Lab {
     folder: TempDir,
     net: Net,
     services: AtomicU8,
+    /// Sandboxes made in the place of others so far.
+    replaced: AtomicU32,
     name: RunName,
 }
 
@@ -81,10 +83,12 @@ impl Lab {
             folder,
             net,
             services: AtomicU8::new(1),
+            replaced: AtomicU32::new(0),
             name,
         };
         for (number, pod) in (1..).zip(pods) {
-            let pod = lab.make_pod(pod, number, &pods_cgroup, &broker)?;
+            let netns = format!("{}.{}", lab.name, pod.replace('/', "."));
+            let pod = lab.make_pod(pod, number, &netns, &pods_cgroup, &broker)?;
             lab.pods.insert(pod.name.clone(), Arc::new(pod));
         }
         let ports: String =
@@ -93,14 +97,22 @@ impl Lab {
         Ok(lab)
     }
 
-    fn make_pod(&self, name: &str, number: u8, cgroup: &Path, broker: &Arc<Broker>) -> Result<Pod> {
-        let netns = NamedNetNs::new(&format!("{}.{}", self.name, name.replace('/', ".")))?;
+    fn make_pod(
+        &self,
+        name: &str,
+        number: u8,
+        netns: &str,
+        cgroup: &Path,
+        broker: &Arc<Broker>,
+    ) -> Result<Pod> {
+        let netns = NamedNetNs::new(netns)?;
         let (v4, v6) = (self.net.pod_v4(number), self.net.pod_v6(number));
         let (services_v4, services_v6) = (self.net.service_v4(0), self.net.service_v6(0));
-        // No link-local address and no duplicate address detection: the pod can talk at once.
+        // No link-local address and no duplicate address detection: the pod can talk at once. A link address
+        // that follows from the pod's place: neighbours would hold on to the old one of a sandbox replaced.
         netns.ip_batch(&format!(
             "link set lo up\n\
-             link add eth0 type veth peer name p{number} netns {bridge}\n\
+             link add eth0 address 02:d1:00:00:00:{number:02x} type veth peer name p{number} netns {bridge}\n\
              link set eth0 addrgenmode none\n\
              link set eth0 up\n\
              addr add {v4}/24 dev eth0\n\
@@ -111,12 +123,37 @@ impl Lab {
         ))?;
         Ok(Pod {
             name: name.to_owned(),
+            number,
             v4,
             v6,
             netns,
             cgroup: cgroup.to_owned(),
             broker: Arc::clone(broker),
         })
+    }
+
+    /// Takes a pod's sandbox away, as a container runtime does: its interface first, then the name of its
+    /// namespace, which lives on while something of it is open.
+    ///
+    /// # Errors
+    /// When it has none any more.
+    pub fn remove_sandbox(&self, pod: &Pod) -> Result<()> {
+        pod.netns.ip_batch("link del eth0\n")?;
+        pod.netns.unname();
+        Ok(())
+    }
+
+    /// A new sandbox with the addresses of one that was removed, for a pod of any name. [`Lab::pod`] goes
+    /// on giving the old one.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part of it.
+    pub fn replace(&self, old: &Pod, name: &str) -> Result<Pod> {
+        let generation = self.replaced.fetch_add(1, Ordering::Relaxed);
+        let netns = format!("{}.{}.again{generation}", self.name, name.replace('/', "."));
+        let pod = self.make_pod(name, old.number, &netns, &old.cgroup, &old.broker)?;
+        self.bridge.ip_batch(&format!("link set p{} master br0 up\n", old.number))?;
+        Ok(pod)
     }
 
     /// A pod by `namespace/name`.
@@ -198,6 +235,8 @@ impl ClusterIps {
 #[derive(Debug)]
 pub struct Pod {
     name: String,
+    /// Its place in the lab: the last part of its addresses, and the bridge's port.
+    number: u8,
     /// Its IPv4 address.
     pub v4: Ipv4Addr,
     /// Its IPv6 address.

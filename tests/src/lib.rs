@@ -10,6 +10,7 @@
 //! No test sleeps to wait for something: [`wait::until`] polls with a deadline.
 
 pub mod agent;
+pub mod bpf_maps;
 pub mod broker;
 pub mod cgroup;
 pub mod fixture;
@@ -18,8 +19,11 @@ pub mod kube;
 pub mod lab;
 pub mod manifest;
 pub mod named_netns;
+pub mod peer;
 pub mod process;
 pub mod run;
 pub mod script;
 pub mod server;
+pub mod stage;
+pub mod usage;
 pub mod wait;

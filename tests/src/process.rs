@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use divert_common::netns::NetNs;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -100,6 +100,16 @@ impl Process {
         let what = format!("{} to end", self.name);
         wait::some_within(limit, &what, || self.exited())
             .with_context(|| format!("it printed:\n{}", self.output()))
+    }
+
+    /// Waits until it ends well, and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, or does not end within `limit`.
+    pub fn finish(mut self, limit: Duration) -> Result<String> {
+        let status = self.wait_exit(limit)?;
+        ensure!(status.success(), "{} ended with {status}:\n{}", self.name, self.output());
+        Ok(self.output())
     }
 
     /// SIGKILL, and waits for the end.

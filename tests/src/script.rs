@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::agent::Agent;
 use crate::fixture::{Fixture, PORT};
 use crate::lab::{self, FAMILIES, Family, Pod};
 use crate::{server, wait};
@@ -24,7 +25,7 @@ use crate::{server, wait};
 mod capture;
 mod random;
 
-pub use capture::is_captured;
+pub use capture::{is_captured, kernel_peer};
 pub use random::random;
 
 /// One thing that one side does.
@@ -123,8 +124,7 @@ pub struct Record {
 }
 
 /// Plays a script between two pods. `to` is where the client connects, `port` where the server listens.
-/// Returns what was seen, and whether the client's connection was captured, where that could be told:
-/// a connection that ended at once cannot be looked at any more.
+/// Returns what was seen, and whether the client's connection was captured, where it came to be.
 ///
 /// # Errors
 /// When a step cannot be taken as the script says, such as to read more bytes than come.
@@ -170,29 +170,98 @@ pub fn run(
 pub fn compare(scripts: &[(&str, Script)]) -> Result<()> {
     let town = Fixture::new()?;
     let (client, server) = (town.client(), town.server());
-    let play = |name: &str, script: &Script, family: Family| {
-        run(script, &client, &server, town.address(family), PORT)
-            .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))
-    };
-    let cases = || FAMILIES.into_iter().flat_map(|family| scripts.iter().map(move |case| (family, case)));
-    let mut direct = Vec::new();
-    for (family, (name, script)) in cases() {
-        let (record, captured) = play(name, script, family).context("direct")?;
-        anyhow::ensure!(captured != Some(true), "{name}: captured without an agent");
-        direct.push(record);
-    }
+    let cases = Cases { town: &town, client: &client, server: &server, scripts };
+    let direct = cases.play(|family| town.address(family), Some(false)).context("direct")?;
     let alone = std::env::var_os("DIVERT_TESTS_DIRECT").is_some();
     let agent = if alone { None } else { Some(town.agent()?) };
-    for ((family, (name, script)), expected) in cases().zip(direct) {
-        let (record, captured) = play(name, script, family).context("captured")?;
-        anyhow::ensure!(captured != Some(alone), "{name}, {family:?}: captured is {captured:?}");
-        if record != expected {
-            let printed = agent.as_ref().map(|agent| agent.process().output()).unwrap_or_default();
-            bail!("{name}, {family:?}\n  direct: {expected:#?}\n  captured: {record:#?}\n{printed}");
-        }
+    let captured = cases.play(|family| town.address(family), Some(!alone)).context("captured")?;
+    cases.expect_equal(&direct, &captured, agent.as_ref())
+}
+
+/// Plays scripts, whose requests carry alice's key, directly against her service and then against that
+/// of staging, and fails where a side saw a difference but for the address that was asked for.
+///
+/// # Errors
+/// Naming the script and both records.
+pub fn compare_diverted(scripts: &[(&str, Script)]) -> Result<()> {
+    let town = Fixture::new()?;
+    let (client, server) = (town.client(), town.lab.pod("alice/web"));
+    let original = server::Echo::start(&town.server(), PORT)?;
+    let cases = Cases { town: &town, client: &client, server: &server, scripts };
+    let hers = |family| town.developers[0].address(family, PORT);
+    let direct = cases.play(hers, Some(false)).context("direct")?;
+    if std::env::var_os("DIVERT_TESTS_DIRECT").is_some() {
+        return Ok(());
     }
+    let agent = town.agent()?;
+    let captured = cases.play(|family| town.address(family), Some(true)).context("diverted")?;
+    // The server is shown the address it was dialled at, an endpoint, and the client the one it asked for.
+    let without_addresses = |records: Vec<Record>| -> Vec<Record> {
+        let after_first = |events: Vec<Event>| events.into_iter().skip(1).collect();
+        let strip = |record: Record| Record {
+            client: after_first(record.client),
+            server: after_first(record.server),
+        };
+        records.into_iter().map(strip).collect()
+    };
+    cases.expect_equal(&without_addresses(direct), &without_addresses(captured), Some(&agent))?;
+    anyhow::ensure!(original.requests() == 0, "the shared copy answered {} requests", original.requests());
     Ok(())
 }
+
+/// Plays of a script until the agent has had the time to serve it.
+const PLAYS: usize = 5;
+
+/// Scripts between two pods.
+struct Cases<'a> {
+    town: &'a Fixture,
+    client: &'a Pod,
+    server: &'a Pod,
+    scripts: &'a [(&'a str, Script)],
+}
+
+impl Cases<'_> {
+    fn all(&self) -> impl Iterator<Item = (Family, &(&str, Script))> {
+        FAMILIES.into_iter().flat_map(|family| self.scripts.iter().map(move |case| (family, case)))
+    }
+
+    /// Plays all, and checks that the client's connections were captured or not, where it can be told.
+    fn play(&self, to: impl Fn(Family) -> SocketAddr, wanted: Option<bool>) -> Result<Vec<Record>> {
+        let once = |family, name: &str, script: &Script| {
+            run(script, self.client, self.server, to(family), PORT)
+                .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))
+        };
+        let play = |(family, (name, script)): (Family, &(&str, Script))| {
+            // On a machine so busy that a worker gets no time for 2 s, the hooks rightly pass a connection
+            // by the agent. That says nothing about the script, which is played again.
+            for _ in 0..PLAYS {
+                let (record, captured) = once(family, name, script)?;
+                if captured == wanted {
+                    return Ok(record);
+                }
+            }
+            bail!("{name}, {family:?}: {PLAYS} times wanted captured = {wanted:?} and did not get it")
+        };
+        self.all().map(play).collect()
+    }
+
+    fn expect_equal(&self, direct: &[Record], captured: &[Record], agent: Option<&Agent>) -> Result<()> {
+        for (((family, (name, _)), direct), captured) in self.all().zip(direct).zip(captured) {
+            if direct != captured {
+                let printed = agent.map(|agent| agent.process().output()).unwrap_or_default();
+                let lab = self.town.lab.name();
+                bail!(
+                    "{name}, {family:?}, {lab}\n  direct: {direct:#?}\n  captured: {captured:#?}\n{printed}"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Signalled when the client has its connection. The server takes no step before: a reset at once could
+/// overtake the client's own call of connect.
+const CONNECTED: &str = "connected";
 
 /// One side at the end of its steps.
 #[derive(Debug, Default)]
@@ -215,6 +284,7 @@ fn act(steps: &[Step], pod: &Pod, to: SocketAddr, signals: &Signals) -> Result<S
     let addresses = stream.peer_addr().and_then(|peer| Ok((peer, stream.local_addr()?.ip())));
     let captured = is_captured(&stream, pod)?;
     let connected = Event::Connected(addresses.map_err(|error| error.kind()));
+    signals.give(CONNECTED);
     Ok(Side { captured, ..take_steps(steps, stream, connected, signals)? })
 }
 
@@ -222,6 +292,7 @@ fn serve(steps: &[Step], listener: &TcpListener, signals: &Signals) -> Result<Si
     let (stream, peer) = server::accept(listener)?;
     let local = stream.local_addr()?;
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+    signals.wait(CONNECTED)?;
     take_steps(steps, stream, Event::Accepted(peer.ip().to_canonical(), local), signals)
 }
 

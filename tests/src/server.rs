@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::lab::{self, Pod};
+use crate::wait::PATIENCE;
 
 /// A server on a port of a pod. It answers each request with `x-served-by: namespace/pod`, and with the
 /// request's head, byte by byte, followed by its body as the body. Its end resets nothing that is
@@ -153,15 +155,9 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>
 /// # Errors
 /// When none comes in time.
 pub fn accept(listener: &TcpListener) -> Result<(TcpStream, std::net::SocketAddr)> {
-    listener.set_nonblocking(true)?;
-    let accepted =
-        crate::wait::some_within(crate::wait::PATIENCE, "a connection to come", || {
-            match listener.accept() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-                other => Some(other),
-            }
-        })?;
-    let (stream, peer) = accepted?;
-    stream.set_nonblocking(false)?;
+    let timeout = rustix::event::Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+    let mut ready = [PollFd::new(listener, PollFlags::IN)];
+    ensure!(poll(&mut ready, Some(&timeout))? == 1, "waited {PATIENCE:?} in vain for a connection to come");
+    let (stream, peer) = listener.accept()?;
     Ok((lab::patient(stream)?, peer))
 }

@@ -32,6 +32,8 @@ pub(crate) struct Args {
 const MIXED: usize = 300;
 /// Times that alice's Divert is removed and added.
 const ROUNDS: usize = 3;
+/// Requests that run before the next change.
+const A_STATE: usize = 200;
 /// How long a change may take to show.
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -69,7 +71,7 @@ fn show_ways(town: &Town) -> Result<()> {
         let way = traffic::ask(&mut connection, key)?;
         let expected = Expected::from("frontend", key);
         expected.check(&way)?;
-        println!("  {:<34} {way}", label(key));
+        println!("  {:<36} {way}", label(key));
     }
     Ok(())
 }
@@ -123,9 +125,13 @@ fn change_rounds(town: &Town, traffic: &Traffic) -> Result<()> {
         let removed = town.undivert("alice")?;
         let took = traffic.await_way("alice", "staging/catalog", removed, LIMIT)?;
         println!("  removed: first answer of staging/catalog after {took:>7.1?}");
+        traffic.set_removed(true);
+        traffic.let_run(A_STATE)?;
+        traffic.set_removed(false);
         let added = town.divert("alice")?;
         let took = traffic.await_way("alice", "alice/catalog", added, LIMIT)?;
         println!("  added:   first answer of alice/catalog   after {took:>7.1?}");
+        traffic.let_run(A_STATE)?;
     }
     Ok(())
 }

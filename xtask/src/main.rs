@@ -12,6 +12,8 @@ mod test;
 mod toolchain;
 mod workspace;
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 /// Builds and tests Divert. Installs what is missing where it may (root, apt), and prints each
@@ -32,12 +34,19 @@ enum Task {
     DemoService(demo::service::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let done = match Task::parse() {
         Task::Build(args) => build::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
         Task::DemoService(args) => demo::service::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -59,13 +59,28 @@ pub(crate) fn ensure(packages: &[&str], otherwise: &str) -> Result<()> {
         bail!("{names} are missing. Run this as root, or: sudo apt-get install {names}\n{otherwise}");
     }
     let _quiet = NoServices::begin()?;
+    let mut fresh = false;
     if missing.iter().any(|package| !known(package)) {
-        command::run(Command::new("apt-get").args(["update", "-q"]))?;
+        update()?;
+        fresh = true;
     }
+    let installed = match install(&missing) {
+        // The mirror may have dropped the versions that an old list names.
+        Err(_) if !fresh => update().and_then(|()| install(&missing)),
+        installed => installed,
+    };
+    installed.with_context(|| format!("installing {names}.\n{otherwise}"))
+}
+
+fn update() -> Result<()> {
+    command::run(Command::new("apt-get").args(["update", "-q"]))
+}
+
+fn install(packages: &[&str]) -> Result<()> {
     let mut install = Command::new("apt-get");
     install.env("DEBIAN_FRONTEND", "noninteractive");
-    install.args(["install", "-q", "-y", "--no-install-recommends"]).args(&missing);
-    command::run(&mut install).with_context(|| format!("installing {names}.\n{otherwise}"))
+    install.args(["install", "-q", "-y", "--no-install-recommends"]).args(packages);
+    command::run(&mut install)
 }
 
 /// Whether programs can be installed and namespaces made.

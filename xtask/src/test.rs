@@ -87,7 +87,7 @@ fn fuzz(seconds: u32) -> Result<()> {
             }
         };
         run.current_dir(workspace::root().join("divert-agent/http"));
-        run.args(["fuzz", "run", target, "--", &format!("-max_total_time={seconds}")]);
+        run.args(["fuzz", "run", target, "--", &format!("-max_total_time={seconds}"), "-verbosity=0"]);
         command::run(&mut run)?;
     }
     Ok(())

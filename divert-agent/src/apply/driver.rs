@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::watch;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use super::{Applier, Status};
 use crate::kernel::hooks::Hooks;
@@ -27,7 +27,8 @@ const QUICK: Duration = Duration::from_millis(20);
 enum Command {
     Apply(PlanChange),
     Look,
-    Release,
+    /// Answered when it is done.
+    Release(SyncSender<()>),
     Stop,
 }
 
@@ -58,10 +59,13 @@ impl Driver {
         self.send(Command::Apply(change));
     }
 
-    /// Lets new connections go direct, from now on and for good; what was captured before is still
-    /// served. The first step of an orderly end.
+    /// Lets new connections go direct for good, and returns when they do; what was captured before is
+    /// still served. The first step of an orderly end: workers may close their listeners after it.
     pub fn release(&self) {
-        self.send(Command::Release);
+        let (done, wait) = sync_channel(1);
+        self.send(Command::Release(done));
+        // An error says that the thread has ended, and its hooks with it.
+        let _ = wait.recv();
     }
 
     /// The status, and when it changes.
@@ -82,7 +86,7 @@ impl Driver {
 
     fn send(&self, command: Command) {
         if self.commands.send(command).is_err() {
-            debug!("the apply thread has ended");
+            error!("the apply thread has died, and capture with it: restart the agent");
         }
     }
 }
@@ -110,7 +114,11 @@ fn run(
                 quick_until = Instant::now() + AFTER_A_REPORT;
                 due = due.min(Instant::now() + QUICK);
             }
-            Ok(Command::Release) => applier.release(),
+            Ok(Command::Release(done)) => {
+                applier.release();
+                // Who asked may have gone.
+                let _ = done.send(());
+            }
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return applier.close(),
             Err(RecvTimeoutError::Timeout) => {
                 folders.watch();

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use divert_common::label::{INDEX_COUNT, Label};
 
-/// How long a released label keeps its meaning. A SYN is retransmitted for 127 s with the default
+/// How long a released label keeps its meaning at least. A SYN is retransmitted for 127 s with the default
 /// net.ipv4.tcp_syn_retries of 6, and for 131 s with the four linear ones that Linux 6.5 added before
 /// them (tcp_syn_linear_timeouts); the rest is room for a slow accept.
 pub const QUARANTINE: Duration = Duration::from_secs(180);
@@ -98,6 +98,12 @@ impl Labels {
             self.resting.insert(key, resting);
             self.quarantine.push_back((key, resting));
         }
+    }
+
+    /// Whether [`Labels::expire`] has anything to look at.
+    pub(super) fn has_due(&self, now: Duration) -> bool {
+        let is_due = |(_, it): &(CaptureKey, Resting)| it.released + QUARANTINE <= now;
+        !self.held.is_empty() || self.quarantine.front().is_some_and(is_due)
     }
 
     /// Frees what has rested long enough and is not held, and says which those are and what they meant: the caller

@@ -4,8 +4,8 @@
 //! # Order
 //! - A capture begins at its end: slot in the routing table, origin for getpeername, and last the key
 //!   that leads connections there. It ends with the key; slot and origin stay while the label rests
-//!   ([`labels`]), so that a connection rewritten a moment ago still finds what it meant.
-//! - A pod is opened from the receiving end, and registered with the hooks last ([`served`]).
+//!   (`labels.rs`), so that a connection rewritten a moment ago still finds what it meant.
+//! - A pod is opened from the receiving end, and registered with the hooks last (`served.rs`).
 //! - A changed target is a swap in the slot and nothing else.
 //!
 //! What the kernel refuses is tried again at the next look and told in [`Status`] meanwhile: one bad
@@ -97,6 +97,10 @@ pub struct Applier {
     planned: bool,
     clock: Clock,
     looked_thoroughly: Instant,
+    /// Whether new connections are to go direct for good: then nothing is mended any more.
+    released: bool,
+    /// Why the last look served no pod; logged once.
+    refused: Option<Direct>,
     /// Whether the last look failed; logged once.
     blind: bool,
 }
@@ -132,6 +136,8 @@ impl Applier {
             planned: false,
             clock: Clock { last: now, elapsed: Duration::ZERO },
             looked_thoroughly: now,
+            released: false,
+            refused: None,
             blind: false,
         })
     }
@@ -144,6 +150,9 @@ impl Applier {
     /// Carries out a step of the plan: routing and captures are in effect when this returns, and so are
     /// pods that can be found. What could not be done is in the status, and tried again by ticks.
     pub fn apply(&mut self, change: PlanChange) {
+        if self.released {
+            return;
+        }
         self.planned = true;
         let steps = self.captures.change(change.captures, change.released);
         self.carry_out(steps);
@@ -174,24 +183,43 @@ impl Applier {
     /// Looks what is there and mends it, frees labels, tries again what failed. To be called every
     /// [`Applier::pace`].
     pub fn tick(&mut self) {
-        let now = Instant::now();
-        let elapsed = self.clock.advance(now);
-        let freed = self.captures.expire(elapsed);
-        if !freed.is_empty() {
-            self.table.update([], freed.iter().copied());
-            for label in freed {
-                if let Err(error) = self.hooks.remove_origin(label) {
-                    warn!("an entry of a free label stays until the label is used again: {}", chain(&error));
-                }
-            }
+        if self.released {
+            return;
         }
+        let now = Instant::now();
+        self.clock.advance(now);
         let steps = self.captures.retry();
         self.carry_out(steps);
-        if now.duration_since(self.looked_thoroughly) >= THOROUGH {
-            self.looked_thoroughly = now;
-            self.look(Look::Thorough);
-        } else {
+        if now.duration_since(self.looked_thoroughly) < THOROUGH {
             self.look(Look::Quick);
+        } else {
+            self.check();
+        }
+    }
+
+    /// The thorough part of a tick, now: addresses, listeners and routes of every pod, labels to free.
+    pub fn check(&mut self) {
+        if self.released {
+            return;
+        }
+        self.looked_thoroughly = Instant::now();
+        self.look(Look::Thorough);
+        self.free_labels();
+    }
+
+    fn free_labels(&mut self) {
+        if !self.captures.has_due(self.clock.elapsed) {
+            return;
+        }
+        // What is there, beside what should be: a connect that waits for its first data (TCP Fast Open) is on
+        // its way for as long as the application likes, and a stopped worker has connections in its queue.
+        let under_way = self.pods.labels_under_way(&self.common);
+        let freed = self.captures.expire(self.clock.elapsed, &under_way);
+        self.table.update([], freed.iter().copied());
+        for label in freed {
+            if let Err(error) = self.hooks.remove_origin(label) {
+                warn!("an entry of a free label stays until the label is used again: {}", chain(&error));
+            }
         }
     }
 
@@ -214,8 +242,10 @@ impl Applier {
         status
     }
 
-    /// Lets new connections go direct for good.
+    /// Lets new connections go direct for good. What was captured before is still served, so nothing of
+    /// it is touched any more: a worker that has closed its listeners is not one that lost them.
     pub fn release(&mut self) {
+        self.released = true;
         if let Err(error) = self.hooks.stop_capturing() {
             error!("new connections cannot be let go before the end: {}", chain(&error));
         }
@@ -263,9 +293,16 @@ impl Applier {
     }
 
     fn look(&mut self, look: Look) {
-        if let Some(why) = self.refusal() {
-            error!("no pod is served: {why}");
-            return self.pods.close_all(&why, &mut self.hooks, &self.common);
+        let refusal = self.refusal();
+        if let Some(why) = &refusal {
+            if self.refused != refusal {
+                error!("no pod is served: {why}");
+            }
+            self.pods.close_all(why, &mut self.hooks, &self.common);
+        }
+        self.refused = refusal;
+        if self.refused.is_some() {
+            return;
         }
         match self.pods.look(look, &mut self.hooks, &self.common) {
             Ok(()) => self.blind = false,
@@ -306,10 +343,9 @@ struct Clock {
 }
 
 impl Clock {
-    fn advance(&mut self, now: Instant) -> Duration {
+    fn advance(&mut self, now: Instant) {
         self.elapsed += now.saturating_duration_since(self.last).min(LONGEST_STEP);
         self.last = now;
-        self.elapsed
     }
 }
 
@@ -326,9 +362,11 @@ mod tests {
     fn time_in_which_the_agent_was_stopped_does_not_count() {
         let start = Instant::now();
         let mut clock = Clock { last: start, elapsed: Duration::ZERO };
-        assert_eq!(clock.advance(start + Duration::from_secs(1)), Duration::from_secs(1));
+        clock.advance(start + Duration::from_secs(1));
+        assert_eq!(clock.elapsed, Duration::from_secs(1));
         let stopped = start + Duration::from_secs(1000);
-        assert_eq!(clock.advance(stopped), Duration::from_secs(1) + LONGEST_STEP);
-        assert_eq!(clock.advance(stopped), Duration::from_secs(1) + LONGEST_STEP);
+        clock.advance(stopped);
+        clock.advance(stopped);
+        assert_eq!(clock.elapsed, Duration::from_secs(1) + LONGEST_STEP);
     }
 }

@@ -1,9 +1,10 @@
 //! The pods that should be served, and those that are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 
+use divert_common::label::Label;
 use divert_common::netns::{NetNs, NetNsId};
 use tracing::{debug, info, warn};
 
@@ -195,6 +196,15 @@ impl Pods {
         })
     }
 
+    /// Labels that sockets in served pods are connected, or connecting, to at this agent's port.
+    pub(super) fn labels_under_way(&self, common: &Common) -> HashSet<Label> {
+        let served = self.pods.values().filter_map(|entry| match &entry.state {
+            State::Served { served, .. } => Some(served),
+            State::Direct { .. } => None,
+        });
+        served.flat_map(|it| it.labels_under_way(common)).collect()
+    }
+
     /// Adds pods to the status.
     pub(super) fn report(&self, status: &mut Status) {
         for (name, entry) in &self.pods {
@@ -250,7 +260,8 @@ impl Entry {
         let opened = match matched {
             Err(why) => Err(Direct::NoMatch(why)),
             Ok(id) => {
-                let in_vain = !matches!(why, Direct::NoMatch(_) | Direct::Settling);
+                // Found, but something was in the way that goes away seldom, or costs much to look at.
+                let in_vain = !matches!(why, Direct::NoMatch(_) | Direct::Settling | Direct::LoopbackDown);
                 if in_vain && !changed && look == Look::Quick {
                     return;
                 }

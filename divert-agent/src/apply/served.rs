@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use divert_common::label::LabelRanges;
+use divert_common::label::{Label, LabelRanges};
 use divert_common::map::PodEntry;
 use divert_common::netns::{NetNs, NetNsId};
 use tracing::{debug, warn};
@@ -168,7 +168,7 @@ impl Served {
             return Err(Direct::Failed(format!("listener {inode} on port {} is closed", self.port)));
         }
         if !self.still_suits(plan, held) {
-            return Err(Direct::Settling);
+            return Err(Direct::Failed("its addresses have changed".into()));
         }
         let mut socket = RouteSocket::open(netns, &common.ranges)
             .map_err(failed("opening a route socket in its namespace"))?;
@@ -183,12 +183,28 @@ impl Served {
 
     /// Whether what was opened is what would be opened now for this plan of the pod.
     pub(super) fn still_suits(&self, plan: &PodPlan, held: &Addresses) -> bool {
-        let sources = Sources::choose(plan, held);
-        // IPv6 may be missing here because it is switched off, though there are addresses.
-        let suits = |now: Sources| {
-            now.v4 == self.sources.v4 && (now.v6 == self.sources.v6 || self.sources.v6.is_none())
+        let suits = match Sources::choose(plan, held) {
+            // IPv6 may be missing here because it is switched off, though there are addresses.
+            Ok(now) => now.v4 == self.sources.v4 && (now.v6 == self.sources.v6 || self.sources.v6.is_none()),
+            // A link that came back has its addresses checked again; they will be the same.
+            Err(_) => true,
         };
-        !plan.ports.contains(&self.port) && sources.is_ok_and(suits)
+        suits && !plan.ports.contains(&self.port)
+    }
+
+    /// Labels that sockets in the namespace are connected, or connecting, to at this agent's port.
+    pub(super) fn labels_under_way(&self, common: &Common) -> Vec<Label> {
+        let listed = SockDiag::open(self.netns()).and_then(|mut it| it.to_labels(&common.ranges));
+        match listed {
+            Ok(labels) => {
+                labels.into_iter().filter(|(_, port)| *port == self.port).map(|(it, _)| it).collect()
+            }
+            // A kernel without CONFIG_INET_DIAG: the quarantine alone must do.
+            Err(error) => {
+                debug!(pod = %self.pod.pod, "connections to labels cannot be listed: {error}");
+                Vec::new()
+            }
+        }
     }
 
     pub(super) fn id(&self) -> NetNsId {
@@ -235,8 +251,8 @@ fn check_overlap(present: &Routes) -> Result<(), Direct> {
 fn predecessors(common: &Common, netns: &NetNs, present: &Routes) -> BTreeSet<u16> {
     let mut found: BTreeSet<u16> =
         present.labels.iter().filter_map(|it| u16::try_from(it.metric).ok()).collect();
-    match SockDiag::open(netns).and_then(|mut it| it.label_ports(&common.ranges)) {
-        Ok(ports) => found.extend(ports),
+    match SockDiag::open(netns).and_then(|mut it| it.to_labels(&common.ranges)) {
+        Ok(labels) => found.extend(labels.into_iter().map(|(_, port)| port)),
         // A kernel without CONFIG_INET_DIAG. The routes still tell of an agent that was killed.
         Err(error) => debug!("connections of an earlier agent cannot be listed: {error}"),
     }

@@ -18,12 +18,14 @@ use divert_common::map::{CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, PodEntry
 use super::cookie::NetnsCookie;
 use super::counters::Counters;
 use super::heartbeat::Heartbeat;
+use super::log::{self, KernelLog};
 use super::lookup::{Assignment, LookupLoader};
 use super::object::CONNECT;
 
-/// Programs of the object `connect`.
-const PROGRAMS: [&str; 4] =
-    ["divert_connect4", "divert_connect6", "divert_getpeername4", "divert_getpeername6"];
+/// Programs of the object `connect` that capture.
+const CONNECTS: [&str; 2] = ["divert_connect4", "divert_connect6"];
+/// Those that tell the application what was captured.
+const PEERS: [&str; 2] = ["divert_getpeername4", "divert_getpeername6"];
 
 /// A good number for [`HookConfig::captures`]: 16 MiB of hash tables in all.
 pub const DEFAULT_CAPTURES: u32 = 1 << 18;
@@ -118,6 +120,9 @@ pub enum HookError {
         /// Why not.
         source: Box<MapError>,
     },
+    /// The programs' log could not be read.
+    #[error("starting to read what the eBPF programs log; without debug logging it is not needed")]
+    Log(#[source] io::Error),
     /// The heartbeats could not be mapped into memory.
     #[error("mapping the heartbeats into memory")]
     Heartbeat(#[source] io::Error),
@@ -149,9 +154,10 @@ pub struct Hooks {
     origins: HashMap<MapData, u32, Origin>,
     heartbeat: Heartbeat,
     counters: Counters,
+    lookup: LookupLoader,
+    _log: Option<KernelLog>,
     /// The attached connect hooks.
     connects: Vec<(&'static str, CgroupSockAddrLinkId)>,
-    lookup: LookupLoader,
     /// Programs and, once attached, their links.
     ebpf: Ebpf,
 }
@@ -165,18 +171,20 @@ impl Hooks {
     pub fn load(config: &HookConfig) -> Result<Self, HookError> {
         config.check()?;
         let ranges = Ranges::from(config.ranges);
+        let log_level = log::level();
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global("RANGES", &ranges, true)
             .override_global("MARK", &config.mark, true)
             .override_global("MARK_MASK", &config.mark_mask, true)
             .override_global("WORKERS", &config.workers, true)
+            .override_global(aya_log::LEVEL, &log_level, true)
             .map_max_entries("CAPTURE4", config.captures)
             .map_max_entries("CAPTURE6", config.captures)
             .map_max_entries("ORIGINS", config.captures.saturating_mul(2).min(INDEX_COUNT))
             .load(CONNECT)
             .map_err(|source| HookError::Load { object: "connect", source: Box::new(source) })?;
-        for name in PROGRAMS {
+        for name in PEERS.into_iter().chain(CONNECTS) {
             program(&mut ebpf, name)?.load().map_err(|source| HookError::program(name, source))?;
         }
         let heartbeat = match ebpf.map("HEARTBEATS") {
@@ -192,8 +200,9 @@ impl Hooks {
             origins: take(&mut ebpf, "ORIGINS")?,
             heartbeat,
             counters: Counters::new(counters),
-            connects: Vec::new(),
             lookup: LookupLoader::new(),
+            _log: (log_level > 0).then(|| KernelLog::start(&mut ebpf)).transpose().map_err(HookError::Log)?,
+            connects: Vec::new(),
             ebpf,
         })
     }
@@ -203,16 +212,26 @@ impl Hooks {
     /// # Errors
     /// When `cgroup` is no cgroup2 directory, or CAP_NET_ADMIN is missing.
     pub fn attach(&mut self, cgroup: BorrowedFd<'_>) -> Result<(), HookError> {
-        for name in PROGRAMS {
-            // `Single` is what links want: they always allow others beside and above.
-            let link = program(&mut self.ebpf, name)?
-                .attach(cgroup, CgroupAttachMode::Single)
-                .map_err(|source| HookError::program(name, source))?;
-            if name.starts_with("connect") {
-                self.connects.push((name, link));
-            }
+        // Names first: no connection is captured whose name would be shown wrong.
+        for name in PEERS {
+            self.attach_one(name, cgroup)?;
+        }
+        for name in CONNECTS {
+            let link = self.attach_one(name, cgroup)?;
+            self.connects.push((name, link));
         }
         Ok(())
+    }
+
+    fn attach_one(
+        &mut self,
+        name: &'static str,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<CgroupSockAddrLinkId, HookError> {
+        program(&mut self.ebpf, name)?
+            // `Single` is what links want: they always allow others beside and above.
+            .attach(cgroup, CgroupAttachMode::Single)
+            .map_err(|source| HookError::program(name, source))
     }
 
     /// Lets new connections pass from now on. Those captured before keep their names: getpeername goes on

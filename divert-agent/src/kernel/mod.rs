@@ -12,6 +12,7 @@ pub mod counters;
 pub mod heartbeat;
 pub mod hooks;
 pub mod listeners;
+mod log;
 pub mod lookup;
 mod netlink;
 pub mod netns_find;

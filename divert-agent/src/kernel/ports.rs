@@ -2,7 +2,10 @@
 //!
 //! The application must never want it: an ephemeral port of ours, or one that a container listens
 //! on, would make its bind fail. And a run of the agent must not take its predecessor's, because a
-//! label means (port, index), and a SYN for the predecessor's labels may still be on its way.
+//! label means (port, index), and a SYN for the predecessor's labels may still be on its way. Which
+//! port that was, no file needs to tell: an agent that was killed left its label route with the port as
+//! metric ([`super::routes`]), and whatever is still on its way to a label, also after a clean exit, is a
+//! socket of the namespace that sock_diag lists ([`super::sock_diag`]).
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -67,7 +70,7 @@ mod tests {
         assert_eq!(choose(32768..=60999, &[], &[], 0), [100, 200, 300]);
         assert_eq!(choose(32768..=60999, &[200], &[], 0), [100, 300]);
         assert_eq!(choose(150..=65535, &[], &[], 0), [100]);
-        assert_eq!(choose(1..=65535, &[], &[], 0), []);
+        assert!(choose(1..=65535, &[], &[], 0).is_empty());
         assert_eq!(choose(32768..=60999, &[], &[], 2), [200, 300, 100]);
         assert_eq!(choose(32768..=60999, &[], &[], 6), [200, 300, 100], "a start goes round");
         assert_eq!(choose(32768..=60999, &[], &[100], 0), [200, 300], "behind the predecessor's");
@@ -80,7 +83,7 @@ mod tests {
     fn an_empty_list_yields_nothing() {
         let none = BTreeSet::new();
         let needs = PortNeeds { ephemeral: 1..=2, declared: &none, predecessors: &none };
-        assert_eq!(candidates(&[], 5, &needs), []);
+        assert!(candidates(&[], 5, &needs).is_empty());
     }
 
     #[test]

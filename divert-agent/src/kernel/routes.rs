@@ -181,12 +181,13 @@ impl Routes {
         });
         let Some(prefix) = address.map(|address| Prefix { address, length }) else { return };
         let Some(range) = ranges.iter().find(|it| it.overlaps(&prefix)) else { return };
-        let is_label =
-            *range == prefix && message.header.kind == RouteType::Local && device == Some(LOOPBACK);
-        if is_label {
-            self.labels.push(LabelRoute { range: *range, source, metric });
-        } else if message.header.kind != RouteType::Multicast {
-            self.overlapping.push((*range, prefix));
+        match message.header.kind {
+            RouteType::Local if *range == prefix && device == Some(LOOPBACK) => {
+                self.labels.push(LabelRoute { range: *range, source, metric });
+            }
+            // Nobody is reached that way: the range is free.
+            RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {}
+            _ => self.overlapping.push((*range, prefix)),
         }
     }
 }

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use divert_common::label::LabelRanges;
+use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::NetNs;
 
 use super::netlink::Netlink;
-use super::routes::label_range_of;
 
 /// SOCK_DIAG_BY_FAMILY.
 const BY_FAMILY: u16 = 20;
@@ -41,19 +40,21 @@ impl SockDiag {
         Ok(Self(netns.enter(|| Netlink::open(libc::NETLINK_SOCK_DIAG))??))
     }
 
-    /// Ports of label addresses that sockets in the namespace are connected, or connecting, to: those of
-    /// agents that run, and of agents that have ended but whose SYN is still being retransmitted.
+    /// Labels and ports that sockets in the namespace are connected, or connecting, to: those of agents that
+    /// run, and of agents that have ended but whose SYN is still being retransmitted.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn label_ports(&mut self, ranges: &LabelRanges) -> io::Result<BTreeSet<u16>> {
-        let mut ports = BTreeSet::new();
+    pub fn to_labels(&mut self, ranges: &LabelRanges) -> io::Result<BTreeSet<(Label, u16)>> {
+        let mut found = BTreeSet::new();
         self.rows(CONNECTED, |row| {
-            if label_range_of(ranges, row.remote.ip()).is_some() {
-                ports.insert(row.remote.port());
-            }
+            let label = match row.remote.ip().to_canonical() {
+                IpAddr::V4(address) => ranges.label_of_v4(address),
+                IpAddr::V6(address) => ranges.label_of_v6(address),
+            };
+            found.extend(label.map(|it| (it, row.remote.port())));
         })?;
-        Ok(ports)
+        Ok(found)
     }
 
     /// Inodes of the sockets that listen on `port`, by the address they are bound to.

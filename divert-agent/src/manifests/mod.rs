@@ -11,6 +11,8 @@ mod problem;
 mod store;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use problem::{Problem, Report, Severity};

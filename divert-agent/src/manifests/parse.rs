@@ -200,16 +200,10 @@ impl Reader<'_> {
                     // As with kubectl: `true`, `yes`, `on`, `y`, `1.10` and the like are no text in YAML.
                     message.push_str("; put the value in quotes");
                 }
-                let mut steps: Vec<_> = locate::steps(error.path()).collect();
-                // serde reports the mapping that holds an unknown field.
-                let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-                steps.extend(unknown.map(Step::Key));
-                let mut field = error.path().to_string();
-                if let Some(unknown) = unknown {
-                    field = if field == "." { unknown.to_owned() } else { format!("{field}.{unknown}") };
-                }
+                let steps: Vec<_> = locate::steps(error.path()).collect();
+                let field = error.path().to_string();
                 let field = (field != ".").then_some(field);
-                self.invalid(Some(kind), reference, object, &steps, field, message.clone(), within);
+                self.invalid(Some(kind), reference, object, &steps, field, message, within);
             }
         }
     }

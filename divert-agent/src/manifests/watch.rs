@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, DataChange, EventKind, ModifyKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
 use super::{Hints, Manifests, ManifestsError, Refresh, Report};
@@ -27,6 +27,9 @@ const QUIET: Duration = Duration::from_millis(30);
 const IMPATIENCE: Duration = Duration::from_millis(100);
 /// A file that was not closed this long after the last write is read as it is.
 const WRITE_LIMIT: Duration = Duration::from_secs(1);
+/// A file that went, or came and is still empty, is left at what it last gave for this long: editors move
+/// the old file away before they write the new one.
+const GRACE: Duration = Duration::from_millis(80);
 /// How often to look without an event: for files that are links out of the directory, and file systems
 /// without inotify.
 const TICK: Duration = Duration::from_secs(1);
@@ -83,8 +86,8 @@ struct Follower {
     /// Device and inode of the directory that is watched.
     watched: Option<(u64, u64)>,
     changed: HashSet<PathBuf>,
-    /// Files being written, since the last write.
-    writing: HashMap<PathBuf, Instant>,
+    /// Files that are not to be read before a time, because they are being written or replaced.
+    unsettled: HashMap<PathBuf, Instant>,
 }
 
 impl Follower {
@@ -112,7 +115,7 @@ impl Follower {
             watcher: watcher.ok(),
             watched: None,
             changed: HashSet::new(),
-            writing: HashMap::new(),
+            unsettled: HashMap::new(),
         }
     }
 
@@ -124,19 +127,17 @@ impl Follower {
     ) {
         loop {
             let tick = if self.watched.is_some() { TICK } else { TICK_BLIND };
-            let deadline = self.writing.values().map(|&since| since + WRITE_LIMIT).min();
-            let wait = deadline
-                .map_or(tick, |deadline| deadline.saturating_duration_since(Instant::now()).min(tick));
+            let settled = self.unsettled.values().min();
+            let wait = settled.map_or(tick, |at| at.saturating_duration_since(Instant::now()).min(tick));
             if !self.gather(messages, wait) {
                 return;
             }
             self.rewatch();
             let now = Instant::now();
-            self.writing.retain(|_, &mut since| now < since + WRITE_LIMIT);
-            let hints = Hints {
-                changed: std::mem::take(&mut self.changed),
-                unsettled: self.writing.keys().cloned().collect(),
-            };
+            self.unsettled.retain(|_, &mut until| now < until);
+            let unsettled: HashSet<_> = self.unsettled.keys().cloned().collect();
+            let changed = self.changed.extract_if(|path| !unsettled.contains(path)).collect();
+            let hints = Hints { changed, unsettled };
             let refresh = manifests.refresh(&hints);
             if !refresh.is_empty() {
                 on_change(refresh, manifests.report());
@@ -146,16 +147,19 @@ impl Follower {
 
     /// Waits for an event and those that belong to it. False when it is time to end.
     fn gather(&mut self, messages: &Receiver<Message>, wait: Duration) -> bool {
-        let mut first = None;
         let mut wait = wait;
+        let mut until = None;
         loop {
             match messages.recv_timeout(wait) {
                 Ok(Message::Event(event)) => self.note(event),
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => return true,
             }
-            let since = *first.get_or_insert_with(Instant::now);
-            wait = QUIET.min(IMPATIENCE.saturating_sub(since.elapsed()));
+            let until = *until.get_or_insert_with(|| Instant::now() + IMPATIENCE);
+            wait = QUIET.min(until.saturating_duration_since(Instant::now()));
+            if wait.is_zero() {
+                return true;
+            }
         }
     }
 
@@ -163,15 +167,22 @@ impl Follower {
         let Ok(event) = event else { return };
         if event.need_rescan() {
             // What was closed meanwhile is not known.
-            self.writing.clear();
+            self.unsettled.clear();
         }
-        let writing = event.kind == EventKind::Modify(ModifyKind::Data(DataChange::Any));
+        let settles_in = match event.kind {
+            // Sums up two events that came before.
+            EventKind::Modify(ModifyKind::Name(RenameMode::Both)) => return,
+            EventKind::Modify(ModifyKind::Data(_)) => Some(WRITE_LIMIT),
+            EventKind::Create(_)
+            | EventKind::Remove(_)
+            | EventKind::Modify(ModifyKind::Name(RenameMode::From)) => Some(GRACE),
+            _ => None,
+        };
         for path in event.paths {
-            // As the listing names it.
-            if writing {
-                self.writing.insert(path.clone(), Instant::now());
+            if let Some(time) = settles_in {
+                self.unsettled.insert(path.clone(), Instant::now() + time);
             } else if !matches!(event.kind, EventKind::Modify(ModifyKind::Metadata(_))) {
-                self.writing.remove(&path);
+                self.unsettled.remove(&path);
             }
             self.changed.insert(path);
         }
@@ -193,7 +204,7 @@ impl Follower {
                 false
             }
         });
-        self.writing.clear();
+        self.unsettled.clear();
     }
 }
 

@@ -49,18 +49,36 @@ pub(super) fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Listeners) -
         .collect()
 }
 
+fn accept_one(listener: &Socket) -> io::Result<Socket> {
+    Ok(rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?.into())
+}
+
+/// Accepts what has come before the hooks let go: closed with the listener, it would be reset.
+fn accept_queued(worker: &Rc<Worker>, pod: &Arc<Pod>, listener: &Socket) {
+    while let Ok(socket) = accept_one(listener) {
+        // One that was gone before it was served is none.
+        let _ = serve(worker, pod, socket);
+    }
+}
+
 async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
     loop {
-        // Registered before the attempt: a descriptor freed in between is not missed.
+        // Registered before the attempt: a descriptor freed in between is not missed, nor is the drain.
         let ended = worker.ended.notified();
-        let accepted = listener
-            .async_io(Interest::READABLE, |listener| {
-                Ok(rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?)
-            })
-            .await;
+        let drain_begun = worker.drain_begun.notified();
+        if worker.draining() {
+            accept_queued(&worker, &pod, listener.get_ref());
+            drop(listener);
+            worker.ended.notify_waiters();
+            return;
+        }
+        let accepted = tokio::select! {
+            accepted = listener.async_io(Interest::READABLE, accept_one) => accepted,
+            () = drain_begun => continue,
+        };
         match accepted {
             Ok(socket) => {
-                if let Err(error) = serve(&worker, &pod, Socket::from(socket)) {
+                if let Err(error) = serve(&worker, &pod, socket) {
                     tracing::debug!(pod = %pod.pod, %error, "a connection was gone before it was served");
                 }
             }

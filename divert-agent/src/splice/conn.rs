@@ -179,12 +179,50 @@ impl Conn {
         self.reset_on_close();
     }
 
+    /// Waits until the peer has acknowledged all that was written, FIN included, for as long as that takes: at the
+    /// agent's end the label routes go, and what the kernel still holds would have no way to the client.
+    pub(super) async fn delivered(&self) {
+        while self.queued(libc::TIOCOUTQ) > 0 {
+            tokio::time::sleep(ABORT_PACE).await;
+        }
+    }
+
     /// Bytes written but not yet sent.
     fn unsent(&self) -> usize {
+        self.queued(SIOCOUTQNSD)
+    }
+
+    /// Bytes of the send queue, as an ioctl of tcp(7) counts them.
+    fn queued(&self, request: libc::Ioctl) -> usize {
         let mut count: libc::c_int = 0;
-        // SAFETY: SIOCOUTQNSD writes one int through the pointer, which points to one.
-        let done = unsafe { libc::ioctl(self.socket().as_fd().as_raw_fd(), SIOCOUTQNSD, &mut count) };
+        // SAFETY: both requests write one int through the pointer, which points to one.
+        let done = unsafe { libc::ioctl(self.socket().as_fd().as_raw_fd(), request, &mut count) };
         if done == 0 { usize::try_from(count).unwrap_or(0) } else { 0 }
+    }
+}
+
+/// Makes a connection close with RST if this is dropped before [`Unfinished::finish`]: what is cut off in the
+/// middle, because its pod has gone or the agent ends, must not look like an end.
+#[derive(Debug)]
+pub(super) struct Unfinished<'a>(Option<&'a Conn>);
+
+impl<'a> Unfinished<'a> {
+    /// From now on.
+    pub(super) fn new(conn: &'a Conn) -> Self {
+        Self(Some(conn))
+    }
+
+    /// It came to its end, whichever.
+    pub(super) fn finish(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(conn) = self.0 {
+            conn.reset_on_close();
+        }
     }
 }
 

@@ -96,6 +96,8 @@ struct Up {
     body: BodyReader,
     splice: BodySplice,
     state: UpState,
+    /// The client's end was passed on.
+    finished: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,6 +205,7 @@ impl<'a> Exchange<'a> {
                 body,
                 splice: BodySplice::default(),
                 state: if rest.is_ok() { UpState::Sending } else { UpState::Bad },
+                finished: false,
             },
             down: Down {
                 lead: Lead::default(),
@@ -283,6 +286,7 @@ impl<'a> Exchange<'a> {
         let Self { client, server, up, .. } = self;
         if client.ended {
             server.shutdown_write();
+            up.finished = true;
             up.state = UpState::Cut;
             return Poll::Ready(Ok(()));
         }
@@ -314,11 +318,16 @@ impl<'a> Exchange<'a> {
     fn poll_client_while_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpError>> {
         let Self { client, server, up, .. } = self;
         while !client.ended && client.inbox.len() < BLOCK / 2 {
-            let got = ready!(client.poll_read(cx)).map_err(|_| UpError::Client)?;
-            // No request follows, so the upstream may know, as it would without us.
-            if got == 0 && client.inbox.len() == up.sent {
-                server.shutdown_write();
+            match client.poll_read(cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(UpError::Client)),
+                Poll::Pending => break,
             }
+        }
+        // No request follows, so the upstream may know, as it would without us.
+        if client.ended && client.inbox.len() == up.sent && !up.finished {
+            server.shutdown_write();
+            up.finished = true;
         }
         Poll::Pending
     }
@@ -335,6 +344,12 @@ impl<'a> Exchange<'a> {
                 DownState::Body(_) => ready!(self.poll_response_body(cx))?,
                 DownState::Tunnel => {
                     return Poll::Ready(Ok(Outcome::Tunnel(std::mem::take(&mut self.down.outbox))));
+                }
+                // The client learns of the end and may go on: a server that refuses a large body answers, ends
+                // its stream and reads on for a while, so that no reset takes the answer away.
+                DownState::Ended if self.up.state == UpState::Sending => {
+                    self.client.conn.shutdown_write();
+                    return Poll::Pending;
                 }
                 DownState::Ended => return Poll::Ready(Ok(Outcome::ServerEnded)),
                 DownState::Done if self.up.state == UpState::Done => {
@@ -402,7 +417,9 @@ impl<'a> Exchange<'a> {
                     down.outbox.grow();
                 }
                 match ready!(self.poll_read_response(cx)) {
-                    Ok(0) if !self.down.begun => return Poll::Ready(Ok(Some(Outcome::NoResponse(None)))),
+                    Ok(0) if !self.down.begun && self.up.state != UpState::Sending => {
+                        return Poll::Ready(Ok(Some(Outcome::NoResponse(None))));
+                    }
                     Ok(0) => {
                         self.down.pass = self.down.outbox.len();
                         self.down.state = DownState::Ended;

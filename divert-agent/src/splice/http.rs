@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use divert_http::{Method, Request, RequestHead, parse_request, strip_h2c_offer};
 
 use super::answer::Answer;
-use super::conn::Conn;
+use super::conn::{Conn, Unfinished};
 use super::counts::Count;
 use super::dial;
 use super::exchange::{Exchange, Outcome, Outgoing, Reset};
@@ -32,6 +32,7 @@ enum Step {
 }
 
 /// What is kept of a request's head once it was decided.
+#[derive(Clone)]
 struct Wanted {
     outgoing: Outgoing,
     /// It may be sent a second time.
@@ -42,13 +43,12 @@ struct Wanted {
     has_body: bool,
 }
 
-/// An upstream for one request.
+/// An upstream for one request to a developer's service.
 enum Upstream {
+    /// A new connection to an endpoint.
+    Developer(Kept),
+    /// There is no endpoint, and the original destination is to answer.
     Original(Conn),
-    Developer {
-        kept: Kept,
-        reused: bool,
-    },
     /// There is none, and the client was told.
     Answered,
 }
@@ -81,6 +81,9 @@ impl Session {
     /// Ready with the next request.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, End>> {
         loop {
+            // First, also where the next request is here already: what an upstream has said meanwhile would
+            // become its answer.
+            self.poll_upstreams(cx)?;
             if !self.client.inbox.is_empty()
                 && let Some(step) = self.read_request()?
             {
@@ -94,7 +97,6 @@ impl Session {
             if self.client.inbox.is_empty() && self.worker.draining() {
                 return Poll::Ready(Err(End::Close));
             }
-            self.poll_upstreams(cx)?;
             match self.client.poll_read(cx) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Reset)),
@@ -166,64 +168,63 @@ impl Session {
     }
 
     async fn serve_request(&mut self, wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
-        let upstream = match &route {
-            None => self.original_upstream().await?,
-            Some(route) => self.developer_upstream(route, &wanted).await?,
+        let Some(route) = route else {
+            let conn = self.original_conn().await?;
+            return self.serve_from_original(conn, wanted).await;
         };
-        match upstream {
+        let wanted = match self.kept.take(&route) {
+            Some(kept) => match self.serve_from_kept(kept, wanted).await? {
+                Some(again) => again,
+                None => return Ok(()),
+            },
+            None => wanted,
+        };
+        match self.developer_upstream(&route, &wanted).await? {
+            Upstream::Developer(kept) => {
+                self.count(Count::RequestsDiverted);
+                if matches!(self.original, Original::Failed) {
+                    self.original = Original::Absent;
+                }
+                let outcome = self.exchange(&kept.conn, wanted.outgoing).await;
+                self.settle_developer(kept, outcome).await
+            }
+            Upstream::Original(conn) => self.serve_from_original(conn, wanted).await,
             Upstream::Answered => {
                 // No body follows, so the next request does.
                 self.client.inbox.consume(wanted.outgoing.head_len);
                 Ok(())
             }
-            Upstream::Original(conn) => {
-                self.count(Count::RequestsOriginal);
-                let mut outgoing = wanted.outgoing;
-                if outgoing.target.is_some() {
-                    outgoing.target = self.claim.target().services.first().map(|it| it.service.to_string());
-                }
-                let outcome = self.exchange(&conn, outgoing).await;
-                match self.settle(&conn, outcome).await? {
-                    Settled::Reusable => self.original = Original::Open { conn, carried: true },
-                    // It has carried a request: its end is the client's.
-                    Settled::Spent => return Err(End::Close),
-                }
-                Ok(())
-            }
-            Upstream::Developer { kept, reused } => {
-                self.count(Count::RequestsDiverted);
-                if matches!(self.original, Original::Failed) {
-                    self.original = Original::Absent;
-                }
-                self.divert(kept, reused, wanted, route.as_deref()).await
-            }
         }
     }
 
-    /// Sends a request to a developer's service, a second time if a kept connection turns out to be dead.
-    async fn divert(
-        &mut self,
-        kept: Kept,
-        reused: bool,
-        wanted: Wanted,
-        route: Option<&Route>,
-    ) -> Result<(), End> {
-        let again = (reused && wanted.repeatable).then(|| wanted.outgoing.clone());
+    async fn serve_from_original(&mut self, conn: Conn, wanted: Wanted) -> Result<(), End> {
+        self.count(Count::RequestsOriginal);
+        let mut outgoing = wanted.outgoing;
+        if outgoing.target.is_some() {
+            outgoing.target = self.claim.target().services.first().map(|it| it.service.to_string());
+        }
+        let outcome = self.exchange(&conn, outgoing).await;
+        match self.settle(&conn, outcome).await? {
+            Settled::Reusable => self.original = Original::Open { conn, carried: true },
+            // It has carried a request: its end is the client's.
+            Settled::Spent => return Err(End::Close),
+        }
+        Ok(())
+    }
+
+    /// Sends a request on a kept connection. Gives it back where that turns out to be dead and the request
+    /// may be sent once more: on a connection that is new, and so for the last time.
+    async fn serve_from_kept(&mut self, kept: Kept, wanted: Wanted) -> Result<Option<Wanted>, End> {
+        let again = wanted.repeatable.then(|| wanted.clone());
         let mut outgoing = wanted.outgoing;
         outgoing.retain = again.is_some();
         let outcome = self.exchange(&kept.conn, outgoing).await;
-        if let (Ok(Outcome::NoResponse(_)), Some(outgoing), Some(route)) = (&outcome, again, route) {
-            drop(kept);
+        if let (Ok(Outcome::NoResponse(_)), Some(again)) = (&outcome, again) {
             self.count(Count::Retried);
-            let head_only = wanted.head_only;
-            let Some(kept) = self.dial_developer(route, head_only, false).await? else {
-                self.client.inbox.consume(outgoing.head_len);
-                return Ok(());
-            };
-            let outcome = self.exchange(&kept.conn, outgoing).await;
-            return self.settle_developer(kept, outcome).await;
+            return Ok(Some(again));
         }
-        self.settle_developer(kept, outcome).await
+        self.count(Count::RequestsDiverted);
+        self.settle_developer(kept, outcome).await.map(|()| None)
     }
 
     async fn settle_developer(&mut self, kept: Kept, outcome: Result<Outcome, Reset>) -> Result<(), End> {
@@ -234,7 +235,10 @@ impl Session {
     }
 
     async fn exchange(&mut self, conn: &Conn, outgoing: Outgoing) -> Result<Outcome, Reset> {
-        Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await
+        let unfinished = Unfinished::new(conn);
+        let outcome = Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await;
+        unfinished.finish();
+        outcome
     }
 
     /// Carries out what an exchange came to.
@@ -265,55 +269,33 @@ impl Session {
         }
     }
 
-    async fn original_upstream(&mut self) -> Result<Upstream, End> {
-        Ok(Upstream::Original(self.original_conn().await?))
-    }
-
+    /// A new connection to an endpoint, or what is to be had instead.
     async fn developer_upstream(&mut self, route: &Arc<Route>, wanted: &Wanted) -> Result<Upstream, End> {
-        if let Some(kept) = self.kept.take(route) {
-            return Ok(Upstream::Developer { kept, reused: true });
-        }
-        if let Backend::Unavailable(why) = &route.backend {
-            if route.on_unavailable == OnUnavailable::Shared {
-                return self.original_upstream().await;
-            }
-            self.count(Count::RequestsUnavailable);
-            let answer = Answer::Unavailable(&route.service, why);
-            self.answer(&answer, wanted.head_only, wanted.has_body).await?;
-            return Ok(Upstream::Answered);
-        }
+        let unreachable;
+        let answer = match &route.backend {
+            Backend::Unavailable(why) => Answer::Unavailable(&route.service, why),
+            Backend::Endpoints { .. } => match dial::first_of(self.dial_from(), self.in_turn(route)).await {
+                Ok((endpoint, conn)) => {
+                    return Ok(Upstream::Developer(Kept { service: route.service.clone(), endpoint, conn }));
+                }
+                Err(error) => {
+                    unreachable = error;
+                    Answer::Unreachable(&route.service, &unreachable)
+                }
+            },
+        };
         if route.on_unavailable == OnUnavailable::Shared {
-            return match dial::first_of(self.dial_from(), self.in_turn(route)).await {
-                Ok((endpoint, conn)) => Ok(developer(route, endpoint, conn)),
-                Err(_) => self.original_upstream().await,
-            };
+            return Ok(Upstream::Original(self.original_conn().await?));
         }
-        Ok(match self.dial_developer(route, wanted.head_only, wanted.has_body).await? {
-            Some(kept) => Upstream::Developer { kept, reused: false },
-            None => Upstream::Answered,
-        })
-    }
-
-    /// Connects to an endpoint; `None` when none could be, and the client was told.
-    async fn dial_developer(
-        &mut self,
-        route: &Route,
-        head_only: bool,
-        has_body: bool,
-    ) -> Result<Option<Kept>, End> {
-        match dial::first_of(self.dial_from(), self.in_turn(route)).await {
-            Ok((endpoint, conn)) => Ok(Some(Kept { service: route.service.clone(), endpoint, conn })),
-            Err(unreachable) if unreachable.exhausted() => {
-                self.count(Count::Exhausted);
-                Err(End::Reset)
-            }
-            Err(unreachable) => {
-                self.count(Count::RequestsUnavailable);
-                let answer = Answer::Unreachable(&route.service, &unreachable);
-                self.answer(&answer, head_only, has_body).await?;
-                Ok(None)
-            }
+        if let Answer::Unreachable(_, unreachable) = &answer
+            && unreachable.exhausted()
+        {
+            self.count(Count::Exhausted);
+            return Err(End::Reset);
         }
+        self.count(Count::RequestsUnavailable);
+        self.answer(&answer, wanted).await?;
+        Ok(Upstream::Answered)
     }
 
     /// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is.
@@ -341,9 +323,11 @@ impl Session {
         }
     }
 
-    /// Answers in an upstream's stead. With an unread body the connection ends.
-    async fn answer(&mut self, answer: &Answer<'_>, head_only: bool, close: bool) -> Result<(), End> {
-        let bytes = answer.render(head_only, close);
+    /// Answers in an upstream's stead. The connection ends with a body that nobody reads, and where the
+    /// client said that this is its last request: it may wait for the end.
+    async fn answer(&mut self, answer: &Answer<'_>, wanted: &Wanted) -> Result<(), End> {
+        let close = wanted.has_body || wanted.outgoing.close;
+        let bytes = answer.render(wanted.head_only, close);
         let mut sent = 0;
         while sent < bytes.len() {
             match poll_fn(|cx| self.client.conn.poll_send(cx, &bytes[sent..])).await {
@@ -382,10 +366,6 @@ impl Session {
         })
         .await
     }
-}
-
-fn developer(route: &Route, endpoint: SocketAddr, conn: Conn) -> Upstream {
-    Upstream::Developer { kept: Kept { service: route.service.clone(), endpoint, conn }, reused: false }
 }
 
 fn wanted(head: &RequestHead<'_>, bytes: &[u8], route: Option<&Route>) -> Wanted {

@@ -39,6 +39,9 @@ mod worker;
 use counts::Counts;
 use worker::Command;
 
+/// Longest wait for the workers to let a pod go. They do so at once unless one hangs.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
 /// A pod whose connections are served, as the data plane needs to know it.
 #[derive(Debug)]
 pub struct Pod {
@@ -140,10 +143,19 @@ impl Workers {
         }
     }
 
-    /// Stops serving a pod: its listeners are closed, its connections are reset.
+    /// Stops serving a pod: its listeners are closed, its connections are reset. Blocks until that is done,
+    /// as a reset finds its way to the client only while the label routes are there.
     pub fn close(&self, netns: NetNsId) {
+        let (closing, closed) = channel::<Infallible>();
         for worker in &self.workers {
-            worker.tell(Command::Close(netns));
+            worker.tell(Command::Close(netns, closing.clone()));
+        }
+        drop(closing);
+        // Nothing is ever sent: this ends when the last worker is done.
+        if closed.recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(
+                "a data plane worker hangs; clients of a pod that is let go may have to find out by themselves"
+            );
         }
     }
 
@@ -174,7 +186,8 @@ impl Workers {
 impl Handle {
     fn tell(&self, command: Command) {
         if self.commands.send(command).is_err() {
-            tracing::error!("a data plane worker has ended; connections go direct");
+            // After a drain that is as it should be. Before, its heartbeat is missing and connections go direct.
+            tracing::debug!("a data plane worker has ended");
         }
     }
 }

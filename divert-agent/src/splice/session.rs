@@ -18,7 +18,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::Pod;
 use super::buffer::Buffer;
-use super::conn::{Conn, ShortRead};
+use super::conn::{Conn, ShortRead, Unfinished};
 use super::counts::Count;
 use super::dial::{self, Dial};
 use super::exchange::Downstream;
@@ -106,12 +106,20 @@ impl Session {
             Err(end) => end,
         };
         match end {
+            End::Close if self.worker.draining() => {
+                self.client.conn.shutdown_write();
+                self.client.conn.delivered().await;
+            }
             End::Close => {}
             End::Reset => {
                 self.reset_upstreams();
                 self.client.conn.abort().await;
             }
-            End::Answered => self.linger().await,
+            End::Answered => {
+                self.original = Original::Absent;
+                self.kept = KeptList::default();
+                self.linger().await;
+            }
         }
         self.ended = true;
     }
@@ -286,7 +294,10 @@ impl Session {
             read: std::mem::take(&mut self.client.inbox),
             ended: self.client.ended,
         };
-        match relay(client, Side { conn: upstream, read: server, ended: server_ended }).await {
+        let unfinished = Unfinished::new(upstream);
+        let relayed = relay(client, Side { conn: upstream, read: server, ended: server_ended }).await;
+        unfinished.finish();
+        match relayed {
             Relayed::Closed => End::Close,
             Relayed::Broken => {
                 upstream.abort().await;

@@ -3,8 +3,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -23,9 +25,9 @@ use crate::table::Table;
 pub(super) enum Command {
     /// Serve a pod.
     Open(Arc<Pod>, Listeners),
-    /// Stop serving a pod, at once.
-    Close(NetNsId),
-    /// Accept nothing more, let exchanges end, close what is idle; end when nothing is left.
+    /// Stop serving a pod, at once. The sender is dropped when its listeners and connections are closed.
+    Close(NetNsId, Sender<Infallible>),
+    /// Accept what has come and nothing more, let exchanges end, close what is idle; end when nothing is left.
     Drain,
     /// End now.
     Stop,
@@ -37,8 +39,10 @@ pub(super) struct Worker {
     pub(super) table: Arc<Table>,
     pub(super) config: Arc<SpliceConfig>,
     pub(super) counts: Arc<Counts>,
-    /// A connection has ended, so a descriptor may be free.
+    /// A connection has ended, so a descriptor may be free; or a listener.
     pub(super) ended: Notify,
+    /// The drain has begun.
+    pub(super) drain_begun: Notify,
     /// The next round-robin position; starts anywhere.
     pub(super) turn: Cell<usize>,
     draining: Cell<bool>,
@@ -103,8 +107,13 @@ impl Worker {
         }
     }
 
+    fn serves(&self, netns: NetNsId) -> bool {
+        self.sessions.borrow().values().any(|entry| entry.netns == netns)
+    }
+
     fn drain(&self) {
         self.draining.set(true);
+        self.drain_begun.notify_waiters();
         for waker in self.sessions.borrow().values().filter_map(|entry| entry.waker.as_ref()) {
             waker.wake_by_ref();
         }
@@ -130,6 +139,7 @@ pub(super) fn run(
         config,
         counts,
         ended: Notify::new(),
+        drain_begun: Notify::new(),
         turn: Cell::new(number as usize * 7919 + std::process::id() as usize),
         draining: Cell::new(false),
         sessions: RefCell::default(),
@@ -148,23 +158,22 @@ pub(super) fn run(
                         let netns = pod.netns.id();
                         accepting.insert(netns, accept::start(&worker, &pod, listeners));
                     }
-                    Some(Command::Close(netns)) => {
-                        for task in accepting.remove(&netns).unwrap_or_default() {
-                            task.abort();
-                        }
+                    Some(Command::Close(netns, _closed)) => {
+                        let tasks = accepting.remove(&netns).unwrap_or_default();
+                        tasks.iter().for_each(AbortHandle::abort);
                         worker.close(netns);
-                    }
-                    Some(Command::Drain) => {
-                        for task in accepting.drain().flat_map(|(_, tasks)| tasks) {
-                            task.abort();
+                        // An aborted task is dropped when its turn comes.
+                        while worker.serves(netns) || !tasks.iter().all(AbortHandle::is_finished) {
+                            tokio::task::yield_now().await;
                         }
-                        worker.drain();
                     }
+                    Some(Command::Drain) => worker.drain(),
                     Some(Command::Stop) | None => return,
                 },
                 () = worker.ended.notified(), if worker.draining() => {}
             }
-            if worker.draining() && worker.idle() {
+            let accepts = || accepting.values().flatten().any(|task| !task.is_finished());
+            if worker.draining() && worker.idle() && !accepts() {
                 return;
             }
         }

@@ -11,17 +11,19 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, Once, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use divert_agent::kernel::cgroup;
 use divert_agent::kernel::cookie::NetnsCookie;
+use divert_agent::kernel::heartbeat::Heartbeat;
 use divert_agent::kernel::hooks::{HookConfig, Hooks};
 use divert_agent::kernel::lookup::Assignment;
 use divert_common::label::{Label, LabelRanges};
-use divert_common::map::{EVERYONE, PodEntry};
+use divert_common::map::{EVERYONE, HEARTBEAT_MILLIS, PodEntry};
 use divert_common::netns::NetNs;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer};
 use rustix::net::{SendAncillaryMessage, SendFlags, recvmsg, sendmsg};
@@ -94,6 +96,7 @@ pub(crate) struct Agent {
     pub(crate) v4: TcpListener,
     pub(crate) v6: TcpListener,
     pub(crate) assignment: Option<Assignment>,
+    beating: Option<mpsc::Sender<()>>,
 }
 
 impl Agent {
@@ -104,13 +107,19 @@ impl Agent {
     pub(crate) fn start_on(lab: &Lab, port: u16) -> Self {
         let mut hooks = load(1);
         hooks.attach(lab.cgroup.open().as_fd()).unwrap();
-        hooks.heartbeat().beat(0);
+        let beating = Some(beat(hooks.heartbeat()));
         let listen = |ip: IpAddr| lab.pod.enter(|| TcpListener::bind((ip, port))).unwrap().unwrap();
         let (v4, v6) = (listen(Ipv4Addr::LOCALHOST.into()), listen(Ipv6Addr::LOCALHOST.into()));
         let assignment = hooks.assign(lab.pod.as_fd(), port, Some(v4.as_fd()), Some(v6.as_fd())).unwrap();
         let entry = PodEntry { set: EVERYONE, port, reserved: 0 };
         hooks.register_pod(NetnsCookie::of_netns(&lab.pod).unwrap(), entry).unwrap();
-        Self { hooks, v4, v6, assignment: Some(assignment) }
+        Self { hooks, v4, v6, assignment: Some(assignment), beating }
+    }
+
+    /// Beats once more, and then no longer.
+    pub(crate) fn stop_beating(&mut self) {
+        self.beating = None;
+        self.hooks.heartbeat().beat(0);
     }
 
     /// Captures a destination for everyone.
@@ -120,6 +129,19 @@ impl Agent {
         self.hooks.capture(EVERYONE, to, label).unwrap();
         label
     }
+}
+
+/// Beats for worker 0 until the returned value is dropped.
+fn beat(heartbeat: Heartbeat) -> mpsc::Sender<()> {
+    let (running, stopped) = mpsc::channel();
+    let pace = Duration::from_millis(HEARTBEAT_MILLIS);
+    heartbeat.beat(0);
+    thread::spawn(move || {
+        while stopped.recv_timeout(pace) == Err(mpsc::RecvTimeoutError::Timeout) {
+            heartbeat.beat(0);
+        }
+    });
+    running
 }
 
 pub(crate) fn load(workers: u32) -> Hooks {
@@ -149,13 +171,39 @@ pub(crate) fn limit(socket: &impl std::os::fd::AsFd) {
     SockRef::from(socket).set_read_timeout(Some(Duration::from_secs(10))).unwrap();
 }
 
+/// Held while a child is between fork and exec, when it has a copy of every descriptor.
+static FORKS: Mutex<()> = Mutex::new(());
+
+/// Runs a command to its end.
+pub(crate) fn output(command: &mut Command) -> Output {
+    let child = {
+        let _none_is_dropped = FORKS.lock();
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    child.wait_with_output().unwrap()
+}
+
+/// Runs what closes descriptors whose last one is to be closed when this returns: no child of another test
+/// has a copy.
+pub(crate) fn unshared<T>(act: impl FnOnce() -> T) -> T {
+    let _none_is_forked = FORKS.lock();
+    act()
+}
+
+/// Drops a value so.
+pub(crate) fn close<T>(value: T) {
+    unshared(|| drop(value));
+}
+
 /// A cgroup of the test's own; never the root.
 pub(crate) struct Cgroup(PathBuf);
 
 impl Cgroup {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        static SWEPT: Once = Once::new();
         let root = cgroup::mount(None).unwrap();
+        SWEPT.call_once(|| sweep(&root));
         let name = format!("kernel-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = root.join(name);
         fs::create_dir(&path).unwrap();
@@ -179,6 +227,18 @@ impl Drop for Cgroup {
     }
 }
 
+/// Removes what a killed run has left: cgroups named after a process that is no more.
+fn sweep(root: &Path) {
+    for entry in fs::read_dir(root).unwrap().map_while(Result::ok) {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("kernel-")?.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another run may be faster.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
 /// A network namespace that nothing but the value keeps alive.
 pub(crate) fn new_netns() -> NetNs {
     thread::spawn(|| {
@@ -192,8 +252,8 @@ pub(crate) fn new_netns() -> NetNs {
 
 /// Runs ip(8) inside a namespace.
 pub(crate) fn ip(netns: &NetNs, arguments: &str) {
-    let status = netns.enter(|| Command::new("ip").args(arguments.split(' ')).status()).unwrap().unwrap();
-    assert!(status.success(), "ip {arguments}: {status}");
+    let output = netns.enter(|| output(Command::new("ip").args(arguments.split(' ')))).unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
 }
 
 /// Makes a socket in a child that has entered the cgroup and the namespace, and takes it over.
@@ -222,8 +282,7 @@ fn socket_of(
     };
     // SAFETY: between fork and exec the closure makes system calls only.
     unsafe { child.pre_exec(make) };
-    let status = child.status()?;
-    assert!(status.success());
+    assert!(output(&mut child).status.success());
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
     recvmsg(&here, &mut [IoSliceMut::new(&mut [0])], &mut message, RecvFlags::empty())?;

@@ -4,7 +4,7 @@ use aya_ebpf::Global;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
 use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE, PodEntry};
-use divert_ebpf::{mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
+use divert_ebpf::{TARGET, mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
 
 use crate::RANGES;
 use crate::address::Address;
@@ -32,7 +32,7 @@ pub fn v4(ctx: &SockAddrContext) {
     let Some(label) = label_v4(pod, destination, address.port()) else { return };
     let to = v4_of_label(&RANGES.load(), label);
     if gate::open_v4(ctx, to, pod.port) {
-        debug!(ctx, "{:i}:{} captured as label {}", u32::from_be(destination), address.port(), label);
+        debug!(ctx, target: TARGET, "{:i}:{} captured as label {}", u32::from_be(destination), address.port(), label);
         address.set_v4(to);
         address.set_port(pod.port);
         count(Counter::Captured);
@@ -64,7 +64,7 @@ pub fn v6(ctx: &SockAddrContext) {
         }
         (to, label)
     };
-    debug!(ctx, "a destination on port {} captured as label {}", port, label);
+    debug!(ctx, target: TARGET, "[{:i}]:{} captured as label {}", bytes(destination), port, label);
     address.set_v6(to);
     address.set_port(pod.port);
     count(Counter::Captured);

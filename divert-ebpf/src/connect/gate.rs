@@ -9,7 +9,9 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::programs::SockAddrContext;
 use aya_ebpf::{EbpfContext as _, Global};
+use aya_log_ebpf::debug;
 use divert_common::map::{Counter, MAX_WORKERS, STALE_NANOS};
+use divert_ebpf::TARGET;
 
 use crate::maps::{count, heartbeats};
 
@@ -44,10 +46,12 @@ pub fn open_v6(ctx: &SockAddrContext, address: [u32; 4], port: u16) -> bool {
 #[inline(always)]
 fn open(ctx: &SockAddrContext, addresses: bpf_sock_tuple__bindgen_ty_1, size: usize) -> bool {
     if !alive() {
+        debug!(ctx, target: TARGET, "a captured destination passed: a worker does not turn its event loop");
         count(Counter::PassedStale);
         return false;
     }
     if !listening(ctx, addresses, size) {
+        debug!(ctx, target: TARGET, "a captured destination passed: nobody listens for its label");
         count(Counter::PassedNoListener);
         return false;
     }

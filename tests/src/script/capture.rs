@@ -3,7 +3,8 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 
 use anyhow::Result;
 use divert_common::label::LabelRanges;
@@ -15,7 +16,15 @@ use crate::lab::Pod;
 ///
 /// # Errors
 /// When the pod's /proc/net/tcp cannot be read.
-pub fn is_captured(stream: &TcpStream, pod: &Pod) -> Result<Option<bool>> {
+pub fn is_captured(stream: impl AsFd, pod: &Pod) -> Result<Option<bool>> {
+    Ok(kernel_peer(stream, pod)?.map(|peer| is_label(peer.ip())))
+}
+
+/// The address that a pod's connection really goes to; none when the connection is over.
+///
+/// # Errors
+/// When the pod's /proc/net/tcp cannot be read.
+pub fn kernel_peer(stream: impl AsFd, pod: &Pod) -> Result<Option<SocketAddr>> {
     let inode = fstat(stream)?.st_ino.to_string();
     for table in ["tcp", "tcp6"] {
         let path = format!("/proc/thread-self/net/{table}");
@@ -29,7 +38,7 @@ pub fn is_captured(stream: &TcpStream, pod: &Pod) -> Result<Option<bool>> {
             }
             let text = String::from_utf8_lossy(&lines[..length]);
             if let Some(peer) = text.lines().find_map(|line| peer_of(line, &inode)) {
-                return Ok(Some(is_label(peer)));
+                return Ok(Some(peer));
             }
         }
     }
@@ -37,9 +46,9 @@ pub fn is_captured(stream: &TcpStream, pod: &Pod) -> Result<Option<bool>> {
 }
 
 /// The peer's address, when the line is about the socket.
-fn peer_of(line: &str, inode: &str) -> Option<IpAddr> {
+fn peer_of(line: &str, inode: &str) -> Option<SocketAddr> {
     let mut fields = line.split_whitespace();
-    let remote = fields.nth(2)?.split(':').next()?;
+    let (remote, port) = fields.nth(2)?.split_once(':')?;
     if fields.nth(6)? != inode {
         return None;
     }
@@ -48,7 +57,8 @@ fn peer_of(line: &str, inode: &str) -> Option<IpAddr> {
     let bytes =
         words.collect::<Option<Vec<u32>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect::<Vec<_>>();
     let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+    let address = v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()?;
+    Some(SocketAddr::new(address, u16::from_str_radix(port, 16).ok()?))
 }
 
 fn is_label(address: IpAddr) -> bool {
@@ -67,13 +77,13 @@ mod tests {
     fn a_line_of_proc_net_tcp_gives_its_peer() {
         let v4 =
             "   1: 01000060:CEDA 050040F0:3E8F 01 00000000:00000000 00:00000000 00000000 0 0 4711 1 0 20";
-        assert_eq!(peer_of(v4, "4711"), Some("240.64.0.5".parse().unwrap()));
+        assert_eq!(peer_of(v4, "4711"), Some("240.64.0.5:16015".parse().unwrap()));
         assert_eq!(peer_of(v4, "471"), None);
         assert!(is_label("240.64.0.5".parse().unwrap()));
         assert!(is_label("::ffff:240.64.0.5".parse().unwrap()));
         assert!(!is_label("10.96.0.5".parse().unwrap()));
         let v6 = "0: D10000FD000000000000000001000000:CEDA 277ED1FD000000000000000007000000:3E8F \
                   01 00000000:00000000 00:00000000 00000000 0 0 12 1 0";
-        assert_eq!(peer_of(v6, "12"), Some("fdd1:7e27::7".parse().unwrap()));
+        assert_eq!(peer_of(v6, "12"), Some("[fdd1:7e27::7]:16015".parse().unwrap()));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,10 @@ pub(super) struct Traffic {
     pub(super) stop: AtomicBool,
     /// The latest answer to each key, and when it came.
     latest: Mutex<HashMap<String, (Way, Instant)>>,
+    /// Whether alice's requests have reached the shared catalog since her Divert was removed: from then
+    /// on none may reach hers.
+    removed: AtomicBool,
+    asked: AtomicUsize,
     /// A request went wrong: nobody is to wait on.
     failed: AtomicBool,
 }
@@ -82,9 +86,11 @@ impl Traffic {
         while !self.stop.load(Ordering::Acquire) {
             let mut connection = town.connect("frontend")?;
             for _ in 0..A_CONNECTION {
+                let removed = self.removed.load(Ordering::Acquire);
                 let way = ask(&mut connection, key)?;
                 asked += 1;
-                check_while_changing(&way, key)?;
+                self.asked.fetch_add(1, Ordering::AcqRel);
+                check_while_changing(&way, key, removed && self.removed.load(Ordering::Acquire))?;
                 if let Some(key) = key {
                     let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
                     latest.insert(key.to_owned(), (way, Instant::now()));
@@ -92,6 +98,30 @@ impl Traffic {
             }
         }
         Ok(asked)
+    }
+
+    /// Says whether alice's Divert is removed and its removal has shown.
+    pub(super) fn set_removed(&self, removed: bool) {
+        self.removed.store(removed, Ordering::Release);
+    }
+
+    /// Waits until so many more requests of all kinds were answered.
+    ///
+    /// # Errors
+    /// When one of them goes wrong.
+    pub(super) fn let_run(&self, requests: usize) -> Result<()> {
+        let goal = self.asked.load(Ordering::Acquire) + requests;
+        wait::some_within(wait::PATIENCE, "more requests", || {
+            self.broken_off().or_else(|| (self.asked.load(Ordering::Acquire) >= goal).then_some(Ok(())))
+        })?
+    }
+
+    /// Why nobody is to wait on, if so.
+    fn broken_off<T>(&self) -> Option<Result<T>> {
+        if let Err(interrupted) = interrupt::check() {
+            return Some(Err(interrupted));
+        }
+        self.failed.load(Ordering::Acquire).then(|| Err(anyhow::anyhow!("a request went wrong")))
     }
 
     /// Waits for an answer of a service to a key, and returns how long after `change` it came.
@@ -107,11 +137,8 @@ impl Traffic {
     ) -> Result<Duration> {
         let what = format!("{service} to answer {key}");
         wait::some_within(limit, &what, || {
-            if let Err(interrupted) = interrupt::check() {
-                return Some(Err(interrupted));
-            }
-            if self.failed.load(Ordering::Acquire) {
-                return Some(Err(anyhow::anyhow!("a request went wrong")));
+            if let Some(broken_off) = self.broken_off() {
+                return Some(broken_off);
             }
             let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
             let (way, when) = latest.get(key)?;
@@ -121,13 +148,13 @@ impl Traffic {
     }
 }
 
-/// alice's Divert comes and goes, so her requests may see either catalog. Nothing else may change.
-fn check_while_changing(way: &Way, key: Option<&str>) -> Result<()> {
-    let expected = Expected::from("frontend", key);
+/// alice's Divert comes and goes, so her requests may see either catalog, but never hers once its
+/// removal has shown. Nothing else may change.
+fn check_while_changing(way: &Way, key: Option<&str>, removed: bool) -> Result<()> {
     let without = Expected::from("frontend", None);
     match key {
-        Some("alice") if without.check(way).is_ok() => Ok(()),
-        _ => expected.check(way),
+        Some("alice") if removed || without.check(way).is_ok() => without.check(way),
+        _ => Expected::from("frontend", key).check(way),
     }
 }
 

@@ -149,7 +149,11 @@ fn in_a_cluster_only_pods_of_the_controllers_slices_count() {
             by_controller("{addresses: [10.0.1.1], targetRef: {kind: Pod, name: x, namespace: bob}}"),
         ),
     ] {
-        assert_eq!(route_with(settings(), spec, &[slice.clone()]), "EndpointsNotPods", "{spec} {slice}");
+        assert_eq!(
+            route_with(settings(), spec, std::slice::from_ref(&slice)),
+            "EndpointsNotPods",
+            "{spec} {slice}"
+        );
         // In manifests, they do.
         assert_eq!(route_with(Settings::default(), spec, &[slice]), "10.0.1.1:8080");
     }

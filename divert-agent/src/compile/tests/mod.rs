@@ -11,6 +11,7 @@ mod scale;
 mod status;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::*;
 use crate::manifests::testing::objects;

@@ -1,0 +1,130 @@
+//! What the operator of the agent decides about who goes where.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use clap::Args;
+
+/// What the operator of the agent decides.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The only namespaces that may be shared, where labels are not proof enough; `None` is no limit.
+    pub shared_namespaces: Option<BTreeSet<Arc<str>>>,
+    /// Service ports that are not captured when neither appProtocol nor name says what they speak.
+    pub opaque_ports: Vec<RangeInclusive<u16>>,
+    /// Whose word counts for endpoints.
+    pub endpoint_trust: EndpointTrust,
+}
+
+/// Which EndpointSlices count.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum EndpointTrust {
+    /// All: who writes the manifests owns the machine.
+    #[default]
+    All,
+    /// Those of the endpoint slice controller, for a Service with a selector, and of them the endpoints
+    /// that are Pods of the Service's namespace: else who may write EndpointSlices in one namespace could
+    /// send requests of others anywhere.
+    PodsOfController,
+}
+
+/// Mail, TLS, databases and queues: ports where nobody expects HTTP.
+const OPAQUE_PORTS: &[RangeInclusive<u16>] = &[
+    25..=25,
+    443..=443,
+    465..=465,
+    587..=587,
+    1433..=1433,
+    1521..=1521,
+    2181..=2181,
+    3306..=3306,
+    4222..=4222,
+    5432..=5432,
+    5672..=5672,
+    6379..=6379,
+    9042..=9042,
+    9092..=9094,
+    9300..=9300,
+    11211..=11211,
+    27017..=27019,
+];
+
+/// Options of the command line for [`Settings`].
+#[derive(Args, Clone, Debug, Default)]
+pub struct SettingsArgs {
+    /// The only namespaces that may be shared, whatever their labels say; without it, all.
+    #[arg(long, value_name = "NAMESPACE,...", value_delimiter = ',')]
+    shared_namespaces: Option<Vec<String>>,
+    /// Service ports that are left alone when neither appProtocol nor port name says what they speak;
+    /// without it, those of mail, TLS, databases and queues.
+    #[arg(long, value_name = "PORT|FIRST-LAST,...", value_delimiter = ',', value_parser = parse_ports)]
+    opaque_ports: Option<Vec<RangeInclusive<u16>>>,
+}
+
+impl From<SettingsArgs> for Settings {
+    fn from(args: SettingsArgs) -> Self {
+        let defaults = Self::default();
+        Self {
+            shared_namespaces: args.shared_namespaces.map(|names| names.into_iter().map(Arc::from).collect()),
+            opaque_ports: args.opaque_ports.unwrap_or(defaults.opaque_ports),
+            ..defaults
+        }
+    }
+}
+
+/// `443` or `9092-9094`.
+fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.trim().parse(), last.trim().parse()) {
+        (Ok(first), Ok(last)) if first <= last && first > 0 => Ok(first..=last),
+        _ => Err(format!("`{text}` is no port; write a number as in 443 or a range as in 9092-9094")),
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            shared_namespaces: None,
+            opaque_ports: OPAQUE_PORTS.to_vec(),
+            endpoint_trust: EndpointTrust::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        settings: SettingsArgs,
+    }
+
+    fn settings(args: &[&str]) -> Result<Settings, String> {
+        let args = std::iter::once("program").chain(args.iter().copied());
+        Program::try_parse_from(args)
+            .map(|program| program.settings.into())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_become_settings() {
+        let default = settings(&[]).unwrap();
+        assert_eq!((default.shared_namespaces, default.opaque_ports), (None, OPAQUE_PORTS.to_vec()));
+        let said =
+            settings(&["--shared-namespaces", "qa,staging", "--opaque-ports", "443,9092-9094"]).unwrap();
+        assert_eq!(
+            said.shared_namespaces.unwrap().into_iter().collect::<Vec<_>>(),
+            ["qa".into(), "staging".into()]
+        );
+        assert_eq!(said.opaque_ports, [443..=443, 9092..=9094]);
+        for bad in ["x", "0", "65536", "2-1", "1-", "-1"] {
+            let error = settings(&["--opaque-ports", bad]).err();
+            assert!(error.is_some(), "{bad}");
+        }
+    }
+}

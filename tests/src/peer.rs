@@ -1,0 +1,176 @@
+//! One end of a connection, in the hands of a test that plays both ends itself, step by step: what is
+//! expected must be what comes next, byte for byte.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::panic::Location;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::server;
+
+/// A connection whose other end is looked at as closely as its bytes.
+#[derive(Debug)]
+pub struct Peer(TcpStream);
+
+impl Peer {
+    /// Holds a connection that has the deadlines of a test.
+    pub fn new(stream: TcpStream) -> Self {
+        Self(stream)
+    }
+
+    /// The next connection of a listener.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    #[track_caller]
+    pub fn accept(listener: &TcpListener) -> Result<Self> {
+        let at = Location::caller();
+        let (stream, _) = server::accept(listener).with_context(|| format!("accepting, at {at}"))?;
+        Ok(Self(stream))
+    }
+
+    /// The connection.
+    pub fn stream(&self) -> &TcpStream {
+        &self.0
+    }
+
+    /// Sends bytes as they are.
+    ///
+    /// # Panics
+    /// When they cannot be sent.
+    #[track_caller]
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        if let Err(error) = self.0.write_all(bytes.as_ref()) {
+            panic!("cannot send: {error}");
+        }
+    }
+
+    /// Takes exactly these bytes.
+    ///
+    /// # Panics
+    /// When others come, or none in time.
+    #[track_caller]
+    pub fn expect(&mut self, bytes: impl AsRef<[u8]>) {
+        let expected = bytes.as_ref();
+        let mut got = vec![0; expected.len()];
+        let mut filled = 0;
+        // Stops at the first difference: what follows may never come.
+        while filled < expected.len() && got[..filled] == expected[..filled] {
+            match self.0.read(&mut got[filled..]) {
+                Ok(count @ 1..) => filled += count,
+                end => panic!("{} ended with {end:?} instead of {}", shown(&got[..filled]), shown(expected)),
+            }
+        }
+        assert!(got == expected, "got {} instead of {}", shown(&got[..filled]), shown(expected));
+    }
+
+    /// Takes a message head up to its blank line.
+    ///
+    /// # Panics
+    /// When none comes.
+    #[track_caller]
+    pub fn head(&mut self) -> String {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            match self.0.read(&mut byte) {
+                Ok(1) => head.push(byte[0]),
+                end => panic!("a head ended with {end:?} after {}", shown(&head)),
+            }
+        }
+        String::from_utf8_lossy(&head).into_owned()
+    }
+
+    /// Takes the clean end of the stream, with nothing before it.
+    ///
+    /// # Panics
+    /// When anything else comes.
+    #[track_caller]
+    pub fn expect_end(&mut self) {
+        let rest = self.rest();
+        assert!(matches!(&rest, Ok(bytes) if bytes.is_empty()), "no clean end: {rest:?}");
+    }
+
+    /// Takes a reset, with nothing before it.
+    ///
+    /// # Panics
+    /// When anything else comes.
+    #[track_caller]
+    pub fn expect_reset(&mut self) {
+        let rest = self.rest();
+        assert_eq!(rest, Err((String::new(), ErrorKind::ConnectionReset)), "no reset");
+    }
+
+    /// Takes an end of any kind, with nothing before it: that of a connection closed with bytes unread is a reset.
+    ///
+    /// # Panics
+    /// When anything else comes.
+    #[track_caller]
+    pub fn expect_gone(&mut self) {
+        let rest = self.rest();
+        let empty = |bytes: &str| bytes.is_empty();
+        let gone = match &rest {
+            Ok(bytes) => empty(bytes),
+            Err((bytes, error)) => empty(bytes) && *error == ErrorKind::ConnectionReset,
+        };
+        assert!(gone, "not gone: {rest:?}");
+    }
+
+    /// Takes no byte and no end for so long.
+    ///
+    /// # Panics
+    /// When something comes.
+    #[track_caller]
+    pub fn expect_silence(&mut self, time: Duration) {
+        let before = self.0.read_timeout().unwrap_or_default();
+        let came = self.0.set_read_timeout(Some(time)).and_then(|()| self.0.read(&mut [0]));
+        let silent = came.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        assert!(silent, "no silence: {came:?}");
+        let restored = self.0.set_read_timeout(before);
+        assert!(restored.is_ok(), "{restored:?}");
+    }
+
+    /// Whether bytes or an end have come that were not taken yet.
+    pub fn has_something(&mut self) -> bool {
+        let looked = self.0.set_nonblocking(true).and_then(|()| self.0.peek(&mut [0]));
+        let restored = self.0.set_nonblocking(false);
+        restored.is_ok() && !matches!(looked, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+
+    /// All that comes up to the end of the stream, and the error that ended it.
+    pub fn rest(&mut self) -> Result<String, (String, ErrorKind)> {
+        let mut bytes = Vec::new();
+        let end = self.0.read_to_end(&mut bytes);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        end.map(|_| text.clone()).map_err(|error| (text, error.kind()))
+    }
+
+    /// Sends FIN.
+    ///
+    /// # Panics
+    /// When the connection is gone.
+    #[track_caller]
+    pub fn finish(&self) {
+        let finished = self.0.shutdown(Shutdown::Write);
+        assert!(finished.is_ok(), "{finished:?}");
+    }
+
+    /// Closes with a reset.
+    ///
+    /// # Panics
+    /// When the connection refuses the option.
+    #[track_caller]
+    pub fn reset(self) {
+        let lingering = socket2::SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
+        assert!(lingering.is_ok(), "{lingering:?}");
+    }
+}
+
+/// The beginning of some bytes, as text.
+fn shown(bytes: &[u8]) -> String {
+    let rest = bytes.len().saturating_sub(1000);
+    let more = if rest > 0 { format!(" and {rest} bytes more") } else { String::new() };
+    format!("\"{}\"{more}", bytes[..bytes.len() - rest].escape_ascii())
+}

@@ -1,0 +1,73 @@
+//! A town whose servers are the test's own: it accepts their connections, and plays every end itself.
+
+use std::net::TcpListener;
+
+use anyhow::{Result, bail};
+
+use crate::agent::Agent;
+use crate::fixture::{Fixture, PORT};
+use crate::lab::{self, Family};
+use crate::peer::Peer;
+
+/// The town of [`Fixture`] with an agent, where the test listens for `staging/web` and `alice/web`.
+#[derive(Debug)]
+pub struct Stage {
+    /// The agent.
+    pub agent: Agent,
+    /// Connections to the original destination: one comes with each client.
+    pub shared: TcpListener,
+    /// Connections to alice's service: one comes when a request is hers.
+    pub alices: TcpListener,
+    /// The town.
+    pub town: Fixture,
+}
+
+impl Stage {
+    /// Sets it up.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part, or the agent does not become ready.
+    pub fn new() -> Result<Self> {
+        let town = Fixture::new()?;
+        let shared = town.server().listen(PORT)?;
+        let alices = town.lab.pod("alice/web").listen(PORT)?;
+        Ok(Self { agent: town.agent()?, shared, alices, town })
+    }
+
+    /// A client, and the connection to the original destination that is opened with it.
+    ///
+    /// # Errors
+    /// When one of them does not come about.
+    pub fn connect(&self) -> Result<(Peer, Peer)> {
+        let client = Peer::new(self.town.client().connect(self.town.address(Family::V4))?);
+        Ok((client, Peer::accept(&self.shared)?))
+    }
+
+    /// The next connection to alice.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub fn alice(&self) -> Result<Peer> {
+        Peer::accept(&self.alices)
+    }
+
+    /// A connection to alice that is there already.
+    pub fn try_alice(&self) -> Option<Peer> {
+        self.alices.set_nonblocking(true).ok()?;
+        let (stream, _) = self.alices.accept().ok()?;
+        stream.set_nonblocking(false).ok()?;
+        lab::patient(stream).ok().map(Peer::new)
+    }
+
+    /// Fails when somebody has connected to alice who was not accepted yet. To be asked when all that could
+    /// lead there is over.
+    ///
+    /// # Errors
+    /// Naming who it is.
+    pub fn expect_no_alice(&self) -> Result<()> {
+        match self.try_alice() {
+            None => Ok(()),
+            Some(peer) => bail!("nobody is to reach alice, and {:?} did", peer.stream().peer_addr()),
+        }
+    }
+}

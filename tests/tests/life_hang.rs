@@ -1,0 +1,152 @@
+//! correctness.md, Life: an agent that hangs, and two agents at once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use divert_tests::agent::{Agent, Options};
+use divert_tests::fixture::{ALICE, BOB, Fixture, PORT};
+use divert_tests::http::Http;
+use divert_tests::lab::{FAMILIES, Family};
+use divert_tests::manifest::{self, Manifests};
+use divert_tests::script::is_captured;
+use divert_tests::wait;
+
+fn captured(town: &Fixture, connection: &Http) -> Result<bool> {
+    is_captured(connection.stream(), &town.client())?.context("the connection is in no table of sockets")
+}
+
+/// Who answers a request with this key on a new connection.
+fn asked(town: &Fixture, family: Family, key: &[(&str, &str)]) -> Result<Option<String>> {
+    Ok(town.connect_by(family)?.get("/", key)?.served_by())
+}
+
+#[test]
+fn a_stopped_agent_is_passed_by_within_two_seconds_and_taken_up_again() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let agent = town.agent()?;
+    let mut before = town.connect()?;
+    assert_eq!(before.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+
+    agent.pause()?;
+    let paused = Instant::now();
+    // Each of these would wait for the agent.
+    let mut waiting = Vec::new();
+    let direct = wait::some_within(wait::PATIENCE, "new connections to go direct", || {
+        let connection = town.connect().ok()?;
+        if captured(&town, &connection).ok()? {
+            waiting.push(connection);
+            return None;
+        }
+        Some(connection)
+    });
+    let took = paused.elapsed();
+    let mut direct = direct?;
+    assert_eq!(direct.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+    // The age of a heartbeat at which it counts as stale; the rest is the pace of this loop.
+    assert!(took < Duration::from_millis(2_300), "{took:?}");
+    assert!(!waiting.is_empty(), "one heartbeat is not enough to be late");
+    // The plan changes while the agent cannot hear of it.
+    town.divert("bob")?;
+
+    agent.resume()?;
+    for connection in waiting.iter_mut().chain([&mut before]) {
+        assert_eq!(connection.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+    }
+    wait::until("bob's divert to be in effect", || {
+        asked(&town, Family::V4, &[BOB]).is_ok_and(|by| by.as_deref() == Some("bob/web"))
+    })?;
+    assert_eq!(waiting[0].get("/", &[BOB])?.served_by().as_deref(), Some("bob/web"));
+    assert_eq!(
+        direct.get("/", &[BOB])?.served_by().as_deref(),
+        Some("staging/web"),
+        "it was made in the gap"
+    );
+    Ok(())
+}
+
+/// A second folder of manifests that says the same of `web`, but captures another service besides, by
+/// an address that sorts first, so that the same label means another destination.
+fn other_labels(town: &Fixture) -> Result<Manifests> {
+    let other = Manifests::new(&town.lab.folder().join("others"))?;
+    let ips = town.lab.cluster_ips(&town.lab.pod("bob/web"))?;
+    let mut objects = town.objects(&[PORT.into()]);
+    for namespace in ["staging", "alice"] {
+        objects.push(manifest::service(
+            namespace,
+            "aaa",
+            ips,
+            &[PORT.into(), 8081.into()].map(|port: manifest::Port| {
+                let name = format!("p{}", port.port);
+                port.named(&name)
+            }),
+        ));
+    }
+    objects.push(manifest::divert("alice", "staging"));
+    other.put("town", &objects)?;
+    Ok(other)
+}
+
+#[test]
+fn of_two_agents_the_first_serves_and_the_second_takes_over() -> Result<()> {
+    for killed in [false, true] {
+        let town = Fixture::new()?;
+        let _servers = town.servers()?;
+        let others = other_labels(&town)?;
+        let mut first = town.agent()?;
+        let mut on_first = town.connect()?;
+        assert_eq!(on_first.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+
+        let options = Options { admin_port: 9465, ..Options::default() };
+        let mut second = Agent::start(&town.lab, &others, &options)?;
+        for family in FAMILIES {
+            assert_eq!(asked(&town, family, &[ALICE])?.as_deref(), Some("alice/web"));
+            assert_eq!(asked(&town, family, &[])?.as_deref(), Some("staging/web"));
+        }
+        assert_eq!(second.metric("divert_connections_accepted_total")?, 0.0, "the first serves");
+        assert_eq!(first.metric("divert_connections_accepted_total")?, 5.0);
+
+        if killed {
+            first.kill();
+        } else {
+            first.terminate()?;
+        }
+        for family in FAMILIES {
+            let mut connection = town.connect_by(family)?;
+            assert!(captured(&town, &connection)?, "there is no gap: {family:?}, killed: {killed}");
+            assert_eq!(connection.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+            assert_eq!(connection.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+            assert_eq!(connection.stream().peer_addr()?, town.address(family));
+        }
+        assert_eq!(second.metric("divert_connections_accepted_total")?, 2.0);
+        assert_eq!(second.metric("divert_connections_reset_total")?, 0.0);
+        second.terminate()?;
+        if !killed {
+            first.assert_nothing_left()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_comes_after_an_end_does_not_take_its_predecessors_port() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let client = town.client();
+    let port = |agent: &Agent| -> Result<String> {
+        let traces = agent.traces_in(&client)?;
+        let listener = traces.iter().find_map(|it| it.strip_prefix("listener 0100007F:"));
+        Ok(listener.context("there is a listener on 127.0.0.1")?.to_owned())
+    };
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let mut agent = town.agent()?;
+        seen.push(port(&agent)?);
+        agent.kill();
+    }
+    // A label means (port, index): a SYN for the predecessor's labels may still be under way.
+    assert_ne!(seen[0], seen[1]);
+    assert_ne!(seen[1], seen[2]);
+    let mut last = town.agent()?;
+    last.terminate().map(drop)
+}
