@@ -56,25 +56,33 @@ fn the_real_controller_makes_endpoint_slices_of_a_labs_pods() -> Result<()> {
 }
 
 #[test]
-fn a_program_on_the_node_reaches_the_api_and_a_pod_does_not() -> Result<()> {
+fn programs_on_nodes_reach_the_api_and_pods_do_not() -> Result<()> {
     let server = ApiServer::shared()?;
-    // Two labs, for each is a node of its own on the same wire.
+    // Each lab is a node of its own on the same wire.
     let labs = [Lab::new(&["reach/a"])?, Lab::new(&["reach/b"])?];
-    for lab in &labs {
-        let node = server.join(lab)?;
+    let nodes = [server.join(&labs[0])?, server.join(&labs[1])?];
+    let address_seen_from = |lab: &Lab, node: &str| -> Result<(bool, String)> {
         let mut command = Command::new(kube::program()?);
         command.arg("kubectl").arg("--kubeconfig").arg(server.admin().kubeconfig());
-        command.args(["get", "node", &node.name, "-o", "jsonpath={.status.addresses[0].address}"]);
-        command.env("HOME", lab.folder());
+        command.args(["get", "node", node, "-o", "jsonpath={.status.addresses[0].address}"]);
+        command.arg("--request-timeout=1s").env("HOME", lab.folder());
         let netns = lab.node().netns();
         let place = Place { netns: Some(netns), cgroup: Some(lab.agents_cgroup()) };
         let mut kubectl = Process::spawn("kubectl", command, place)?;
         let status = kubectl.wait_exit(wait::PATIENCE)?;
-        assert!(status.success(), "{}", kubectl.output());
-        assert_eq!(kubectl.output(), node.address.to_string());
+        Ok((status.success(), kubectl.output()))
+    };
+    for (lab, node) in labs.iter().zip(&nodes) {
+        assert_eq!(address_seen_from(lab, &node.name)?, (true, node.address.to_string()));
     }
     let error = labs[0].pod("reach/a").connect(SocketAddr::from(([172, 31, 0, 1], 6443))).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::ENETUNREACH), "{error}");
+
+    server.cut(&nodes[0])?;
+    assert!(!address_seen_from(&labs[0], &nodes[0].name)?.0);
+    assert_eq!(address_seen_from(&labs[1], &nodes[0].name)?, (true, nodes[0].address.to_string()));
+    server.mend(&nodes[0])?;
+    assert_eq!(address_seen_from(&labs[0], &nodes[0].name)?, (true, nodes[0].address.to_string()));
     Ok(())
 }
 
@@ -191,39 +199,64 @@ fn objects_are_applied_directly_and_by_kubectl() -> Result<()> {
 }
 
 #[test]
-fn a_killed_api_server_comes_back_with_its_data() -> Result<()> {
-    let mut server = ApiServer::start(Options::default())?;
+fn a_server_of_the_tests_own_outlives_a_crash_and_a_hang_and_leaves_nothing() -> Result<()> {
+    let began = Instant::now();
+    let mut server = ApiServer::start(Options { controllers: true, ..Options::default() })?;
+    let started = began.elapsed();
+    let (name, pids) = (server.name(), server.pids());
+    assert_eq!((pids.len(), remains(&name, &pids).len()), (3, 6));
+    let resident = pids.iter().map(|pid| resident_kib(*pid)).sum::<Result<u64>>()? / 1024;
+    eprintln!("a control plane takes {started:?} and {resident} MiB");
+
     let config = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept", "namespace": "default"},
         "data": {"key": "value"},
     });
     let kept = server.admin().create(&config)?;
-    let tokens = server.admin().create(&json!({
-        "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "kept", "namespace": "default"},
-    }))?;
-    assert_eq!(tokens["kind"], SERVICE_ACCOUNT.kind);
-    let account = server.service_account("default", "kept")?;
+    let account = server.service_account("default", "default")?;
     server.kill();
     let error = server.admin().get(CONFIG_MAP, "default", "kept").unwrap_err();
     assert!(format!("{error:#}").contains("refused"), "{error:#}");
     let began = Instant::now();
     server.restart()?;
-    eprintln!("the API server was back after {:?}", began.elapsed());
+    eprintln!("after SIGKILL, kube-apiserver is back in {:?}", began.elapsed());
     assert_eq!(server.admin().get(CONFIG_MAP, "default", "kept")?, kept);
     // The token is good still: the account has no rights, but it is known.
     assert_eq!(Refusal::of(account.get(CONFIG_MAP, "default", "kept"))?.code, 403);
-    Ok(())
-}
+    // The controllers have found it again.
+    server.admin().create_namespace(&manifest::namespace("after-the-crash"))?;
 
-#[test]
-fn a_paused_api_server_answers_later() -> Result<()> {
-    let server = ApiServer::start(Options::default())?;
     server.pause()?;
     let address = SocketAddr::from(([172, 31, 0, 1], 6443));
     // The kernel still accepts: this is what a client sees of a server that hangs.
     server.netns().netns().enter(|| TcpStream::connect_timeout(&address, wait::PATIENCE))??;
     server.resume()?;
     server.admin().get(NAMESPACE, "", "default")?;
+
+    server.kill_controllers();
+    server.admin().create(&manifest::namespace("without-controllers"))?;
+    server.start_controllers()?;
+    let made = |account: &Value| !account.is_null();
+    server.admin().wait_for(SERVICE_ACCOUNT, "without-controllers", "default", "to be made", made)?;
+
+    let pids = [pids, server.pids()].concat();
+    drop(server);
+    assert_eq!(remains(&name, &pids), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_server_without_controllers_takes_pods_and_makes_no_endpoint_slices() -> Result<()> {
+    let server = ApiServer::start(Options::default())?;
+    assert_eq!(server.pids().len(), 2);
+    let lab = Lab::new(&["bare/web"])?;
+    let (node, web, admin) = (server.join(&lab)?, lab.pod("bare/web"), server.admin());
+    admin.create(&manifest::namespace("bare"))?;
+    admin.create(&manifest::service("bare", "web", lab.cluster_ips(&web)?, &[8080.into()]))?;
+    node.create_pod(&web)?;
+    // Tests write them themselves.
+    admin.create(&manifest::endpoint_slice("bare", "web", "v4", &[(web.v4.into(), true)], 8080))?;
+    assert_eq!(admin.list(ENDPOINT_SLICE, "bare")?.len(), 1);
     Ok(())
 }
 
@@ -240,20 +273,6 @@ fn remains(name: &str, pids: &[u32]) -> Vec<String> {
     let ours =
         |pid: &&u32| Path::new(&format!("/proc/{pid}/exe")).read_link().is_ok_and(|exe| exe == program);
     paths.chain(pids.iter().filter(ours).map(|pid| format!("process {pid}"))).collect()
-}
-
-#[test]
-fn nothing_is_left_of_a_dropped_server() -> Result<()> {
-    let began = Instant::now();
-    let server = ApiServer::start(Options { controllers: true, ..Options::default() })?;
-    eprintln!("a control plane took {:?}", began.elapsed());
-    let (name, pids) = (server.name(), server.pids());
-    let resident = pids.iter().map(|pid| resident_kib(*pid)).sum::<Result<u64>>()?;
-    eprintln!("it takes {} MiB", resident / 1024);
-    assert_eq!((pids.len(), remains(&name, &pids).len()), (3, 6));
-    drop(server);
-    assert_eq!(remains(&name, &pids), Vec::<String>::new());
-    Ok(())
 }
 
 #[test]

@@ -18,6 +18,8 @@ pub struct Node {
     pub name: String,
     /// Its address, on the wire to the API server.
     pub address: Ipv4Addr,
+    /// Of its port on the API server's bridge.
+    number: u32,
     admin: Client,
 }
 
@@ -56,7 +58,23 @@ impl ApiServer {
             "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
         });
         admin.patch_status(NODE, "", &name, &status)?;
-        Ok(Node { name, address, admin: admin.clone() })
+        Ok(Node { name, address, number, admin: admin.clone() })
+    }
+
+    /// Cuts a node off: packets are lost both ways, and nobody is told.
+    ///
+    /// # Errors
+    /// With the message of `ip`.
+    pub fn cut(&self, node: &Node) -> Result<()> {
+        self.netns().ip_batch(&format!("link set n{} down\n", node.number))
+    }
+
+    /// Ends [`Self::cut`].
+    ///
+    /// # Errors
+    /// With the message of `ip`.
+    pub fn mend(&self, node: &Node) -> Result<()> {
+        self.netns().ip_batch(&format!("link set n{} up\n", node.number))
     }
 }
 

@@ -4,7 +4,7 @@
 //! number of [`Lab`](crate::lab::Lab)s can be joined to it, each as a node of the cluster. There is no
 //! kubelet: a test that needs a Pod creates the object, for a pod of its lab, and writes the status.
 //!
-//! One start costs 3 s and 400 MB, so tests share a server where they can ([`ApiServer::shared`]), in
+//! One start costs 4 s and 650 MB with controllers (3 s and 400 MB without), so tests share a server where they can ([`ApiServer::shared`]), in
 //! namespaces of names of their own; those that kill it or ask for odd options start one.
 //!
 //! Every user has a [`Client`], which speaks to the API directly, in JSON, and by kubectl.
@@ -12,6 +12,7 @@
 mod client;
 mod kind;
 mod lab;
+mod parts;
 mod pki;
 mod program;
 mod rest;

@@ -25,5 +25,7 @@ pub fn program() -> Result<PathBuf> {
 pub(super) fn part(name: &str) -> Result<Command> {
     let mut command = Command::new(program()?);
     command.arg(name).env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
+    // A quarter more memory for a sixth less work of two cores.
+    command.env("GOGC", "400");
     Ok(command)
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,38 +18,21 @@ use serde_json::{Value, json};
 use super::client::Client;
 use super::kind::{NAMESPACE, SERVICE_ACCOUNT};
 use super::pki::{Authority, Identity, TokenKeys};
-use super::program;
 use super::rest::Rest;
+use super::{parts, program};
 use crate::cgroup::Cgroup;
 use crate::named_netns::{self, NamedNetNs};
 use crate::process::{Place, Process};
 use crate::run::{RunName, TempDir};
 use crate::wait;
 
-/// How long a start may take; it takes 3 s on two idle cores.
+/// How long a start may take; it takes 4 s when two cores are not busy.
 const START: Duration = Duration::from_secs(90);
 /// Of the wire between the API server and the nodes; the same in every cluster, none sees another's.
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
-const PORT: u16 = 6443;
+pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+pub(super) const PORT: u16 = 6443;
 /// The interface that has [`ADDRESS`].
 pub(super) const BRIDGE: &str = "nodes";
-const ETCD: &str = "http://127.0.0.1:2379";
-const ETCD_PEERS: &str = "http://127.0.0.1:2380";
-/// Beside the ranges of labs: `kubernetes.default` gets the first address, which in a lab is a pod's.
-const SERVICE_RANGES: &str = "10.95.0.0/24,fd00:d1:ffff::/64";
-
-/// What a test can depend on without a kubelet. The others would look for nodes, volumes and clouds.
-const CONTROLLERS: [&str; 8] = [
-    "clusterrole-aggregation-controller",
-    "endpointslice-controller",
-    "endpointslice-mirroring-controller",
-    "garbage-collector-controller",
-    "namespace-controller",
-    "root-ca-certificate-publisher-controller",
-    "serviceaccount-controller",
-    "service-cidr-controller",
-];
-
 /// How a control plane is started.
 #[derive(Clone, Default, Debug)]
 pub struct Options {
@@ -95,11 +77,11 @@ impl ApiServer {
         if let Some(server) = &*shared {
             return Ok(Arc::clone(server));
         }
+        let server = Arc::new(Self::start(Options { controllers: true, ..Options::default() })?);
         // SAFETY: the handler takes no argument and does not unwind.
         if unsafe { libc::atexit(end_shared) } != 0 {
             bail!("this process can register no more functions to run at its end");
         }
-        let server = Arc::new(Self::start(Options { controllers: true, ..Options::default() })?);
         Ok(Arc::clone(shared.insert(server)))
     }
 
@@ -142,8 +124,8 @@ impl ApiServer {
         let admin = user(&authority, &nobody, "admin", Some("system:masters"), "admin")?;
 
         let place = Place { netns: Some(netns.netns()), cgroup: Some(cgroup.path()) };
-        let etcd = Process::spawn("etcd", etcd(&folder.path().join("etcd"))?, place)?;
-        let command = apiserver(&authority, &identity, &token_keys, &options)?;
+        let etcd = Process::spawn("etcd", parts::etcd(&folder.path().join("etcd"))?, place)?;
+        let command = parts::apiserver(&authority, &identity, &token_keys, &options)?;
         let apiserver = Process::spawn("kube-apiserver", command, place)?;
         let mut server = Self {
             controllers: None,
@@ -217,7 +199,7 @@ impl ApiServer {
     /// When it does not become ready.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
-        let command = apiserver(&self.authority, &self.identity, &self.token_keys, &self.options)?;
+        let command = parts::apiserver(&self.authority, &self.identity, &self.token_keys, &self.options)?;
         self.apiserver = Process::spawn("kube-apiserver", command, self.place())?;
         self.wait_ready()
     }
@@ -251,7 +233,7 @@ impl ApiServer {
         self.controllers = None;
         let name = "system:kube-controller-manager";
         let user = user(&self.authority, &self.admin, name, None, "controllers")?;
-        let command = controllers(&self.authority, &user, &self.token_keys)?;
+        let command = parts::controllers(&self.authority, &user, &self.token_keys)?;
         self.controllers = Some(Process::spawn("kube-controller-manager", command, self.place())?);
         Ok(())
     }
@@ -383,58 +365,4 @@ fn tls(authority: &Authority, identity: Option<&Identity>) -> Result<Arc<ClientC
             PrivateKeyDer::from_pem_file(&identity.key)?,
         )?,
     }))
-}
-
-fn etcd(data: &Path) -> Result<Command> {
-    let mut command = program::part("etcd")?;
-    command.arg("--data-dir").arg(data).args(["--name=tests", "--log-level=warn", "--unsafe-no-fsync"]);
-    // Alone, it need not wait for the votes of others.
-    command.args(["--heartbeat-interval=10", "--election-timeout=100"]);
-    for flag in ["--listen-client-urls", "--advertise-client-urls"] {
-        command.args([flag, ETCD]);
-    }
-    for flag in ["--listen-peer-urls", "--initial-advertise-peer-urls"] {
-        command.args([flag, ETCD_PEERS]);
-    }
-    command.args(["--initial-cluster", &format!("tests={ETCD_PEERS}")]);
-    Ok(command)
-}
-
-fn apiserver(
-    authority: &Authority,
-    identity: &Identity,
-    token_keys: &TokenKeys,
-    options: &Options,
-) -> Result<Command> {
-    let mut command = program::part("kube-apiserver")?;
-    command.args(["--etcd-servers", ETCD, "--bind-address=0.0.0.0", "--authorization-mode=RBAC"]);
-    command.args(["--advertise-address", &ADDRESS.to_string(), "--secure-port", &PORT.to_string()]);
-    command.args(["--service-cluster-ip-range", SERVICE_RANGES, "--allow-privileged"]);
-    command.arg("--tls-cert-file").arg(&identity.certificate);
-    command.arg("--tls-private-key-file").arg(&identity.key);
-    command.arg("--client-ca-file").arg(authority.certificate());
-    command.arg("--service-account-issuer=https://kubernetes.default.svc");
-    command.arg("--service-account-signing-key-file").arg(&token_keys.private);
-    command.arg("--service-account-key-file").arg(&token_keys.public);
-    if !options.controllers {
-        // Nobody would make the accounts that it asks for.
-        command.arg("--disable-admission-plugins=ServiceAccount");
-    }
-    command.args(&options.arguments);
-    Ok(command)
-}
-
-fn controllers(authority: &Authority, user: &Client, token_keys: &TokenKeys) -> Result<Command> {
-    let mut command = program::part("kube-controller-manager")?;
-    for flag in ["--kubeconfig", "--authentication-kubeconfig", "--authorization-kubeconfig"] {
-        command.arg(flag).arg(&user.kubeconfig);
-    }
-    command.arg("--root-ca-file").arg(authority.certificate());
-    command.arg("--service-account-private-key-file").arg(&token_keys.private);
-    command.args(["--controllers", &CONTROLLERS.join(","), "--use-service-account-credentials"]);
-    // Alone; and not held back as beside thousands of nodes, where a namespace takes seconds.
-    command.args(["--leader-elect=false", "--kube-api-qps=400", "--kube-api-burst=800"]);
-    // Nobody asks it for anything; and the role for the look-up may not be there yet.
-    command.args(["--bind-address=127.0.0.1", "--authentication-skip-lookup"]);
-    Ok(command)
 }
