@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use divert_tests::agent::Agent;
 use divert_tests::kube::{
     ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, NAMESPACE, OKTETO_DIVERT, Options, Refusal, Town,
-    install_definition, install_oktetos_definition,
+    install_accounts, install_definition, install_oktetos_definition,
 };
 use divert_tests::{manifest, wait};
 use serde_json::{Value, json};
@@ -126,7 +126,8 @@ fn oktetos_diverts_count_from_the_moment_their_definition_is_there() -> Result<(
     let server = own_server()?;
     let town = Town::new(&server, "staging", "alice")?;
     let admin = server.admin();
-    let agent = town.agent(admin)?;
+    let [account, _] = install_accounts(&server)?;
+    let agent = town.agent(&account)?;
     install_oktetos_definition(admin)?;
     admin.create(&okteto_divert(&town))?;
     wait_served_by(&town, &agent, "alice")?;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::agent;
 use divert_tests::kube::{
     ApiServer, Client, DIVERT, EVENT, LEASE, NAMESPACE, OKTETO_DIVERT, POD, Refusal, SERVICE, Town,
+    install_accounts,
 };
 use divert_tests::lab::Lab;
 use divert_tests::process::{Place, Process};
@@ -86,8 +87,8 @@ fn a_divert_is_told_how_it_fares() -> Result<()> {
     let server = ApiServer::start(divert_tests::kube::Options { controllers: true, ..Default::default() })?;
     let admin = server.admin();
     let town = Town::new(&server, "staging", "alice")?;
-    admin.create_namespace(&manifest::namespace("divert-system"))?;
-    let _controller = controller(&town.lab, admin, "divert-system", "one")?;
+    let [_, account] = install_accounts(&server)?;
+    let _controller = controller(&town.lab, &account, "divert-system", "one")?;
 
     let divert = admin.create(&town.divert())?;
     let seen = wait_reason(admin, &divert, "Accepted", "Accepted")?;
@@ -174,7 +175,7 @@ fn names_resolve_until_somebody_else_wants_them() -> Result<()> {
     let server = ApiServer::start(divert_tests::kube::Options { controllers: true, ..Default::default() })?;
     let admin = server.admin();
     let town = Town::new(&server, "staging", "alice")?;
-    admin.create_namespace(&manifest::namespace("divert-system"))?;
+    let [_, account] = install_accounts(&server)?;
     let names = ["client-side", "server-side", "helm", "deleted", "stays", "kubernetes"];
     for name in names {
         admin.create(&json!({
@@ -188,7 +189,7 @@ fn names_resolve_until_somebody_else_wants_them() -> Result<()> {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "alias", "namespace": "staging"},
         "spec": {"type": "ExternalName", "externalName": "db.example.com"},
     }))?;
-    let _controller = controller(&town.lab, admin, "divert-system", "one")?;
+    let _controller = controller(&town.lab, &account, "divert-system", "one")?;
     let divert = admin.create(&town.divert())?;
     wait_reason(admin, &divert, "Names", "Resolve")?;
 

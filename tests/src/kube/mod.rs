@@ -24,7 +24,7 @@ pub use kind::Kind;
 pub use lab::Node;
 pub use program::program;
 pub use server::{ApiServer, Options};
-pub use town::{PORT, Town, install_definition, install_oktetos_definition};
+pub use town::{PORT, Town, install_accounts, install_definition, install_oktetos_definition};
 
 pub use kind::{
     CLUSTER_ROLE, CLUSTER_ROLE_BINDING, CONFIG_MAP, CUSTOM_RESOURCE_DEFINITION, DIVERT, ENDPOINT_SLICE,

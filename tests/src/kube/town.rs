@@ -143,6 +143,24 @@ pub fn install_definition(admin: &Client) -> Result<()> {
     Ok(())
 }
 
+/// The agents and the controller with no more rights than they are installed with: makes `divert-system`
+/// with their ServiceAccounts.
+///
+/// # Errors
+/// When the API server refuses it.
+pub fn install_accounts(server: &ApiServer) -> Result<[Client; 2]> {
+    const RIGHTS: &str = include_str!("../../../deploy/rbac.yaml");
+    let admin = server.admin();
+    admin.create_namespace(&manifest::namespace("divert-system"))?;
+    admin.kubectl(&["apply", "--server-side", "-f", "-"], RIGHTS)?;
+    for name in ["divert-agent", "divert-controller"] {
+        let metadata = json!({"name": name, "namespace": "divert-system"});
+        admin.create(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}))?;
+    }
+    let account = |name| server.service_account("divert-system", name);
+    Ok([account("divert-agent")?, account("divert-controller")?])
+}
+
 /// Installs a definition of okteto.com/v1 Divert that allows anything.
 ///
 /// # Errors
