@@ -79,6 +79,29 @@ fn a_divert_steers_requests_until_it_is_deleted() -> Result<()> {
 }
 
 #[test]
+fn a_new_divert_takes_effect_within_a_second() -> Result<()> {
+    const TRIES: usize = 100;
+    let server = ApiServer::shared()?;
+    let town = Town::new(&server, "prompt-staging", "prompt-alice")?;
+    let admin = server.admin();
+    let agent = town.agent(admin)?;
+    let mut times = Vec::new();
+    for _ in 0..TRIES {
+        let began = Instant::now();
+        admin.create(&town.divert())?;
+        wait_served_by(&town, &agent, "prompt-alice")?;
+        times.push(began.elapsed());
+        admin.delete(DIVERT, "prompt-alice", "prompt-staging")?;
+        wait_served_by(&town, &agent, "prompt-staging")?;
+    }
+    times.sort();
+    let (p50, p99) = (times[TRIES / 2], times[TRIES - 2]);
+    eprintln!("from creating a Divert to the first steered request: p50 {p50:?}, p99 {p99:?}");
+    assert!(p99 <= Duration::from_secs(1), "p99 {p99:?}");
+    Ok(())
+}
+
+#[test]
 fn the_definition_refuses_what_cannot_be_meant() -> Result<()> {
     let server = ApiServer::shared()?;
     let admin = server.admin();
