@@ -230,13 +230,16 @@ fn a_pod_that_takes_anothers_address_does_not_get_its_place() -> Result<()> {
     thief.named_netns().ip_batch(&format!("addr add {}/32 dev lo\n", client.v4))?;
     let agent = town.agent(admin)?;
     wait_served_by(&town, &agent, "thief-alice")?;
-    let ready = agent.get("/readyz")?.text();
-    assert!(ready.starts_with("ready: 4 pods served") && !ready.contains("left direct"), "{ready}");
+    wait::until("each pod to be served in its own namespace", || {
+        let ready = agent.get("/readyz").map(|it| it.text()).unwrap_or_default();
+        ready.starts_with("ready: 4 pods served") && !ready.contains("left direct")
+    })?;
 
     // A pod whose processes have ended is nobody's any more, though its namespace is still mounted.
     town.sandboxes.clear();
-    wait::until("the pods to be left alone", || {
-        agent.get("/readyz").is_ok_and(|it| it.text().contains("no process of the pod's cgroup is in it"))
+    wait::until("every pod to be left alone", || {
+        let ready = agent.get("/readyz").map(|it| it.text()).unwrap_or_default();
+        ready.starts_with("ready: 0 pods served") && ready.contains("no process of the pod's cgroup is in it")
     })?;
     assert_eq!(town.asks(true)?, "thief-staging/web");
     Ok(())

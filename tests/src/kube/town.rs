@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::client::Client;
-use super::kind::{CUSTOM_RESOURCE_DEFINITION, ENDPOINT_SLICE};
+use super::kind::{CUSTOM_RESOURCE_DEFINITION, ENDPOINT_SLICE, SERVICE};
 use super::lab::Node;
 use super::server::ApiServer;
 use crate::agent::{Agent, Options};
@@ -38,6 +38,17 @@ pub struct Town {
     pub servers: Vec<Echo>,
     /// The network.
     pub lab: Lab,
+    admin: Client,
+}
+
+impl Drop for Town {
+    fn drop(&mut self) {
+        // The next lab may get this one's range of addresses, and the server may be shared. One that is gone
+        // has no Services.
+        for namespace in [&self.shared, &self.developer] {
+            let _ = self.admin.delete(SERVICE, namespace, "web");
+        }
+    }
 }
 
 impl Town {
@@ -80,7 +91,7 @@ impl Town {
         }
         let servers = vec![Echo::start(&web, PORT)?, Echo::start(&own, PORT)?];
         let (shared, developer) = (shared.to_owned(), developer.to_owned());
-        Ok(Self { shared, developer, web: ips, node, sandboxes, servers, lab })
+        Ok(Self { shared, developer, web: ips, node, sandboxes, servers, lab, admin: admin.clone() })
     }
 
     /// Starts an agent as `user` and waits until it is ready.
