@@ -123,7 +123,8 @@ fn a_divert_is_told_how_it_fares() -> Result<()> {
     for (name, spec, reason) in [
         ("own", json!({"sharedNamespace": "alice"}), "SharedNamespaceIsOwn"),
         ("nowhere", json!({"sharedNamespace": "nowhere"}), "SharedNamespaceNotFound"),
-        ("later", json!({"sharedNamespace": "staging", "inject": "None"}), "Conflicts"),
+        // Of the same second, the later by name.
+        ("zz-later", json!({"sharedNamespace": "staging", "inject": "None"}), "Conflicts"),
     ] {
         let other = admin.create(&json!({
             "apiVersion": DIVERT.api_version, "kind": "Divert",
@@ -274,7 +275,7 @@ fn another_takes_over_from_a_controller_that_died_and_at_once_from_one_that_ende
     let second = controller(&lab, admin, "leaders", "second")?;
     second.wait_for_output("controlling the cluster")?;
     first.kill();
-    holder("second")?;
+    holder("second").with_context(|| second.output())?;
     let third = controller(&lab, admin, "leaders", "third")?;
     third.wait_for_output("controlling the cluster")?;
     let lease = admin.get(LEASE, "leaders", "divert-controller")?;

@@ -95,9 +95,11 @@ impl ApiServer {
         let folder = TempDir::new(&name.to_string())?;
         let cgroup = Cgroup::new(&name.to_string())?;
         let netns = NamedNetNs::new(&format!("{name}.kubernetes"))?;
+        // With an address of its own: else a bridge takes the lowest of its ports', and each lab that comes or
+        // goes would strand the others, whose neighbour entries still hold the former one.
         netns.ip_batch(&format!(
             "link set lo up\n\
-             link add {BRIDGE} type bridge mcast_snooping 0 forward_delay 0\n\
+             link add {BRIDGE} address 02:00:00:00:00:01 type bridge mcast_snooping 0 forward_delay 0\n\
              link set {BRIDGE} addrgenmode none\n\
              addr add {ADDRESS}/16 dev {BRIDGE}\n\
              link set {BRIDGE} up\n"
