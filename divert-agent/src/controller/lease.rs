@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, PostParams};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::kubernetes::describe;
 
@@ -19,6 +19,8 @@ use crate::kubernetes::describe;
 const DURATION: Duration = Duration::from_secs(15);
 /// Who has not renewed for so long stops writing.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// A look that is not answered is given up, so that the next can go by another connection.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks, and between two renewals.
 const PACE: Duration = Duration::from_secs(2);
 
@@ -109,11 +111,12 @@ impl Elector {
         let mut seen: (Option<String>, Instant) = (None, Instant::now());
         loop {
             let began = Instant::now();
-            match self.look(&mut seen).await {
-                Ok(true) => self.leadership.set(Some(began + DEADLINE)),
-                Ok(false) => self.leadership.set(None),
+            match timeout(PATIENCE, self.look(&mut seen)).await {
+                Ok(Ok(true)) => self.leadership.set(Some(began + DEADLINE)),
+                Ok(Ok(false)) => self.leadership.set(None),
                 // What was last renewed holds until its deadline.
-                Err(error) => tracing::debug!("renewing the lease {}: {}", self.name, describe(&error)),
+                Err(_) => tracing::debug!("renewing the lease {}: no answer", self.name),
+                Ok(Err(error)) => tracing::debug!("renewing the lease {}: {}", self.name, describe(&error)),
             }
             let held = self.leadership.is_held();
             self.changed.send_if_modified(|before| {
