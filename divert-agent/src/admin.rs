@@ -61,7 +61,7 @@ fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes
     }
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
-        "/readyz" => ready(&sources.apply.borrow()),
+        "/readyz" => ready(&sources.apply.borrow(), &sources.control.troubles.load()),
         "/metrics" => match metrics::render(sources) {
             Ok(metrics) => {
                 let mut response = text(StatusCode::OK, metrics);
@@ -74,8 +74,9 @@ fn answer(request: &Request<Incoming>, sources: &Sources) -> Response<Full<Bytes
     }
 }
 
-/// 200 once every pod that can be found is served. The body says which are not, and why.
-fn ready(status: &Status) -> Response<Full<Bytes>> {
+/// 200 once every pod that can be found is served. The body says which are not, and why; and what keeps the
+/// agent from following its source, which it goes on serving without.
+fn ready(status: &Status, troubles: &[String]) -> Response<Full<Bytes>> {
     let mut body = format!(
         "{}: {} pods served, {} destinations captured\n",
         if status.ready { "ready" } else { "not ready" },
@@ -84,6 +85,9 @@ fn ready(status: &Status) -> Response<Full<Bytes>> {
     );
     for (pod, why) in &status.direct {
         body.push_str(&format!("{pod} is left direct: {why}\n"));
+    }
+    for trouble in troubles {
+        body.push_str(&format!("{trouble}\n"));
     }
     text(if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }

@@ -7,6 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use divert_common::label;
 
 use crate::compile::SettingsArgs;
+use crate::controller::ControllerArgs;
+use crate::okteto::{DownArgs, UpArgs};
 use crate::plan_view::PlanArgs;
 
 /// Steers requests between namespaces by the baggage they carry.
@@ -25,14 +27,26 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Print what a folder of manifests comes to, without touching the kernel.
     Plan(PlanArgs),
+    /// Print the custom resource definition of Divert, for `kubectl apply -f -`.
+    Crd,
+    /// Write status, events and names for Diverts of a cluster; one for all nodes.
+    Controller(ControllerArgs),
+    /// Divert the services of the current namespace, as the section deploy.divert of an okteto.yaml says.
+    Up(UpArgs),
+    /// Undo `up`.
+    Down(DownArgs),
 }
 
 /// Options of `divert-agent run`.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// Folder of Kubernetes manifests: Namespaces, Services, EndpointSlices, Pods, Diverts. Watched.
+    /// Folder of Kubernetes manifests: Namespaces, Services, EndpointSlices, Pods, Diverts. Watched. Without
+    /// it, the agent follows the cluster: of KUBECONFIG, ~/.kube/config, or the pod that it runs in.
     #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    pub manifests: Option<PathBuf>,
+    /// Name of the node whose pods are served; in a cluster only.
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub node_name: Option<String>,
     /// cgroup to attach to: sockets made in it or below are seen. Default: the lowest one that holds all
     /// pods of the kubelet, else the root of cgroup2.
     #[arg(long, value_name = "PATH")]

@@ -1,5 +1,5 @@
-//! Drives the control plane: manifests → world → compile → plan. What comes out is a channel of steps for
-//! apply, and two readings for people: what is wrong with the manifests, and the state of each Divert.
+//! Drives the control plane: manifests or a cluster → world → compile → plan. What comes out is a channel of
+//! steps for apply, and readings for people: what is wrong with the source, and the state of each Divert.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use crate::compile::{DivertStatus, HostReason, HostRow, IngressStatus, Planner, Settings};
+use crate::compile::{DivertStatus, EndpointTrust, HostReason, HostRow, IngressStatus, Planner, Settings};
+use crate::kubernetes::{self, Cluster, FollowError};
 use crate::manifests::{self, ManifestsError, Refresh, Report, Severity, Watch};
 use crate::plan::PlanChange;
 
@@ -19,7 +20,17 @@ pub struct Control {
     pub changes: UnboundedReceiver<PlanChange>,
     /// What people may ask for.
     pub state: Arc<State>,
-    watch: Watch,
+    watch: Watching,
+}
+
+/// The source that is watched, until this is dropped.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Watching {
+    /// A folder.
+    Manifests(Watch),
+    /// An API server.
+    Cluster(kubernetes::Following),
 }
 
 /// What people may ask for: for /readyz and the like.
@@ -27,7 +38,9 @@ pub struct Control {
 pub struct State {
     /// What is wrong with the manifests now.
     pub report: ArcSwap<Report>,
-    /// Conditions and services of each Divert now.
+    /// What keeps a cluster from being followed now, in sentences. Empty with manifests.
+    pub troubles: ArcSwap<Vec<String>>,
+    /// Conditions and services of each Divert now. Of manifests only: a cluster's controller tells.
     pub diverts: ArcSwap<Vec<DivertStatus>>,
     /// Ingresses with the annotation of okteto now.
     pub ingresses: ArcSwap<Vec<IngressStatus>>,
@@ -35,8 +48,8 @@ pub struct State {
 
 impl Control {
     /// Parts for users who take the steps in one place and ask for the state in another. The control plane
-    /// runs until [`Watch`] is dropped.
-    pub fn split(self) -> (UnboundedReceiver<PlanChange>, Arc<State>, Watch) {
+    /// runs until [`Watching`] is dropped.
+    pub fn split(self) -> (UnboundedReceiver<PlanChange>, Arc<State>, Watching) {
         (self.changes, self.state, self.watch)
     }
 }
@@ -50,7 +63,19 @@ pub fn start(dir: &Path, settings: Settings) -> Result<Control, ManifestsError> 
     let state = Arc::new(State::default());
     let mut driver = Driver { planner: Planner::new(settings), sender, state: state.clone(), started: false };
     let watch = manifests::watch(dir, move |refresh, report| driver.take(refresh, report))?;
-    Ok(Control { changes, state, watch })
+    Ok(Control { changes, state, watch: Watching::Manifests(watch) })
+}
+
+/// Follows a cluster for the pods of one node. The first step comes once everything has been listed.
+///
+/// # Errors
+/// When following cannot begin. That the API server is away is no error: it is waited for.
+pub fn start_cluster(cluster: Cluster, node: String, settings: Settings) -> Result<Control, FollowError> {
+    let (sender, changes) = unbounded_channel();
+    let state = Arc::new(State::default());
+    let settings = Settings { endpoint_trust: EndpointTrust::PodsOfController, ..settings };
+    let following = kubernetes::follow(cluster, node, settings, sender, state.clone())?;
+    Ok(Control { changes, state, watch: Watching::Cluster(following) })
 }
 
 struct Driver {

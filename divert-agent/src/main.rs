@@ -5,12 +5,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use divert_agent::cli::{Cli, Command};
-use divert_agent::{plan_view, run};
+use divert_agent::{controller, crd, okteto, plan_view, run};
 use tracing_subscriber::EnvFilter;
+
+/// kube logs each request that fails; what it means for us is logged once by who made it.
+const DEFAULT_LOG: &str = "info,kube_client=off";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env("DIVERT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("DIVERT_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -18,6 +21,10 @@ fn main() -> ExitCode {
         .init();
     let done = match cli.command {
         Command::Run(args) => run::run(*args).map_err(anyhow::Error::from),
+        Command::Crd => crd::yaml().map(|yaml| print!("{yaml}")).map_err(anyhow::Error::from),
+        Command::Controller(args) => controller::run(args).map_err(anyhow::Error::from),
+        Command::Up(args) => okteto::up(args).map_err(anyhow::Error::from),
+        Command::Down(args) => okteto::down(args).map_err(anyhow::Error::from),
         Command::Plan(args) => plan_view::plan_command(args).map_err(anyhow::Error::from),
     };
     match done {

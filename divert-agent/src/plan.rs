@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A Service by namespace and name.
@@ -147,6 +148,9 @@ impl Plan {
 /// A pod to register.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct PodPlan {
+    /// Its UID, which names its cgroup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<Arc<str>>,
     /// All its addresses; one of each family at most is its primary, the first of that family.
     pub addresses: Vec<IpAddr>,
     /// Its own capture set; everyone's when it has none beside.
@@ -238,8 +242,8 @@ pub struct Route {
     pub backend: Backend,
 }
 
-/// `spec.onUnavailable`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// What happens to requests with the key while the developer's service cannot take them. Without it, Fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub enum OnUnavailable {
     /// Answer 503.
     #[default]

@@ -21,10 +21,11 @@ use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::ports::DEFAULT_PORTS;
 use crate::kernel::{cgroup, preflight};
+use crate::kubernetes::Cluster;
 use crate::metrics::Sources;
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
-use crate::{admin, control, manifests};
+use crate::{admin, control, kubernetes, manifests};
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,18 @@ pub enum RunError {
     /// The manifests cannot be read at all.
     #[error(transparent)]
     Manifests(#[from] manifests::ManifestsError),
+    /// There is no cluster to follow.
+    #[error(transparent)]
+    Connect(#[from] kubernetes::ConnectError),
+    /// The cluster cannot be followed.
+    #[error(transparent)]
+    Follow(#[from] kubernetes::FollowError),
+    /// It is not said whose pods are to be served.
+    #[error(
+        "the node is not known: name it with --node-name, or set NODE_NAME from spec.nodeName of the agent's \
+         pod (fieldRef)"
+    )]
+    NoNode,
     /// The kernel refuses the hooks.
     #[error(transparent)]
     Hooks(#[from] HookError),
@@ -96,6 +109,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let ranges = label_ranges(&args)?;
     let names =
         KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
+    let source = Source::choose(args.manifests, args.node_name).await?;
     preflight::check()?;
     preflight::raise_open_files()?;
     let root = cgroup::mount(args.cgroup_root.as_deref())?;
@@ -134,11 +148,19 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let settings = apply::Settings {
         ranges,
         ports: if args.listener_ports.is_empty() { DEFAULT_PORTS.to_vec() } else { args.listener_ports },
+        // With manifests, processes need not be in cgroups of pods.
+        pod_cgroups: matches!(source, Source::Cluster { .. }).then(|| root.clone()),
         netns_folders: NETNS_FOLDERS.iter().map(PathBuf::from).chain(args.netns_dir).collect(),
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;
-    let control = control::start(&args.manifests, args.settings.into())?;
+    let control = match source {
+        Source::Manifests(folder) => control::start(&folder, args.settings.into())?,
+        Source::Cluster { cluster, node } => {
+            tracing::info!(node, "following the cluster of {}", cluster.url());
+            control::start_cluster(*cluster, node, args.settings.into())?
+        }
+    };
     let (mut changes, state, watch) = control.split();
     let sources =
         Sources { workers: counts, tallies, hooks: counters, apply: driver.status(), control: state };
@@ -170,6 +192,30 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     }
     admin.abort();
     Ok(())
+}
+
+/// Where the objects come from.
+enum Source {
+    /// From files.
+    Manifests(PathBuf),
+    /// From an API server.
+    Cluster {
+        /// Which.
+        cluster: Box<Cluster>,
+        /// Whose pods.
+        node: String,
+    },
+}
+
+impl Source {
+    async fn choose(manifests: Option<PathBuf>, node: Option<String>) -> Result<Self, RunError> {
+        if let Some(folder) = manifests {
+            return Ok(Self::Manifests(folder));
+        }
+        let cluster = Box::new(Cluster::infer().await?);
+        let node = node.filter(|node| !node.is_empty()).ok_or(RunError::NoNode)?;
+        Ok(Self::Cluster { cluster, node })
+    }
 }
 
 fn cores() -> u32 {

@@ -51,7 +51,12 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Arc::new(Workers::start(workers as usize, &table, config).unwrap());
-    let settings = Settings { ranges, ports: PORTS.to_vec(), netns_folders: vec![folder.path().to_owned()] };
+    let settings = Settings {
+        ranges,
+        ports: PORTS.to_vec(),
+        pod_cgroups: None,
+        netns_folders: vec![folder.path().to_owned()],
+    };
     (Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers)), table, workers)
 }
 
@@ -90,7 +95,13 @@ fn name(name: &str) -> PodRef {
 }
 
 fn pod(addresses: &[IpAddr]) -> PodPlan {
-    PodPlan { addresses: addresses.to_vec(), set: CaptureSet::default(), key: None, ports: BTreeSet::new() }
+    PodPlan {
+        uid: None,
+        addresses: addresses.to_vec(),
+        set: CaptureSet::default(),
+        key: None,
+        ports: BTreeSet::new(),
+    }
 }
 
 fn pods(pods: &[(PodRef, PodPlan)]) -> PlanChange {

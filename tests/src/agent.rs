@@ -17,6 +17,7 @@ use divert_common::netns::NetNs;
 use rustix::process::Signal;
 
 use crate::http::{Http, Response};
+use crate::kube::{Client, Node};
 use crate::lab::{self, Lab, Pod};
 use crate::manifest::Manifests;
 use crate::process::{Place, Process};
@@ -79,9 +80,26 @@ impl Agent {
     /// # Errors
     /// When there is no program.
     pub fn launch(lab: &Lab, manifests: &Manifests, options: &Options) -> Result<Self> {
-        let admin = SocketAddr::from(([127, 0, 0, 1], options.admin_port));
         let mut command = Command::new(options.program.clone().map_or_else(program, Ok)?);
-        command.arg("run").arg("--manifests").arg(manifests.path()).arg("--cgroup").arg(lab.cgroup());
+        command.arg("run").arg("--manifests").arg(manifests.path());
+        Self::spawn(lab, command, options)
+    }
+
+    /// Starts an agent that follows a cluster, as one of its users, for the pods of a node, and does not wait
+    /// for it. Pods' cgroups are looked for below the lab's.
+    ///
+    /// # Errors
+    /// When there is no program.
+    pub fn launch_on(lab: &Lab, node: &Node, user: &Client, options: &Options) -> Result<Self> {
+        let mut command = Command::new(options.program.clone().map_or_else(program, Ok)?);
+        command.arg("run").env("KUBECONFIG", user.kubeconfig()).env("NODE_NAME", &node.name);
+        command.arg("--cgroup-root").arg(lab.cgroup());
+        Self::spawn(lab, command, options)
+    }
+
+    fn spawn(lab: &Lab, mut command: Command, options: &Options) -> Result<Self> {
+        let admin = SocketAddr::from(([127, 0, 0, 1], options.admin_port));
+        command.arg("--cgroup").arg(lab.cgroup());
         command.args(["--workers", &options.workers.to_string(), "--admin", &admin.to_string()]);
         command.args(["--drain", &options.drain.to_string()]).args(&options.arguments);
         command.env("RUST_BACKTRACE", "1");

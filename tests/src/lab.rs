@@ -181,6 +181,11 @@ impl Lab {
         Ok(ips)
     }
 
+    /// The ranges that [`Self::cluster_ips`] are of, in CIDR notation: IPv4, IPv6.
+    pub fn service_ranges(&self) -> (String, String) {
+        (format!("{}/24", self.net.service_v4(0)), format!("{}/64", self.net.service_v6(0)))
+    }
+
     /// The cgroup that eBPF is attached to: pods and agents are below it, as in Kubernetes.
     pub fn cgroup(&self) -> &Path {
         self.cgroup.path()

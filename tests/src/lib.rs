@@ -5,6 +5,8 @@
 //! sockets that belong to a pod ([`broker`] says how). Everything is a guard: dropped, it is gone, also
 //! when the test panics; what a killed test process leaves is swept by the next one ([`run`]).
 //!
+//! [`kube`] has a real Kubernetes API that labs can be joined to as nodes.
+//!
 //! No test sleeps to wait for something: [`wait::until`] polls with a deadline.
 
 pub mod agent;
@@ -13,6 +15,7 @@ pub mod broker;
 pub mod cgroup;
 pub mod fixture;
 pub mod http;
+pub mod kube;
 pub mod lab;
 pub mod manifest;
 pub mod named_netns;

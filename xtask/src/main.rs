@@ -1,9 +1,11 @@
-//! Tasks of this repository: `cargo xtask build | test | demo`.
+//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes`.
 
 mod build;
 mod cache;
 mod command;
 mod demo;
+mod golang;
+mod kubernetes;
 mod linker;
 mod packages;
 mod test;
@@ -25,6 +27,8 @@ enum Task {
     Test(test::Args),
     /// Shows requests taking their ways through real namespaces. As root.
     Demo(demo::Args),
+    /// Builds the Kubernetes that tests run, once; `cargo xtask test` does so, too.
+    Kubernetes,
     /// One service of the demo.
     #[command(hide = true)]
     DemoService(demo::service::Args),
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
         Task::Build(args) => build::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
+        Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
         Task::DemoService(args) => demo::service::run(&args),
     };
     match done {

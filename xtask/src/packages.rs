@@ -15,6 +15,8 @@ pub(crate) const BPF_COMPILER: &[&str] = &["rustc-web", "cargo-web", "libstd-rus
 /// What bpf-linker is built against.
 pub(crate) const BPF_LINKER: &[&str] =
     &["llvm-22-dev", "zlib1g-dev", "libzstd-dev", "libxml2-dev", "g++", "pkg-config"];
+/// A Go, to download the right one with.
+pub(crate) const GO: &[&str] = &["golang-go", "ca-certificates"];
 /// Tools that the tests use, and real programs that they drive traffic between.
 pub(crate) const TESTS: &[&str] = &[
     // To look at the kernel.

@@ -2,10 +2,11 @@
 //!
 //! Kinds of Kubernetes itself are those of `k8s-openapi`, so that files and a cluster share one model.
 
+#[expect(unreachable_pub, reason = "what kube derives for the rules is public, and nobody needs it")]
 mod divert;
 mod okteto;
 
-pub use divert::{Divert, DivertSpec, Inject, Names};
+pub use divert::{Divert, DivertSpec, DivertStatus, HostStatus, Inject, Names, ServiceStatus};
 pub use okteto::{OktetoDivert, OktetoDivertSpec};
 
 /// `apiVersion` of [`Divert`].
@@ -17,6 +18,10 @@ pub const OKTETO_API: &str = "okteto.com/v1";
 pub const SHARED: &str = "divert.dev/shared";
 /// Annotation of a shared Namespace: a label selector over the namespaces it consents to; without it, all.
 pub const ALLOWED_NAMESPACES: &str = "divert.dev/allowed-namespaces";
+/// Label of Services that the controller makes, so that names of a shared namespace resolve in a developer's.
+pub const EXTERNAL_NAME: &str = "divert.dev/external-name";
+/// Annotation by which okteto knows such a Service, and passes it over: the shared namespace.
+pub const OKTETO_NAMESPACE: &str = "divert.okteto.com/namespace";
 /// Annotation of a shared Namespace: patterns of hosts that developers may have, separated by commas, in
 /// which `{namespace}` stands for the developer's namespace.
 pub const HOSTS: &str = "divert.dev/hosts";
@@ -26,6 +31,8 @@ pub const OKTETO_HEADER: &str = "divert.okteto.com/header";
 pub const CAPTURE: &str = "divert.dev/capture";
 /// Label that the API server puts on every Namespace; its value is the name.
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
+/// Annotation of a static pod's image in the API: the UID that the node knows it by.
+pub const MIRROR_POD: &str = "kubernetes.io/config.mirror";
 /// Label of an EndpointSlice: the Service that it belongs to.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label of an EndpointSlice: who writes it.

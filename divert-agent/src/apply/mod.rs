@@ -38,6 +38,7 @@ use self::served::{Common, chain};
 pub use self::status::{Direct, Status};
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::Scanner;
+use crate::kernel::pod_cgroups::PodCgroups;
 use crate::kernel::routes::{Prefix, RouteSocket, label_range_of};
 use crate::plan::{PlanChange, PodRef};
 use crate::splice::Workers;
@@ -56,6 +57,9 @@ pub struct Settings {
     pub ranges: LabelRanges,
     /// Ports for listeners, [`crate::kernel::ports::DEFAULT_PORTS`] unless configured.
     pub ports: Vec<u16>,
+    /// The root of cgroup2, where pods' processes are looked for by the pod's UID; without it, pods are told by
+    /// address alone.
+    pub pod_cgroups: Option<PathBuf>,
     /// Folders with bind mounts of network namespaces.
     pub netns_folders: Vec<PathBuf>,
 }
@@ -131,7 +135,7 @@ impl Applier {
             hooks,
             table,
             captures: Captures::new(ranges),
-            pods: Pods::new(scanner),
+            pods: Pods::new(scanner, settings.pod_cgroups.map(PodCgroups::new)),
             overlapping: BTreeMap::new(),
             planned: false,
             clock: Clock { last: now, elapsed: Duration::ZERO },

@@ -1,6 +1,6 @@
 //! The pods that should be served, and those that are.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 
@@ -12,7 +12,8 @@ use super::served::{Common, Served};
 use super::status::{Direct, Status};
 use crate::kernel::addresses::Addresses;
 use crate::kernel::hooks::Hooks;
-use crate::kernel::netns_find::{self, Candidates, NoMatch, Scanner};
+use crate::kernel::netns_find::{self, Candidates, NoMatch, Processes, Scanner, Sought};
+use crate::kernel::pod_cgroups::{Members, PodCgroups};
 use crate::plan::{PodPlan, PodRef};
 
 /// How often in a row a scan must miss a served namespace before it counts as gone: a process that
@@ -32,6 +33,8 @@ pub(super) enum Look {
 #[derive(Debug)]
 pub(super) struct Pods {
     scanner: Scanner,
+    /// Where a pod's processes are found; without it, pods are told by address alone.
+    cgroups: Option<PodCgroups>,
     pods: BTreeMap<PodRef, Entry>,
     /// Addresses of the namespaces that exist, as last read.
     known: HashMap<NetNsId, Addresses>,
@@ -41,6 +44,8 @@ pub(super) struct Pods {
 struct Entry {
     plan: PodPlan,
     set: u32,
+    /// Whether a process of the pod has been in its namespace.
+    had_process: bool,
     state: State,
 }
 
@@ -59,8 +64,8 @@ enum State {
 }
 
 impl Pods {
-    pub(super) fn new(scanner: Scanner) -> Self {
-        Self { scanner, pods: BTreeMap::new(), known: HashMap::new() }
+    pub(super) fn new(scanner: Scanner, cgroups: Option<PodCgroups>) -> Self {
+        Self { scanner, cgroups, pods: BTreeMap::new(), known: HashMap::new() }
     }
 
     /// Folders whose changes are worth a look.
@@ -79,12 +84,14 @@ impl Pods {
     ) -> Option<u32> {
         let Some(entry) = self.pods.get_mut(&name) else {
             let state = State::Direct { why: Direct::NoMatch(NoMatch::NotFound), changed: true };
-            self.pods.insert(name, Entry { plan, set, state });
+            self.pods.insert(name, Entry { plan, set, had_process: false, state });
             return None;
         };
         let old_set = std::mem::replace(&mut entry.set, set);
         let state =
             std::mem::replace(&mut entry.state, State::Direct { why: Direct::Settling, changed: true });
+        // Another pod by the same name, as of a StatefulSet.
+        entry.had_process &= entry.plan.uid == plan.uid;
         entry.plan = plan;
         if let State::Served { served, misses } = state {
             let suits = self.known.get(&served.id()).is_some_and(|it| served.still_suits(&entry.plan, it));
@@ -124,7 +131,9 @@ impl Pods {
         let candidates = self.scanner.scan()?;
         self.count_misses(&candidates);
         self.read_addresses(look, &candidates);
-        let matches = self.matches();
+        let members = self.members()?;
+        let matches = self.matches(&candidates, &members);
+        self.note_processes(&matches, &members);
         for (name, entry) in &mut self.pods {
             let matched = matches.get(name).copied().unwrap_or(Err(NoMatch::NotFound));
             entry.close_if_wrong(name, matched, look, &self.known, hooks, common);
@@ -181,10 +190,37 @@ impl Pods {
         }
     }
 
-    fn matches(&self) -> BTreeMap<PodRef, Result<NetNsId, NoMatch>> {
-        let pods = self.pods.iter().map(|(name, entry)| (name, &entry.plan.addresses[..]));
-        let matches = netns_find::match_pods(pods, &self.known);
+    /// Namespaces of the pods' processes, where pods are told by them.
+    fn members(&self) -> io::Result<Members> {
+        let wanted: BTreeSet<&str> =
+            self.pods.values().filter_map(|entry| entry.plan.uid.as_deref()).collect();
+        self.cgroups.as_ref().map_or_else(|| Ok(Members::new()), |cgroups| cgroups.members(&wanted))
+    }
+
+    fn matches(
+        &self,
+        candidates: &Candidates,
+        members: &Members,
+    ) -> BTreeMap<PodRef, Result<NetNsId, NoMatch>> {
+        static NOWHERE: BTreeSet<NetNsId> = BTreeSet::new();
+        let pods = self.pods.iter().map(|(pod, entry)| {
+            let namespaces = entry.plan.uid.as_deref().and_then(|uid| members.get(uid)).unwrap_or(&NOWHERE);
+            let processes = Processes { namespaces, seen: entry.had_process };
+            let processes = self.cgroups.is_some().then_some(processes);
+            Sought { pod, addresses: &entry.plan.addresses, processes }
+        });
+        let matches = netns_find::match_pods(pods, &self.known, candidates);
         matches.into_iter().map(|(name, matched)| (name.clone(), matched)).collect()
+    }
+
+    /// From now on a namespace without the pod's processes is no longer its own: they have ended.
+    fn note_processes(&mut self, matches: &BTreeMap<PodRef, Result<NetNsId, NoMatch>>, members: &Members) {
+        for (name, entry) in &mut self.pods {
+            let own = entry.plan.uid.as_deref().and_then(|uid| members.get(uid));
+            if let (Some(own), Some(Ok(id))) = (own, matches.get(name)) {
+                entry.had_process |= own.contains(id);
+            }
+        }
     }
 
     /// Whether a pod is sought or a served one may be gone: worth another look soon.
@@ -192,7 +228,7 @@ impl Pods {
         self.pods.values().any(|entry| match &entry.state {
             State::Served { misses, .. } => *misses > 0,
             State::Direct { why, .. } => {
-                why.is_passing() || matches!(why, Direct::NoMatch(NoMatch::NotFound))
+                why.is_passing() || matches!(why, Direct::NoMatch(NoMatch::NotFound | NoMatch::Unconfirmed))
             }
         })
     }
@@ -294,7 +330,7 @@ impl Entry {
 /// Once for each reason: a pod that is not there yet, or no more, is nothing to worry about.
 fn log_direct(name: &PodRef, why: &Direct) {
     match why {
-        Direct::Settling | Direct::NoMatch(NoMatch::NotFound) => {
+        Direct::Settling | Direct::NoMatch(NoMatch::NotFound | NoMatch::Unconfirmed) => {
             info!(pod = %name, "not serving the pod yet: {why}");
         }
         _ => warn!(pod = %name, "the pod's connections go direct: {why}"),

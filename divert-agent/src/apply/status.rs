@@ -66,6 +66,7 @@ impl Direct {
             Self::NoMatch(NoMatch::NotFound) => "not_found",
             Self::NoMatch(NoMatch::SeveralNamespaces) => "several_namespaces",
             Self::NoMatch(NoMatch::SeveralPods) => "several_pods",
+            Self::NoMatch(NoMatch::Unconfirmed) => "unconfirmed",
             Self::Settling => "settling",
             Self::LoopbackDown => "loopback_down",
             Self::NoFreePort => "no_free_port",
@@ -87,6 +88,9 @@ impl fmt::Display for Direct {
             ),
             Self::NoMatch(NoMatch::SeveralPods) => f.write_str(
                 "its network namespace holds another pod's address as well: give each pod an address of its own",
+            ),
+            Self::NoMatch(NoMatch::Unconfirmed) => f.write_str(
+                "a network namespace holds its address, but no process of the pod's cgroup is in it",
             ),
             Self::Settling => f.write_str("duplicate address detection of its IPv6 address is under way"),
             Self::LoopbackDown => {

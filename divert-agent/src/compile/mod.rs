@@ -25,5 +25,6 @@ mod tests;
 
 pub use hosts::{HostReason, HostRow, IngressStatus};
 pub use planner::Planner;
+pub(crate) use ports::may_be_http;
 pub use settings::{EndpointTrust, Settings, SettingsArgs};
 pub use status::{Condition, DivertStatus, RowReason, ServiceRow};

@@ -65,6 +65,25 @@ impl Planner {
         &self.plan
     }
 
+    /// The step from nothing to what is to be done now.
+    pub fn whole_plan(&self) -> PlanChange {
+        PlanChange {
+            captures: self.plan.captures.iter().map(|(it, target)| (it.clone(), target.clone())).collect(),
+            pods: self.plan.pods.iter().map(|(it, pod)| (it.clone(), pod.clone())).collect(),
+            ..PlanChange::default()
+        }
+    }
+
+    /// The pairs of namespaces that Diverts are about, judged.
+    pub fn groups(&self) -> impl Iterator<Item = (&Pair, &Group)> {
+        self.groups.iter()
+    }
+
+    /// What the operator decided.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     /// What exists now.
     pub fn world(&self) -> &World {
         &self.world

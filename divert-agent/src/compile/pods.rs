@@ -19,6 +19,7 @@ pub(super) fn compile(world: &World, pod: &Pod, set: CaptureSet) -> Option<PodPl
             .flat_map(|service| &service.ports)
             .filter_map(|port| pod.target_port(&port.target));
         PodPlan {
+            uid: pod.uid.clone(),
             addresses: pod.addresses.clone(),
             key: (!set.is_everyone()).then(|| pod.pod.namespace.clone()),
             set,

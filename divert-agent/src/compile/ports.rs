@@ -38,7 +38,7 @@ const HTTP_PREFIXES: &[&str] = &["http", "h2c", "grpc", "web", "ws"];
 
 /// Whether connections to this TCP port of a Service may carry HTTP in clear text: what its author
 /// declares decides, by appProtocol, else by name; where nothing is declared, its number.
-pub(super) fn may_be_http(settings: &Settings, port: &ServicePort) -> bool {
+pub(crate) fn may_be_http(settings: &Settings, port: &ServicePort) -> bool {
     if let Some(protocol) = &port.app_protocol {
         return HTTP_PROTOCOLS.iter().any(|http| protocol.eq_ignore_ascii_case(http));
     }

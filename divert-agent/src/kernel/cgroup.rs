@@ -126,22 +126,23 @@ fn above_quality_of_service(path: PathBuf) -> PathBuf {
     }
 }
 
-/// Whether a directory is a pod's cgroup: `pod<UID>` of the cgroupfs driver, `…-pod<UID>.slice` of systemd's,
-/// where `-` in the UID is `_`.
-fn is_pod(name: &str) -> bool {
+/// The UID of the pod whose cgroup a directory is: `pod<UID>` of the cgroupfs driver, `…-pod<UID>.slice` of
+/// systemd's, where `-` in the UID is `_`.
+pub(super) fn pod_uid(name: &str) -> Option<String> {
     let name = name.strip_suffix(".slice").unwrap_or(name);
     let uid = match name.rfind("pod") {
         // Not the `pod` of a longer word.
         Some(at) if at == 0 || name[..at].ends_with('-') => &name[at + "pod".len()..],
-        _ => return false,
+        _ => return None,
     };
     // A static pod's UID is a hash without dashes.
     let digits = uid.chars().filter(char::is_ascii_hexdigit).count();
-    digits == 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-' || c == '_')
+    let is_uid = digits == 32 && uid.chars().all(|c| c.is_ascii_hexdigit() || c == '-' || c == '_');
+    is_uid.then(|| uid.replace('_', "-"))
 }
 
 /// Pods' cgroups below `root`. What is below a pod is the pod's own affair and not looked at.
-fn pod_cgroups(root: &Path) -> io::Result<Vec<PathBuf>> {
+pub(super) fn pod_cgroups(root: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -156,7 +157,7 @@ fn pod_cgroups(root: &Path) -> io::Result<Vec<PathBuf>> {
             if !entry.file_type()?.is_dir() {
                 continue;
             }
-            if is_pod(&entry.file_name().to_string_lossy()) {
+            if pod_uid(&entry.file_name().to_string_lossy()).is_some() {
                 found.push(entry.path());
             } else {
                 folders.push(entry.path());
@@ -213,7 +214,8 @@ mod tests {
             "kubelet-kubepods-podaf5a5bb5_2c9e_4d8c_a6ab_5ff6d2b6a2d3.slice",
             "pod0123456789abcdef0123456789abcdef",
         ] {
-            assert!(is_pod(pod), "{pod}");
+            let uid = pod_uid(pod).unwrap_or_default().replace('-', "");
+            assert_eq!(uid.len(), 32, "{pod}");
         }
         for other in [
             "kubepods",
@@ -225,7 +227,7 @@ mod tests {
             "libpod-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope",
             "mypodaf5a5bb5-2c9e-4d8c-a6ab-5ff6d2b6a2d3",
         ] {
-            assert!(!is_pod(other), "{other}");
+            assert_eq!(pod_uid(other), None);
         }
     }
 

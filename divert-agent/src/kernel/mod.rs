@@ -17,6 +17,7 @@ pub mod lookup;
 mod netlink;
 pub mod netns_find;
 pub mod object;
+pub mod pod_cgroups;
 pub mod ports;
 pub mod preflight;
 pub mod routes;

@@ -100,7 +100,7 @@ impl Scanner {
     }
 }
 
-fn id_of(path: &Path) -> Option<NetNsId> {
+pub(super) fn id_of(path: &Path) -> Option<NetNsId> {
     let metadata = fs::metadata(path).ok()?;
     Some(NetNsId { device: metadata.dev(), inode: metadata.ino() })
 }
@@ -126,15 +126,42 @@ pub enum NoMatch {
     SeveralNamespaces,
     /// Another pod of the plan has it as well.
     SeveralPods,
+    /// Its address is held, but not where a process of the pod is.
+    Unconfirmed,
 }
 
-/// Tells pods' namespaces by address. Pure.
+/// A pod whose namespace is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought<'a, P> {
+    /// Which.
+    pub pod: P,
+    /// Its addresses.
+    pub addresses: &'a [IpAddr],
+    /// What is known of its processes; `None` where pods are told by address alone.
+    pub processes: Option<Processes<'a>>,
+}
+
+/// Processes of a pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Processes<'a> {
+    /// The namespaces that they are in now.
+    pub namespaces: &'a BTreeSet<NetNsId>,
+    /// Whether there has ever been one.
+    pub seen: bool,
+}
+
+/// Tells pods' namespaces. Pure.
 ///
-/// A pod has a namespace when exactly one holds any of its addresses and no other pod matches that
-/// one: to guess could give one developer's requests another's key.
-pub fn match_pods<'a, P: Copy + Ord>(
-    pods: impl IntoIterator<Item = (P, &'a [IpAddr])>,
+/// By address: a pod has a namespace when exactly one holds any of its addresses and no other pod matches
+/// that one; to guess could give one developer's requests another's key.
+///
+/// Where processes are known, a process of the pod must be in it too: a pod with NET_ADMIN or a nested
+/// cluster can hold another pod's address. Then what others hold does not matter. Before its first
+/// process, a pod may have a namespace that nobody is in: the runtime has made it and starts the pod.
+pub fn match_pods<'a, P: Copy + Ord + 'a>(
+    pods: impl IntoIterator<Item = Sought<'a, P>>,
     namespaces: &HashMap<NetNsId, Addresses>,
+    candidates: &Candidates,
 ) -> BTreeMap<P, Result<NetNsId, NoMatch>> {
     let mut holders: HashMap<IpAddr, Vec<NetNsId>> = HashMap::new();
     for (id, addresses) in namespaces {
@@ -143,29 +170,36 @@ pub fn match_pods<'a, P: Copy + Ord>(
         }
     }
     let mut matches = BTreeMap::new();
-    let mut pods_in: HashMap<NetNsId, usize> = HashMap::new();
-    for (pod, addresses) in pods {
-        let found: BTreeSet<NetNsId> =
+    let mut confirmed: HashMap<NetNsId, usize> = HashMap::new();
+    let mut claimed: HashMap<NetNsId, usize> = HashMap::new();
+    for Sought { pod, addresses, processes } in pods {
+        let held: BTreeSet<NetNsId> =
             addresses.iter().filter_map(|it| holders.get(it)).flatten().copied().collect();
+        let own: BTreeSet<NetNsId> =
+            processes.map(|it| it.namespaces & &held).filter(|own| !own.is_empty()).unwrap_or_default();
+        let is_confirmed = !own.is_empty();
+        let (found, counts) = if is_confirmed { (own, &mut confirmed) } else { (held, &mut claimed) };
         for id in &found {
-            *pods_in.entry(*id).or_default() += 1;
+            *counts.entry(*id).or_default() += 1;
         }
-        let mut found = found.into_iter();
-        let matched = match (found.next(), found.next()) {
-            (None, _) => Err(NoMatch::NotFound),
-            (Some(id), None) => Ok(id),
-            (Some(_), Some(_)) => Err(NoMatch::SeveralNamespaces),
+        let has_process = |id| candidates.get(id).is_some_and(|it| it.has_process);
+        let matched = match (found.first(), found.len(), processes) {
+            (None, ..) => Err(NoMatch::NotFound),
+            (Some(id), 1, _) if is_confirmed => Ok(*id),
+            (Some(id), 1, None) => Ok(*id),
+            (Some(id), 1, Some(it)) if !it.seen && it.namespaces.is_empty() && !has_process(id) => Ok(*id),
+            (Some(_), 1, Some(_)) => Err(NoMatch::Unconfirmed),
+            (Some(_), ..) => Err(NoMatch::SeveralNamespaces),
         };
-        matches.insert(pod, matched);
+        matches.insert(pod, (matched, is_confirmed));
     }
-    for matched in matches.values_mut() {
-        if let Ok(id) = matched
-            && pods_in.get(id).is_some_and(|pods| *pods > 1)
-        {
-            *matched = Err(NoMatch::SeveralPods);
-        }
-    }
-    matches
+    let settle = |(matched, is_confirmed): (Result<NetNsId, NoMatch>, bool)| {
+        let id = matched?;
+        let count = |counts: &HashMap<NetNsId, usize>| counts.get(&id).copied().unwrap_or_default();
+        let rivals = count(&confirmed) + if is_confirmed { 0 } else { count(&claimed) };
+        if rivals > 1 { Err(NoMatch::SeveralPods) } else { Ok(id) }
+    };
+    matches.into_iter().map(|(pod, matched)| (pod, settle(matched))).collect()
 }
 
 #[cfg(test)]
@@ -196,7 +230,70 @@ mod tests {
             .iter()
             .map(|(name, addresses)| (*name, addresses.iter().map(|it| ip(it)).collect::<Vec<_>>()))
             .collect();
-        match_pods(pods.iter().map(|(name, addresses)| (*name, &addresses[..])), &namespaces)
+        let sought = pods.iter().map(|(pod, addresses)| Sought { pod: *pod, addresses, processes: None });
+        match_pods(sought, &namespaces, &Candidates::new())
+    }
+
+    /// A pod `a` with the address 10.0.0.1, and a pod `b` with 10.0.0.2 whose processes are in namespace 9.
+    /// Namespaces by inode, with their addresses and whether a process is in them.
+    fn with_processes(
+        namespaces: &[(u64, &[&str], bool)],
+        of_a: &[u64],
+        seen: bool,
+    ) -> BTreeMap<&'static str, Result<NetNsId, NoMatch>> {
+        let addresses = namespaces
+            .iter()
+            .map(|(inode, addresses, _)| {
+                let usable = addresses.iter().map(|it| ip(it)).collect();
+                (id(*inode), Addresses { usable, ..Addresses::default() })
+            })
+            .collect();
+        let candidates = namespaces
+            .iter()
+            .map(|&(inode, _, has_process)| (id(inode), Candidate { path: PathBuf::new(), has_process }))
+            .collect();
+        let of_a = of_a.iter().map(|it| id(*it)).collect();
+        let of_b = BTreeSet::from([id(9)]);
+        let (a, b) = ([ip("10.0.0.1")], [ip("10.0.0.2")]);
+        let processes = |namespaces, seen| Some(Processes { namespaces, seen });
+        let sought = [
+            Sought { pod: "a", addresses: &a, processes: processes(&of_a, seen) },
+            Sought { pod: "b", addresses: &b, processes: processes(&of_b, true) },
+        ];
+        match_pods(sought, &addresses, &candidates)
+    }
+
+    #[test]
+    fn of_two_holders_the_one_with_the_pods_process_is_meant() {
+        let b = (9, &["10.0.0.2"][..], true);
+        let matches = with_processes(&[(1, &["10.0.0.1"], true), (2, &["10.0.0.1"], true), b], &[1], true);
+        assert_eq!(matches["a"], Ok(id(1)));
+        // b helps itself to the address of a.
+        let thief = (9, &["10.0.0.2", "10.0.0.1"][..], true);
+        let matches = with_processes(&[(1, &["10.0.0.1"], true), thief], &[1], true);
+        assert_eq!((matches["a"], matches["b"]), (Ok(id(1)), Ok(id(9))));
+        // Also when a has not begun yet.
+        let matches = with_processes(&[thief], &[], false);
+        assert_eq!((matches["a"], matches["b"]), (Err(NoMatch::Unconfirmed), Ok(id(9))));
+        let matches = with_processes(&[(1, &["10.0.0.1"], false), thief], &[], false);
+        assert_eq!((matches["a"], matches["b"]), (Err(NoMatch::SeveralNamespaces), Ok(id(9))));
+    }
+
+    #[test]
+    fn a_bind_mount_alone_counts_only_before_the_first_process() {
+        let empty = [(1, &["10.0.0.1"][..], false)];
+        assert_eq!(with_processes(&empty, &[], false)["a"], Ok(id(1)));
+        assert_eq!(with_processes(&empty, &[], true)["a"], Err(NoMatch::Unconfirmed));
+        // Its processes are elsewhere.
+        assert_eq!(with_processes(&empty, &[4], false)["a"], Err(NoMatch::Unconfirmed));
+        // Somebody else's process is in it.
+        let foreign = [(1, &["10.0.0.1"][..], true)];
+        assert_eq!(with_processes(&foreign, &[], false)["a"], Err(NoMatch::Unconfirmed));
+    }
+
+    #[test]
+    fn a_process_without_the_address_is_not_enough() {
+        assert_eq!(with_processes(&[(1, &[], true)], &[1], true)["a"], Err(NoMatch::NotFound));
     }
 
     #[test]

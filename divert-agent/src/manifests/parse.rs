@@ -133,7 +133,7 @@ impl Reader<'_> {
                 self.object::<networking::Ingress>(value, ObjectKind::Ingress, within);
             }
             (api::DIVERT_API, "Divert") => {
-                self.object::<api::Divert>(value, ObjectKind::Divert(DivertApi::Divert), within);
+                self.divert(value, within);
             }
             (api::OKTETO_API, "Divert") => {
                 self.object::<api::OktetoDivert>(value, ObjectKind::Divert(DivertApi::Okteto), within);
@@ -172,6 +172,31 @@ impl Reader<'_> {
             self.document(item, within);
             within.pop();
         }
+    }
+
+    /// As the API server would with strict validation, which the type cannot say of its top level.
+    fn divert(&mut self, mut value: Value, within: &[usize]) {
+        const FIELDS: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+        let kind = ObjectKind::Divert(DivertApi::Divert);
+        let mut fields = value.as_object().into_iter().flat_map(serde_json::Map::keys);
+        if let Some(unknown) = fields.find(|field| !FIELDS.contains(&field.as_str())).cloned() {
+            let reference = reference(kind, &value);
+            let object = Some(describe("Divert", &value));
+            let message = format!("unknown field `{unknown}`, expected one of {}", FIELDS.join(", "));
+            let steps = [Step::Key(&unknown)];
+            return self.invalid(
+                Some(kind),
+                reference,
+                object,
+                &steps,
+                Some(unknown.clone()),
+                message,
+                within,
+            );
+        }
+        // Written for people, never read.
+        value.as_object_mut().map(|fields| fields.remove("status"));
+        self.object::<api::Divert>(value, kind, within);
     }
 
     fn object<T: DeserializeOwned + Convert>(&mut self, value: Value, kind: ObjectKind, within: &[usize]) {

@@ -164,6 +164,8 @@ impl Convert for discovery::EndpointSlice {
 impl Convert for core::Pod {
     fn convert(self) -> Result<Object, ConvertError> {
         let pod = PodRef { namespace: namespace(&self.metadata)?, name: name(&self.metadata)? };
+        let mut annotations = self.metadata.annotations.unwrap_or_default();
+        let mirror = annotations.remove(api::MIRROR_POD);
         let spec = self.spec.unwrap_or_default();
         let status = self.status.unwrap_or_default();
         let addresses = match status.pod_ips {
@@ -197,6 +199,8 @@ impl Convert for core::Pod {
         let conditions = status.conditions.unwrap_or_default();
         Ok(Object::Pod(Pod {
             pod,
+            // A static pod's cgroup is named by its file's hash, not by the UID of its image in the API.
+            uid: mirror.or(self.metadata.uid).map(Arc::from),
             labels: labels(self.metadata.labels),
             addresses,
             host_network: spec.host_network.unwrap_or_default(),

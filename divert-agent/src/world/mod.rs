@@ -174,6 +174,30 @@ impl World {
             .filter_map(move |divert| contents.and_then(|contents| contents.diverts.get(divert)))
     }
 
+    /// Every object of a kind.
+    pub fn references(&self, kind: ObjectKind) -> Vec<ObjectRef> {
+        let mut found = Vec::new();
+        for (home, contents) in &self.contents {
+            let mut add = |name: &Arc<str>| {
+                let namespace = if kind == ObjectKind::Namespace { "".into() } else { home.clone() };
+                found.push(ObjectRef { kind, namespace, name: name.clone() });
+            };
+            match kind {
+                ObjectKind::Namespace => contents.namespace.iter().for_each(|it| add(&it.name)),
+                ObjectKind::Service => contents.services.keys().for_each(add),
+                ObjectKind::EndpointSlice => contents.slice_service.keys().for_each(add),
+                ObjectKind::Pod => contents.pods.keys().for_each(add),
+                ObjectKind::Ingress => contents.ingresses.keys().for_each(add),
+                ObjectKind::Divert(api) => {
+                    let of_api = contents.diverts.keys().filter(|it| it.api == api);
+                    of_api.for_each(|it| add(&it.name));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
     fn set_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
         let contents = self.contents.entry(namespace.name.clone()).or_default();
         if contents.namespace.as_ref() == Some(&namespace) {

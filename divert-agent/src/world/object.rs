@@ -287,6 +287,8 @@ pub struct Endpoint {
 pub struct Pod {
     /// Namespace and name.
     pub pod: PodRef,
+    /// metadata.uid, which names its cgroup; files mostly have none.
+    pub uid: Option<Arc<str>>,
     /// Labels.
     pub labels: Labels,
     /// All its addresses, the primary one first.

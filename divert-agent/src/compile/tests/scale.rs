@@ -107,6 +107,7 @@ fn in_a_large_cluster_a_change_touches_its_service_alone() {
 
 fn pod_of(namespace: &str) -> Pod {
     Pod {
+        uid: None,
         pod: PodRef { namespace: namespace.into(), name: "p".into() },
         labels: Labels::default(),
         addresses: vec!["10.255.0.1".parse().unwrap()],

@@ -1,0 +1,153 @@
+//! The status of a Divert, from what compile says and what it was: pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+use crate::api::{DivertStatus, HostStatus, ServiceStatus};
+use crate::compile::{self, HostReason};
+
+/// What is to be said of one aspect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Said {
+    pub(super) kind: &'static str,
+    pub(super) status: bool,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+impl From<&compile::Condition> for Said {
+    fn from(condition: &compile::Condition) -> Self {
+        let compile::Condition { kind, status, reason, message } = condition;
+        Self { kind, status: *status, reason, message: message.clone() }
+    }
+}
+
+/// The longest that the API server takes.
+const MESSAGE: usize = 32_768;
+
+/// The status to be written, and what of it is news; `None` when it is written already.
+pub(super) fn next(
+    old: &DivertStatus,
+    generation: Option<i64>,
+    said: &[Said],
+    rows: &compile::DivertStatus,
+    now: Timestamp,
+) -> Option<(DivertStatus, Vec<Said>)> {
+    let mut news = Vec::new();
+    let conditions = said.iter().map(|said| {
+        let status = if said.status { "True" } else { "False" };
+        let before = old.conditions.iter().find(|it| it.type_ == said.kind);
+        if before.is_none_or(|it| it.status != status || it.reason != said.reason) {
+            news.push(said.clone());
+        }
+        let since = before.filter(|it| it.status == status).map(|it| it.last_transition_time.clone());
+        let mut message = said.message.clone();
+        message.truncate(message.floor_char_boundary(MESSAGE));
+        Condition {
+            type_: said.kind.to_owned(),
+            status: status.to_owned(),
+            reason: said.reason.to_owned(),
+            message,
+            observed_generation: generation,
+            last_transition_time: since.unwrap_or(Time(now)),
+        }
+    });
+    let conditions = conditions.collect();
+    let services = rows.services.iter().map(|row| ServiceStatus {
+        name: row.name.to_string(),
+        ready_endpoints: u32::try_from(row.ready).unwrap_or(u32::MAX),
+        reason: format!("{:?}", row.reason),
+        message: row.message.clone(),
+    });
+    let mut hosts: Vec<HostStatus> = Vec::new();
+    for row in &rows.hosts {
+        // A list by name holds each once; who writes a host twice means it once.
+        if hosts.iter().any(|it| it.name == *row.host) {
+            continue;
+        }
+        let (name, reason) = (row.host.to_string(), host_reason(row.reason));
+        let before = old.hosts.iter().find(|it| it.name == name);
+        if row.reason != HostReason::Ready && before.is_none_or(|it| it.reason != reason) {
+            let message = row.message.clone();
+            news.push(Said { kind: "Hosts", status: false, reason, message });
+        }
+        hosts.push(HostStatus { name, reason: reason.to_owned(), message: row.message.clone() });
+    }
+    let new =
+        DivertStatus { observed_generation: generation, conditions, services: services.collect(), hosts };
+    (new != *old).then_some((new, news))
+}
+
+/// As it is written.
+pub(super) fn host_reason(reason: HostReason) -> &'static str {
+    match reason {
+        HostReason::Ready => "Ready",
+        HostReason::NotAllowed => "NotAllowed",
+        HostReason::TakenBy => "TakenBy",
+        HostReason::NoRoute => "NoRoute",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::{DivertApi, DivertRef};
+
+    fn said(status: bool, reason: &'static str) -> Vec<Said> {
+        vec![Said { kind: "Ready", status, reason, message: format!("because {reason}") }]
+    }
+
+    fn next(
+        old: &DivertStatus,
+        generation: i64,
+        said: &[Said],
+        hosts: &[(&str, HostReason)],
+        second: i64,
+    ) -> Option<(DivertStatus, Vec<Said>)> {
+        let host = |(host, reason): &(&str, HostReason)| compile::HostRow {
+            host: (*host).into(),
+            reason: *reason,
+            message: "why".into(),
+        };
+        let rows = compile::DivertStatus {
+            divert: DivertRef { api: DivertApi::Divert, namespace: "alice".into(), name: "staging".into() },
+            shared_namespace: "staging".into(),
+            conditions: Vec::new(),
+            services: Vec::new(),
+            hosts: hosts.iter().map(host).collect(),
+        };
+        super::next(old, Some(generation), said, &rows, Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn a_refused_host_is_news_once_and_a_row_once() {
+        let hosts = [("a.example", HostReason::NotAllowed), ("b.example", HostReason::Ready)];
+        let twice = [hosts[0], hosts[0], hosts[1]];
+        let (first, news) = next(&DivertStatus::default(), 1, &[], &twice, 1).unwrap();
+        assert_eq!((first.hosts.len(), news.len()), (2, 1));
+        assert_eq!((first.hosts[0].reason.as_str(), news[0].reason), ("NotAllowed", "NotAllowed"));
+        assert_eq!(next(&first, 1, &[], &hosts, 2), None);
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_turns() {
+        let at = |second| Time(Timestamp::from_second(second).unwrap());
+        let no = said(false, "NoServices");
+        let (first, news) = next(&DivertStatus::default(), 1, &no, &[], 1).unwrap();
+        assert_eq!(news, no);
+        assert_eq!(next(&first, 1, &no, &[], 2), None, "nothing new");
+
+        let (second, news) = next(&first, 2, &no, &[], 3).unwrap();
+        assert!(news.is_empty(), "another generation is no event");
+        assert_eq!(second.conditions[0].observed_generation, Some(2));
+        assert_eq!(second.conditions[0].last_transition_time, at(1));
+
+        let (third, news) = next(&second, 2, &said(false, "ServicesNotReady"), &[], 4).unwrap();
+        assert_eq!((news.len(), &third.conditions[0].last_transition_time), (1, &at(1)));
+
+        let (fourth, news) = next(&third, 2, &said(true, "Ready"), &[], 5).unwrap();
+        assert_eq!((news.len(), &fourth.conditions[0].last_transition_time), (1, &at(5)));
+        let (none, _) = next(&fourth, 2, &[], &[], 6).unwrap();
+        assert!(none.conditions.is_empty(), "what is no longer said is taken back");
+    }
+}

@@ -1,0 +1,199 @@
+//! Which of several controllers writes: the one that holds a Lease (coordination.k8s.io/v1).
+//!
+//! As in client-go, another's Lease is expired when it has not changed for its duration by our own clock; a
+//! holder stops writing some seconds before others may take it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::kubernetes::describe;
+
+/// Others may take a Lease that has not changed for so long.
+const DURATION: Duration = Duration::from_secs(15);
+/// Who has not renewed for so long stops writing.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Between two looks, and between two renewals.
+const PACE: Duration = Duration::from_secs(2);
+
+/// Whether this controller may write.
+#[derive(Clone, Debug)]
+pub(super) struct Leadership {
+    until: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Leadership {
+    /// To be asked before each write.
+    pub(super) fn is_held(&self) -> bool {
+        let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn set(&self, until: Option<Instant>) {
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+}
+
+/// Seeks the Lease and keeps it.
+pub(super) struct Elector {
+    api: Api<Lease>,
+    name: String,
+    identity: String,
+    leadership: Leadership,
+    changed: watch::Sender<bool>,
+}
+
+/// What to do about a Lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    Create,
+    Take,
+    Renew,
+    Wait,
+}
+
+fn turn(lease: Option<&Lease>, identity: &str, unchanged_for: Duration) -> Turn {
+    let Some(lease) = lease else { return Turn::Create };
+    let spec = lease.spec.clone().unwrap_or_default();
+    let duration = spec
+        .lease_duration_seconds
+        .and_then(|it| u64::try_from(it).ok())
+        .map_or(DURATION, Duration::from_secs);
+    match spec.holder_identity.as_deref().unwrap_or_default() {
+        "" => Turn::Take,
+        holder if holder == identity => Turn::Renew,
+        _ if unchanged_for >= duration => Turn::Take,
+        _ => Turn::Wait,
+    }
+}
+
+/// The Lease as it is to be, held by `identity`, or by nobody.
+fn next(lease: Option<Lease>, turn: Turn, name: &str, identity: &str) -> Lease {
+    let mut lease = lease.unwrap_or_else(|| Lease {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        spec: None,
+    });
+    let now = Some(MicroTime(Timestamp::now()));
+    let mut spec: LeaseSpec = lease.spec.take().unwrap_or_default();
+    if turn != Turn::Renew {
+        spec.acquire_time.clone_from(&now);
+        spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |count| count + 1));
+    }
+    spec.holder_identity = Some(identity.to_owned());
+    spec.lease_duration_seconds = i32::try_from(DURATION.as_secs()).ok();
+    spec.renew_time = now;
+    lease.spec = Some(spec);
+    lease
+}
+
+impl Elector {
+    pub(super) fn new(
+        api: Api<Lease>,
+        name: &str,
+        identity: String,
+    ) -> (Self, Leadership, watch::Receiver<bool>) {
+        let leadership = Leadership { until: Arc::default() };
+        let (changed, receiver) = watch::channel(false);
+        let it = Self { api, name: name.to_owned(), identity, leadership: leadership.clone(), changed };
+        (it, leadership, receiver)
+    }
+
+    /// For ever.
+    pub(super) async fn run(&self) {
+        let mut seen: (Option<String>, Instant) = (None, Instant::now());
+        loop {
+            let began = Instant::now();
+            match self.look(&mut seen).await {
+                Ok(true) => self.leadership.set(Some(began + DEADLINE)),
+                Ok(false) => self.leadership.set(None),
+                // What was last renewed holds until its deadline.
+                Err(error) => tracing::debug!("renewing the lease {}: {}", self.name, describe(&error)),
+            }
+            let held = self.leadership.is_held();
+            self.changed.send_if_modified(|before| {
+                if *before != held {
+                    tracing::info!(
+                        "{} {}",
+                        if held { "leading, as" } else { "not leading, as" },
+                        self.identity
+                    );
+                }
+                std::mem::replace(before, held) != held
+            });
+            sleep(PACE).await;
+        }
+    }
+
+    /// Lets another have the Lease at once. In vain, it waits for the Lease to expire.
+    pub(super) async fn release(&self) {
+        self.leadership.set(None);
+        let Ok(Some(mut lease)) = self.api.get_opt(&self.name).await else { return };
+        let Some(spec) = lease.spec.as_mut() else { return };
+        if spec.holder_identity.as_deref() == Some(&self.identity) {
+            spec.holder_identity = None;
+            // An error says that somebody else holds it by now, or that the API server is away.
+            let _ = self.api.replace(&self.name, &PostParams::default(), &lease).await;
+        }
+    }
+
+    /// Whether the Lease is ours afterwards.
+    async fn look(&self, seen: &mut (Option<String>, Instant)) -> kube::Result<bool> {
+        let lease = self.api.get_opt(&self.name).await?;
+        let version = lease.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+        if seen.0 != version {
+            *seen = (version, Instant::now());
+        }
+        let turn = turn(lease.as_ref(), &self.identity, seen.1.elapsed());
+        let lease = next(lease, turn, &self.name, &self.identity);
+        // The resource version goes along: of two who take it at once, one is told Conflict.
+        let written = match turn {
+            Turn::Wait => return Ok(false),
+            Turn::Create => self.api.create(&PostParams::default(), &lease).await,
+            Turn::Take | Turn::Renew => self.api.replace(&self.name, &PostParams::default(), &lease).await,
+        };
+        match written {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_taken_when_it_is_free_or_has_not_moved_for_its_duration() {
+        let held_by = |holder: &str| next(None, Turn::Create, "divert", holder);
+        let (short, long) = (Duration::from_secs(14), Duration::from_secs(15));
+        assert_eq!(turn(None, "me", short), Turn::Create);
+        assert_eq!(turn(Some(&held_by("me")), "me", long), Turn::Renew);
+        assert_eq!(turn(Some(&held_by("other")), "me", short), Turn::Wait);
+        assert_eq!(turn(Some(&held_by("other")), "me", long), Turn::Take);
+        assert_eq!(turn(Some(&held_by("")), "me", short), Turn::Take);
+        assert_eq!(turn(Some(&Lease::default()), "me", short), Turn::Take);
+    }
+
+    #[test]
+    fn transitions_are_counted_and_the_time_of_acquiring_kept() {
+        let first = next(None, Turn::Create, "divert", "a");
+        let renewed = next(Some(first.clone()), Turn::Renew, "divert", "a");
+        let (first, renewed_spec) = (first.spec.unwrap(), renewed.spec.clone().unwrap());
+        assert_eq!(first.acquire_time, renewed_spec.acquire_time);
+        assert_eq!(renewed_spec.lease_transitions, Some(0));
+        let taken = next(Some(renewed), Turn::Take, "divert", "b").spec.unwrap();
+        assert_eq!((taken.lease_transitions, taken.holder_identity.as_deref()), (Some(1), Some("b")));
+    }
+
+    #[test]
+    fn who_leads_stops_before_others_may_begin() {
+        assert!(DEADLINE + PACE < DURATION);
+    }
+}

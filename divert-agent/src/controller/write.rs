@@ -1,0 +1,206 @@
+//! The requests, each after a look at the lease.
+
+use std::collections::BTreeSet;
+
+use futures_util::StreamExt;
+use futures_util::stream::iter;
+use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Api, Client};
+use serde_json::json;
+
+use super::conditions::Said;
+use super::lease::Leadership;
+use super::names::{Action, FIELD_MANAGER};
+use super::reconcile::{News, StatusUpdate, Todo};
+use crate::api::{self, Divert};
+use crate::kubernetes::describe;
+
+/// Requests at a time.
+const AT_ONCE: usize = 16;
+/// The longest note of an Event.
+const NOTE: usize = 1024;
+
+/// Writes.
+pub(super) struct Writer {
+    client: Client,
+    leadership: Leadership,
+    recorder: Recorder,
+    /// UIDs of Services that we have deleted: who else deletes one wants its name.
+    pub(super) deleted: BTreeSet<String>,
+    /// What was last told about objects without a status.
+    told: BTreeSet<(String, String, String, String)>,
+}
+
+/// How a write ended.
+enum Outcome {
+    Done,
+    /// Somebody was faster: what they did comes by a watch.
+    Superseded,
+    Failed,
+}
+
+impl Writer {
+    pub(super) fn new(client: Client, leadership: Leadership, identity: String) -> Self {
+        let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, leadership, recorder, deleted: BTreeSet::new(), told: BTreeSet::new() }
+    }
+
+    /// Writes everything; says whether something failed that is to be tried again.
+    pub(super) async fn carry_out(&mut self, todo: Todo) -> bool {
+        let mut failed = false;
+        for (_, actions) in &todo.names {
+            self.deleted.extend(actions.iter().filter_map(|action| match action {
+                Action::Delete { uid, .. } => Some(uid.clone()),
+                _ => None,
+            }));
+        }
+        let news = self.untold(todo.news);
+        let this = &*self;
+        let statuses = iter(&todo.statuses).map(|(update, news)| async move {
+            let outcome = this.status(update).await;
+            if matches!(outcome, Outcome::Done) {
+                for news in news {
+                    this.tell(&news.about, &news.said).await;
+                }
+            }
+            outcome
+        });
+        let mut statuses = statuses.buffer_unordered(AT_ONCE);
+        while let Some(outcome) = statuses.next().await {
+            failed |= matches!(outcome, Outcome::Failed);
+        }
+        let actions =
+            todo.names.iter().flat_map(|(namespace, actions)| actions.iter().map(move |it| (namespace, it)));
+        let mut names =
+            iter(actions).map(|(namespace, action)| this.name(namespace, action)).buffer_unordered(AT_ONCE);
+        while let Some(outcome) = names.next().await {
+            failed |= matches!(outcome, Outcome::Failed);
+        }
+        for News { about, said } in &news {
+            this.tell(about, said).await;
+        }
+        failed
+    }
+
+    /// News that have not been told as they are.
+    fn untold(&mut self, news: Vec<News>) -> Vec<News> {
+        let key = |about: &ObjectReference| {
+            let text = |it: &Option<String>| it.clone().unwrap_or_default();
+            (text(&about.kind) + &text(&about.api_version), text(&about.namespace), text(&about.name))
+        };
+        let key = |it: &News| {
+            let (kind, namespace, name) = key(&it.about);
+            (kind, namespace, name, it.said.message.clone())
+        };
+        let before = std::mem::replace(&mut self.told, news.iter().map(key).collect());
+        news.into_iter().filter(|it| !before.contains(&key(it))).collect()
+    }
+
+    async fn status(&self, update: &StatusUpdate) -> Outcome {
+        if !self.leadership.is_held() {
+            return Outcome::Superseded;
+        }
+        let StatusUpdate { namespace, name, uid, status } = update;
+        let diverts: Api<Divert> = Api::namespaced(self.client.clone(), namespace);
+        // The status is ours alone; the UID keeps it off another Divert by that name.
+        let patch = json!({
+            "apiVersion": api::DIVERT_API, "kind": "Divert", "metadata": {"uid": uid}, "status": status,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let written = diverts.patch_status(name, &params, &Patch::Apply(&patch)).await;
+        outcome(written, || format!("writing the status of Divert {namespace}/{name}"))
+    }
+
+    async fn name(&self, namespace: &str, action: &Action) -> Outcome {
+        if !self.leadership.is_held() {
+            return Outcome::Superseded;
+        }
+        let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
+        let merge = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match action {
+            Action::Create(service) => {
+                let post =
+                    PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+                let name = service.metadata.name.clone().unwrap_or_default();
+                let created = services.create(&post, service).await;
+                outcome(created, || format!("creating Service {namespace}/{name}"))
+            }
+            Action::Update { name, adopt, apply } => {
+                let doing = || format!("updating Service {namespace}/{name}");
+                if let Some(adopt) = adopt {
+                    match outcome(services.patch(name, &merge, &Patch::Merge(adopt)).await, doing) {
+                        Outcome::Done => {}
+                        other => return other,
+                    }
+                }
+                let params = PatchParams::apply(FIELD_MANAGER);
+                outcome(services.patch(name, &params, &Patch::Apply(&**apply)).await, doing)
+            }
+            Action::Release { name, patch } => {
+                let released = services.patch(name, &merge, &Patch::Merge(patch)).await;
+                if let Ok(service) = &released {
+                    let about = ObjectReference {
+                        api_version: Some("v1".to_owned()),
+                        kind: Some("Service".to_owned()),
+                        namespace: Some(namespace.to_owned()),
+                        name: Some(name.clone()),
+                        uid: service.metadata.uid.clone(),
+                        ..ObjectReference::default()
+                    };
+                    let message = format!(
+                        "somebody else writes {namespace}/{name}, which was made so that the name resolves: \
+                         it is theirs now"
+                    );
+                    self.tell(&about, &Said { kind: "Names", status: true, reason: "Released", message })
+                        .await;
+                }
+                outcome(released, || format!("releasing Service {namespace}/{name}"))
+            }
+            Action::Delete { name, uid, resource_version } => {
+                let preconditions = Preconditions {
+                    uid: Some(uid.clone()),
+                    resource_version: Some(resource_version.clone()),
+                };
+                let params = DeleteParams::default().preconditions(preconditions);
+                let deleted = services.delete(name, &params).await;
+                outcome(deleted, || format!("deleting Service {namespace}/{name}"))
+            }
+        }
+    }
+
+    async fn tell(&self, about: &ObjectReference, said: &Said) {
+        if !self.leadership.is_held() {
+            return;
+        }
+        let mut note = said.message.clone();
+        note.truncate(note.floor_char_boundary(NOTE));
+        let event = Event {
+            type_: if said.status { EventType::Normal } else { EventType::Warning },
+            reason: said.reason.to_owned(),
+            note: Some(note),
+            action: said.kind.to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, about).await {
+            tracing::debug!("an event could not be told: {}", describe(&error));
+        }
+    }
+}
+
+fn outcome<T>(result: kube::Result<T>, doing: impl Fn() -> String) -> Outcome {
+    match result {
+        Ok(_) => Outcome::Done,
+        // Gone, or changed since, or there already: the watches will tell.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            tracing::debug!("{}: {}", doing(), status.message);
+            Outcome::Superseded
+        }
+        Err(error) => {
+            tracing::warn!("{}: {}; trying again", doing(), describe(&error));
+            Outcome::Failed
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! `divert-agent crd`: the custom resource definition, made from the types in `api`.
+
+use kube::CustomResourceExt;
+
+use crate::api::Divert;
+
+/// The definition of `divert.dev/v1alpha1` Divert as YAML.
+///
+/// # Errors
+/// None that an installation can cause: the types decide.
+pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
+    serde_saphyr::to_string(&Divert::crd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_is_deployed_is_the_one_that_the_types_make() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crd.yaml");
+        let deployed = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(deployed == yaml().unwrap(), "run `divert-agent crd > deploy/crd.yaml`");
+    }
+}

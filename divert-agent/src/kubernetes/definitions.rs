@@ -1,0 +1,48 @@
+//! Kinds that may be missing: Diverts of a group are watched while their definition is installed.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client};
+use tokio::sync::mpsc::Sender;
+
+use super::kinds::watch_diverts;
+use super::sync::Step;
+use super::watch::{Message, Task, follow};
+use crate::world::{DivertApi, ObjectKind};
+
+/// Follows the definition of a group's Diverts, by metadata alone, as schemas are large; and the Diverts from
+/// the moment that it is there. A definition that is not yet served is a failing watch for a moment.
+pub(super) fn start(client: &Client, group: DivertApi, steps: &Sender<Message>) -> Task {
+    let name = match group {
+        DivertApi::Divert => "diverts.divert.dev",
+        DivertApi::Okteto => "diverts.okteto.com",
+    };
+    let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let stream = watcher(Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client.clone()), config);
+    let (client, steps) = (client.clone(), steps.clone());
+    Task::spawn(async move {
+        let mut listed = false;
+        let mut objects: Option<Task> = None;
+        let own_steps = steps.clone();
+        let step = |event| {
+            match event {
+                Event::Init => {
+                    listed = false;
+                    return None;
+                }
+                Event::InitApply(_) | Event::Apply(_) => {
+                    listed = true;
+                    objects.get_or_insert_with(|| watch_diverts(&client, group, &steps));
+                    return None;
+                }
+                Event::InitDone if listed => return None,
+                Event::InitDone | Event::Delete(_) => {}
+            }
+            // Ended first, so that nothing it says comes after this.
+            objects = None;
+            Some((Step::Absent, None))
+        };
+        follow(ObjectKind::Divert(group), stream, step, own_steps).await;
+    })
+}

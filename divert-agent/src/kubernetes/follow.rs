@@ -1,0 +1,128 @@
+//! The agent's use of a cluster: watches → world → plan, on a thread of its own.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use super::source::Source;
+use super::{Cluster, ConnectError};
+use crate::compile::{Planner, Settings};
+use crate::control::State;
+use crate::plan::PlanChange;
+
+/// A cluster that is being followed; dropping it ends that.
+#[derive(Debug)]
+pub struct Following {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that follows the cluster has died");
+        }
+    }
+}
+
+/// Why following cannot begin.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FollowError {
+    /// Certificates or tokens cannot be used.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The system has no thread or descriptor left.
+    #[error("starting the thread that follows the cluster: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Follows the cluster and sends steps of the plan for the pods of `node`. The first is sent once everything
+/// has been listed; what is wrong meanwhile, and later, is in the state.
+///
+/// # Errors
+/// When it cannot begin. An API server that is away is no error: it is waited for.
+pub fn follow(
+    cluster: Cluster,
+    node: String,
+    settings: Settings,
+    sender: UnboundedSender<PlanChange>,
+    state: Arc<State>,
+) -> Result<Following, FollowError> {
+    let (stop, stopped) = oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let client = {
+        let _entered = runtime.enter();
+        cluster.client()?
+    };
+    let thread = Builder::new().name("cluster".into()).spawn(move || {
+        runtime.block_on(async move {
+            let source = Source::start(&client, Some(&node));
+            let mut follower = Follower {
+                planner: Planner::new(settings),
+                sender,
+                state,
+                planned: false,
+                troubles: Vec::new(),
+            };
+            tokio::select! {
+                () = follower.run(source) => {}
+                // Dropped: the agent ends.
+                _ = stopped => {}
+            }
+        });
+    })?;
+    Ok(Following { stop: Some(stop), thread: Some(thread) })
+}
+
+struct Follower {
+    planner: Planner,
+    sender: UnboundedSender<PlanChange>,
+    state: Arc<State>,
+    planned: bool,
+    /// As last logged.
+    troubles: Vec<String>,
+}
+
+impl Follower {
+    async fn run(&mut self, mut source: Source) {
+        loop {
+            let batch = source.next(self.planner.world()).await;
+            let change = self.planner.update(batch.changes);
+            if self.planned {
+                self.send(change);
+            } else if source.is_complete() {
+                self.planned = true;
+                tracing::info!("the cluster is known, the first plan is made");
+                self.send(self.planner.whole_plan());
+            }
+            self.tell(source.troubles(), source.awaited());
+        }
+    }
+
+    fn send(&self, change: PlanChange) {
+        // The receiver is gone only while the agent ends.
+        let _ = self.sender.send(change);
+    }
+
+    /// Logs once for each change: an API server that is away for an hour is one line, and another at its end.
+    fn tell(&mut self, troubles: Vec<String>, awaited: Vec<String>) {
+        for trouble in troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
+            tracing::warn!("{trouble}");
+        }
+        if troubles.is_empty() && !self.troubles.is_empty() {
+            tracing::info!("the cluster is followed without gaps again");
+        }
+        let told: Vec<_> = troubles.iter().chain(&awaited).cloned().collect();
+        if **self.state.troubles.load() != told {
+            self.state.troubles.store(Arc::new(told));
+        }
+        self.troubles = troubles;
+    }
+}

@@ -1,0 +1,155 @@
+//! What is watched: kinds and selectors, and how each object becomes one of the world's.
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
+use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::Sender;
+
+use super::watch::{Converted, Message, Task, forward};
+use crate::api;
+use crate::world::{Convert, DivertApi, Object, ObjectKind, ObjectRef};
+
+/// The label of Services that the controller made; they never count as anybody's own (semantics.md,
+/// "Names that resolve"), and there may be thousands.
+const NOT_OURS: &str = "!divert.dev/external-name";
+
+/// Kinds that every cluster has.
+pub(super) const BUILT_IN: [ObjectKind; 4] =
+    [ObjectKind::Namespace, ObjectKind::Service, ObjectKind::EndpointSlice, ObjectKind::Ingress];
+
+/// Begins the watches of all kinds that every cluster has. Pods only of `node`, if it is given.
+pub(super) fn start(client: &Client, node: Option<&str>, steps: &Sender<Message>) -> Vec<Task> {
+    let config = watcher::Config::default;
+    let mut tasks = vec![
+        watch::<core::Namespace>(client, ObjectKind::Namespace, config(), steps),
+        watch::<core::Service>(client, ObjectKind::Service, config().labels(NOT_OURS), steps),
+        watch::<discovery::EndpointSlice>(client, ObjectKind::EndpointSlice, config(), steps),
+        watch::<networking::Ingress>(client, ObjectKind::Ingress, config(), steps),
+    ];
+    if let Some(node) = node {
+        let config = config().fields(&format!("spec.nodeName={node}"));
+        tasks.push(watch::<core::Pod>(client, ObjectKind::Pod, config, steps));
+    }
+    tasks
+}
+
+fn watch<K>(client: &Client, kind: ObjectKind, config: watcher::Config, steps: &Sender<Message>) -> Task
+where
+    K: Resource<DynamicType = ()> + Convert + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
+{
+    let stream = watcher(Api::<K>::all(client.clone()), config);
+    let steps = steps.clone();
+    Task::spawn(async move { forward(kind, stream, convert::<K>, steps).await })
+}
+
+fn convert<K: Resource<DynamicType = ()> + Convert>(object: K) -> Converted {
+    // The API server has checked the object: what is left are objects that are nobody's, such as an
+    // EndpointSlice without a Service.
+    object.convert().map(|object| (object, None)).map_err(|error| (None, error.to_string()))
+}
+
+/// Watches the Diverts of a group. Read as they come and understood one by one: a typed list would fail as
+/// a whole on one object that is not as it should be, and okteto.com's schema is not ours.
+pub(super) fn watch_diverts(client: &Client, group: DivertApi, steps: &Sender<Message>) -> Task {
+    let resource = resource(group);
+    let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
+    let stream = watcher(api, watcher::Config::default());
+    let steps = steps.clone();
+    let kind = ObjectKind::Divert(group);
+    Task::spawn(async move { forward(kind, stream, |object| convert_divert(group, object), steps).await })
+}
+
+/// How the API server knows Diverts of a group.
+pub(crate) fn resource(group: DivertApi) -> ApiResource {
+    let kind = match group {
+        DivertApi::Divert => GroupVersionKind::gvk("divert.dev", "v1alpha1", "Divert"),
+        DivertApi::Okteto => GroupVersionKind::gvk("okteto.com", "v1", "Divert"),
+    };
+    ApiResource::from_gvk_with_plural(&kind, "diverts")
+}
+
+fn convert_divert(group: DivertApi, object: DynamicObject) -> Converted {
+    let reference = ObjectRef {
+        kind: ObjectKind::Divert(group),
+        namespace: object.namespace().unwrap_or_default().into(),
+        name: object.name_any().into(),
+    };
+    match understand_divert(group, &object) {
+        Ok(understood) => Ok((understood, Some(Box::new(object)))),
+        Err(problem) => Err((Some(reference), problem)),
+    }
+}
+
+fn understand_divert(group: DivertApi, object: &DynamicObject) -> Result<Object, String> {
+    let mut spec = object.data.get("spec").cloned().unwrap_or_default();
+    let metadata = object.metadata.clone();
+    let converted = match group {
+        DivertApi::Divert => {
+            // A field that a later version adds is none of this agent's business.
+            if let Some(fields) = spec.as_object_mut() {
+                fields.retain(|name, _| api::DivertSpec::FIELDS.contains(&name.as_str()));
+            }
+            let spec = serde_path_to_error::deserialize(spec).map_err(|error| format!("spec.{error}"))?;
+            api::Divert { metadata, spec, status: None }.convert()
+        }
+        DivertApi::Okteto => {
+            let spec = serde_path_to_error::deserialize(spec).map_err(|error| format!("spec.{error}"))?;
+            let api_version = api::OKTETO_API.to_owned();
+            api::OktetoDivert { api_version, kind: "Divert".to_owned(), metadata, spec }.convert()
+        }
+    };
+    converted.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn divert(group: DivertApi, spec: serde_json::Value) -> Result<Object, String> {
+        let object = json!({
+            "apiVersion": "x/v1", "kind": "Divert",
+            "metadata": {"name": "d", "namespace": "alice"},
+            "spec": spec,
+            "status": {"conditions": "written by somebody hostile"},
+        });
+        understand_divert(group, &serde_json::from_value(object).unwrap())
+    }
+
+    #[test]
+    fn diverts_are_understood_one_by_one() {
+        let ours = |spec| divert(DivertApi::Divert, spec);
+        assert!(ours(json!({"sharedNamespace": "staging"})).is_ok());
+        assert!(ours(json!({"sharedNamespace": "staging", "fieldOfTomorrow": 1})).is_ok());
+        let error = ours(json!({"sharedNamespace": "staging", "inject": "Always"})).unwrap_err();
+        assert!(error.contains("spec.inject") && error.contains("FromPods"), "{error}");
+        assert!(ours(json!({})).unwrap_err().contains("sharedNamespace"));
+
+        let theirs = |spec| divert(DivertApi::Okteto, spec);
+        let good = json!({"service": "web", "sharedNamespace": "staging", "divertKey": "alice", "more": 1});
+        assert!(theirs(good).is_ok());
+        assert!(theirs(json!({"service": "web"})).unwrap_err().contains("sharedNamespace"));
+        assert!(theirs(json!("text")).is_err());
+    }
+
+    #[test]
+    fn every_field_of_the_specification_is_kept() {
+        let spec = api::DivertSpec {
+            shared_namespace: "a".into(),
+            services: Some(Vec::new()),
+            hosts: Some(Vec::new()),
+            inject: Some(api::Inject::None),
+            on_unavailable: Some(crate::plan::OnUnavailable::Shared),
+            names: Some(api::Names::None),
+        };
+        let value = serde_json::to_value(spec).unwrap();
+        let names: std::collections::BTreeSet<_> =
+            value.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(names, api::DivertSpec::FIELDS.into_iter().collect());
+    }
+}

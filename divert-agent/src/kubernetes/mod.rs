@@ -1,0 +1,38 @@
+//! A cluster as the source of the world: watches of its API server.
+//!
+//! Only what compile needs is kept, object by object as it comes; nothing is cached beside the world. While
+//! the API server is away, the last good state stays: what it last said is still the best guess, and
+//! serving does not depend on it.
+//!
+//! | part | one concept |
+//! |---|---|
+//! | `connect` | which cluster, as who |
+//! | `watch` | one watch: from its stream to steps, with back-off |
+//! | `kinds` | what is watched, and by which selectors |
+//! | `definitions` | kinds that may be missing and may appear later |
+//! | `sync` | pure: from steps to changes of the world; what a new list no longer has; when all is known |
+//! | `source` | the watches together, in batches |
+//! | `follow` | the agent's use of it |
+
+mod connect;
+mod definitions;
+mod follow;
+mod kinds;
+pub(crate) mod source;
+mod sync;
+mod watch;
+
+/// What went wrong with a request, in one clause, without the layers that say the same again.
+pub(crate) fn describe(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return format!("the API server says: {} ({})", status.message.trim(), status.code);
+    }
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+pub use connect::{Cluster, ConnectError};
+pub use follow::{FollowError, Following, follow};

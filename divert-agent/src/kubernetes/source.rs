@@ -1,0 +1,86 @@
+//! The watches of a cluster together, in batches.
+
+use std::collections::BTreeMap;
+
+use kube::Client;
+use kube::api::DynamicObject;
+use tokio::sync::mpsc::{Receiver, channel};
+
+use super::sync::Sync;
+use super::watch::{Message, Task};
+use super::{definitions, kinds};
+use crate::world::{DivertApi, ObjectKind, ObjectRef, World, WorldChange};
+
+/// Steps on their way: a long list waits for its reader.
+const IN_FLIGHT: usize = 1024;
+/// Steps taken at once. Changes that come together are compiled together.
+const BATCH: usize = 4096;
+
+/// A cluster that is followed; dropping it ends that. Lives in the runtime of who made it.
+#[derive(Debug)]
+pub(crate) struct Source {
+    steps: Receiver<Message>,
+    sync: Sync,
+    _tasks: Vec<Task>,
+}
+
+/// What has come since the last batch.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    /// For the world.
+    pub(crate) changes: Vec<WorldChange>,
+    /// Diverts that came or changed, whole.
+    pub(crate) originals: Vec<(ObjectRef, Box<DynamicObject>)>,
+}
+
+impl Source {
+    /// Begins to watch all that compile needs; Pods only of `node`, and none without it.
+    pub(crate) fn start(client: &Client, node: Option<&str>) -> Self {
+        let (sender, steps) = channel(IN_FLIGHT);
+        let groups = [DivertApi::Divert, DivertApi::Okteto];
+        let kinds = kinds::BUILT_IN
+            .into_iter()
+            .chain(node.map(|_| ObjectKind::Pod))
+            .chain(groups.map(ObjectKind::Divert));
+        let sync = Sync::new(kinds);
+        let mut tasks = kinds::start(client, node, &sender);
+        tasks.extend(groups.map(|group| definitions::start(client, group, &sender)));
+        Self { steps, sync, _tasks: tasks }
+    }
+
+    /// Waits for something to come, and takes what else has. `world` is the world with all former batches
+    /// applied. Never ends by itself; safe to be dropped half-way.
+    pub(crate) async fn next(&mut self, world: &World) -> Batch {
+        let mut messages = Vec::new();
+        self.steps.recv_many(&mut messages, BATCH).await;
+        let mut batch = Batch::default();
+        for Message { kind, step, original } in messages {
+            let changes = self.sync.take(world, kind, step);
+            if let (Some(original), Some(WorldChange::Upsert(object))) = (original, changes.first()) {
+                batch.originals.push((object.reference(), original));
+            }
+            batch.changes.extend(changes);
+        }
+        batch
+    }
+
+    /// Whether everything has been listed once.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.sync.is_complete()
+    }
+
+    /// What keeps the cluster from being followed right now, in sentences.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        self.sync.troubles()
+    }
+
+    /// Which lists are still to come, in sentences.
+    pub(crate) fn awaited(&self) -> Vec<String> {
+        self.sync.awaited()
+    }
+
+    /// Diverts that say what they may not, and what.
+    pub(crate) fn invalid(&self) -> &BTreeMap<ObjectRef, String> {
+        self.sync.invalid()
+    }
+}

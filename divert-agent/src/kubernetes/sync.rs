@@ -1,0 +1,246 @@
+//! From what watches say to changes of the world: pure.
+//!
+//! A watch that begins anew lists all its objects; what the list lacks has gone while nobody watched. The
+//! world is complete once every watch has listed, and only then worth a plan: with the Services but
+//! without the EndpointSlices known, each would look as if nobody served it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use crate::world::{Object, ObjectKind, ObjectRef, World, WorldChange};
+
+/// What a watch says.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A list begins.
+    Begin,
+    /// An object is there, in the list or anew.
+    Upsert(Object),
+    /// An object is there, but says what it may not.
+    Invalid(ObjectRef, String),
+    /// An object is gone.
+    Delete(ObjectRef),
+    /// The list ends.
+    Done,
+    /// There is no such kind.
+    Absent,
+    /// The watch has failed and is tried again.
+    Trouble(String),
+    /// It no longer fails.
+    Fine,
+}
+
+/// How far each watch is.
+#[derive(Debug)]
+pub(super) struct Sync {
+    watches: BTreeMap<ObjectKind, Progress>,
+    /// What objects say that they may not.
+    invalid: BTreeMap<ObjectRef, String>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// What the list under way has had so far.
+    listed: Option<HashSet<ObjectRef>>,
+    /// Whether there has been a whole list, or it is known that there is nothing to list.
+    synced: bool,
+    trouble: Option<String>,
+}
+
+impl Sync {
+    /// Nothing is known of these kinds.
+    pub(super) fn new(kinds: impl IntoIterator<Item = ObjectKind>) -> Self {
+        let watches = kinds.into_iter().map(|kind| (kind, Progress::default())).collect();
+        Self { watches, invalid: BTreeMap::new() }
+    }
+
+    /// Takes a step of the watch of a kind. `world` may be behind by changes that were given back and
+    /// not applied yet.
+    pub(super) fn take(&mut self, world: &World, kind: ObjectKind, step: Step) -> Vec<WorldChange> {
+        let progress = self.watches.entry(kind).or_default();
+        match step {
+            Step::Begin => {
+                progress.listed = Some(HashSet::new());
+                Vec::new()
+            }
+            Step::Upsert(object) => {
+                let reference = object.reference();
+                self.invalid.remove(&reference);
+                progress.listed.as_mut().map(|listed| listed.insert(reference));
+                vec![WorldChange::Upsert(object)]
+            }
+            // Who wrote it no longer means what it said before.
+            Step::Invalid(reference, problem) => {
+                progress.listed.as_mut().map(|listed| listed.insert(reference.clone()));
+                self.invalid.insert(reference.clone(), problem);
+                vec![WorldChange::Delete(reference)]
+            }
+            Step::Delete(reference) => {
+                self.invalid.remove(&reference);
+                progress.listed.as_mut().map(|listed| listed.remove(&reference));
+                vec![WorldChange::Delete(reference)]
+            }
+            Step::Done => self.finish(world, kind, false),
+            Step::Absent => {
+                progress.listed = Some(HashSet::new());
+                self.finish(world, kind, true)
+            }
+            Step::Trouble(trouble) => {
+                progress.trouble = Some(trouble);
+                Vec::new()
+            }
+            Step::Fine => {
+                progress.trouble = None;
+                Vec::new()
+            }
+        }
+    }
+
+    /// A list is complete: what it lacks is gone.
+    fn finish(&mut self, world: &World, kind: ObjectKind, absent: bool) -> Vec<WorldChange> {
+        let progress = self.watches.entry(kind).or_default();
+        progress.synced = true;
+        if absent {
+            progress.trouble = None;
+        }
+        let Some(listed) = progress.listed.take() else { return Vec::new() };
+        self.invalid.retain(|reference, _| reference.kind != kind || listed.contains(reference));
+        let gone = world.references(kind).into_iter().filter(|known| !listed.contains(known));
+        gone.map(WorldChange::Delete).collect()
+    }
+
+    /// Whether every kind has been listed at least once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.watches.values().all(|progress| progress.synced)
+    }
+
+    /// Objects that say what they may not, and what.
+    pub(super) fn invalid(&self) -> &BTreeMap<ObjectRef, String> {
+        &self.invalid
+    }
+
+    /// A sentence for each watch that fails.
+    pub(super) fn troubles(&self) -> Vec<String> {
+        let trouble = |(kind, progress): (&ObjectKind, &Progress)| match (&progress.trouble, progress.synced)
+        {
+            (Some(trouble), true) => {
+                Some(format!("watching {kind}: {trouble}; what was last known stays in effect"))
+            }
+            (Some(trouble), false) => Some(format!("listing {kind}: {trouble}")),
+            (None, _) => None,
+        };
+        self.watches.iter().filter_map(trouble).collect()
+    }
+
+    /// A sentence for each kind whose list is still to come.
+    pub(super) fn awaited(&self) -> Vec<String> {
+        let awaited = self.watches.iter().filter(|(_, it)| !it.synced && it.trouble.is_none());
+        awaited.map(|(kind, _)| format!("waiting for the list of {kind}")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1 as core;
+    use kube::api::ObjectMeta;
+
+    use super::*;
+    use crate::world::{Convert, Touched};
+
+    const NAMESPACE: ObjectKind = ObjectKind::Namespace;
+
+    fn namespace(name: &str) -> Object {
+        let metadata = ObjectMeta { name: Some(name.into()), ..ObjectMeta::default() };
+        core::Namespace { metadata, ..core::Namespace::default() }.convert().unwrap()
+    }
+
+    fn reference(name: &str) -> ObjectRef {
+        namespace(name).reference()
+    }
+
+    /// A world that follows.
+    struct Follower {
+        sync: Sync,
+        world: World,
+    }
+
+    impl Follower {
+        fn new(kinds: &[ObjectKind]) -> Self {
+            Self { sync: Sync::new(kinds.iter().copied()), world: World::default() }
+        }
+
+        fn take(&mut self, steps: Vec<Step>) -> Vec<String> {
+            for step in steps {
+                for change in self.sync.take(&self.world, NAMESPACE, step) {
+                    self.world.apply(change, &mut Touched::default());
+                }
+            }
+            self.world.references(NAMESPACE).into_iter().map(|known| known.name.to_string()).collect()
+        }
+    }
+
+    fn upsert(name: &str) -> Step {
+        Step::Upsert(namespace(name))
+    }
+
+    #[test]
+    fn what_a_new_list_lacks_is_gone() {
+        let mut it = Follower::new(&[NAMESPACE]);
+        assert_eq!(it.take(vec![Step::Begin, upsert("a"), upsert("b"), Step::Done]), ["a", "b"]);
+        // Until the list is whole, nothing is taken away.
+        assert_eq!(it.take(vec![Step::Begin, upsert("b"), upsert("c")]), ["a", "b", "c"]);
+        assert_eq!(it.take(vec![Step::Done]), ["b", "c"]);
+        assert_eq!(it.take(vec![Step::Delete(reference("c"))]), ["b"]);
+    }
+
+    #[test]
+    fn a_list_that_breaks_off_and_begins_again_counts_from_there() {
+        let mut it = Follower::new(&[NAMESPACE]);
+        it.take(vec![Step::Begin, upsert("a"), upsert("b"), Step::Done]);
+        let steps = vec![Step::Begin, upsert("a"), Step::Trouble("reset".into()), Step::Begin, upsert("b")];
+        assert_eq!(it.take(steps), ["a", "b"]);
+        assert_eq!(it.take(vec![Step::Done]), ["b"]);
+    }
+
+    #[test]
+    fn trouble_takes_nothing_away_and_is_told_until_it_ends() {
+        let mut it = Follower::new(&[NAMESPACE]);
+        assert_eq!(it.sync.awaited(), ["waiting for the list of Namespace"]);
+        assert!(it.sync.troubles().is_empty());
+        it.take(vec![Step::Trouble("refused".into())]);
+        assert_eq!(it.sync.troubles(), ["listing Namespace: refused"]);
+        it.take(vec![Step::Fine, Step::Begin, upsert("a"), Step::Done]);
+        assert!(it.sync.troubles().is_empty());
+        assert_eq!(it.take(vec![Step::Trouble("refused".into())]), ["a"]);
+        assert!(it.sync.troubles()[0].contains("refused; what was last known"), "{:?}", it.sync.troubles());
+        it.take(vec![Step::Fine]);
+        assert!(it.sync.troubles().is_empty());
+    }
+
+    #[test]
+    fn the_world_is_complete_when_every_kind_was_listed_or_does_not_exist() {
+        let mut it = Follower::new(&[NAMESPACE, ObjectKind::Service]);
+        it.take(vec![Step::Begin, Step::Done]);
+        assert!(!it.sync.is_complete());
+        it.sync.take(&it.world, ObjectKind::Service, Step::Absent);
+        assert!(it.sync.is_complete());
+        it.take(vec![Step::Begin]);
+        assert!(it.sync.is_complete(), "once is enough: the last good state stays");
+    }
+
+    #[test]
+    fn a_kind_that_goes_takes_its_objects_along() {
+        let mut it = Follower::new(&[NAMESPACE]);
+        it.take(vec![Step::Begin, upsert("a"), Step::Done]);
+        assert!(it.take(vec![Step::Absent]).is_empty());
+    }
+
+    #[test]
+    fn an_object_that_became_invalid_is_out_until_it_is_mended() {
+        let mut it = Follower::new(&[NAMESPACE]);
+        it.take(vec![Step::Begin, upsert("a"), Step::Done]);
+        assert!(it.take(vec![Step::Invalid(reference("a"), "bad".into())]).is_empty());
+        assert_eq!(it.sync.invalid().len(), 1);
+        assert_eq!(it.take(vec![upsert("a")]), ["a"]);
+        assert!(it.sync.invalid().is_empty());
+    }
+}

@@ -1,0 +1,246 @@
+//! The agent on a cluster: real API server, real controllers, network namespaces as pods.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use divert_tests::agent::Agent;
+use divert_tests::kube::{
+    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, NAMESPACE, OKTETO_DIVERT, Options, Refusal, Town,
+    install_accounts, install_definition, install_oktetos_definition,
+};
+use divert_tests::{manifest, wait};
+use serde_json::{Value, json};
+
+/// As long as an API server that comes back is sought, and some.
+const BACK_OFF: Duration = Duration::from_secs(30);
+
+fn own_server() -> Result<ApiServer> {
+    ApiServer::start(Options { controllers: true, ..Options::default() })
+}
+
+/// Waits until who asks with the key is answered by the one namespace, and sees that who asks without is
+/// always answered by the shared one.
+fn wait_served_by(town: &Town, agent: &Agent, namespace: &str) -> Result<Duration> {
+    let began = Instant::now();
+    let mut failure = None;
+    wait::until(&format!("the key to lead to {namespace}"), || match (town.asks(true), town.asks(false)) {
+        (Ok(with), Ok(without)) => {
+            assert_eq!(without, town.server(&town.shared), "a request without a key");
+            with == town.server(namespace)
+        }
+        (with, without) => {
+            failure = with.err().or(without.err());
+            failure.is_some()
+        }
+    })
+    .with_context(|| agent.process().output())?;
+    match failure {
+        None => Ok(began.elapsed()),
+        Some(error) => Err(error),
+    }
+}
+
+fn okteto_divert(town: &Town) -> Value {
+    json!({
+        "apiVersion": OKTETO_DIVERT.api_version,
+        "kind": "Divert",
+        "metadata": {
+            "name": "app-web",
+            "namespace": town.developer,
+            "labels": {"dev.okteto.com/deployed-by": "app"},
+        },
+        "spec": {"service": "web", "sharedNamespace": town.shared, "divertKey": town.developer},
+    })
+}
+
+#[test]
+fn a_divert_steers_requests_until_it_is_deleted() -> Result<()> {
+    let server = ApiServer::shared()?;
+    let town = Town::new(&server, "steers-staging", "steers-alice")?;
+    let admin = server.admin();
+    let agent = town.agent(admin)?;
+    assert_eq!(town.asks(true)?, "steers-staging/web", "nobody diverts yet");
+
+    admin.create(&town.divert())?;
+    let took = wait_served_by(&town, &agent, "steers-alice")?;
+    eprintln!("a new Divert took effect after {took:?}");
+
+    // Consent is asked for again at each change.
+    let label = |value: Value| json!({"metadata": {"labels": {"divert.dev/shared": value}}});
+    admin.patch(NAMESPACE, "", "steers-staging", &label(Value::Null))?;
+    wait_served_by(&town, &agent, "steers-staging")?;
+    admin.patch(NAMESPACE, "", "steers-staging", &label(json!("true")))?;
+    wait_served_by(&town, &agent, "steers-alice")?;
+
+    admin.delete(DIVERT, "steers-alice", "steers-staging")?;
+    wait_served_by(&town, &agent, "steers-staging")?;
+    drop(agent);
+    Ok(())
+}
+
+#[test]
+fn a_new_divert_takes_effect_within_a_second() -> Result<()> {
+    const TRIES: usize = 100;
+    let server = ApiServer::shared()?;
+    let town = Town::new(&server, "prompt-staging", "prompt-alice")?;
+    let admin = server.admin();
+    let agent = town.agent(admin)?;
+    let mut times = Vec::new();
+    for _ in 0..TRIES {
+        let began = Instant::now();
+        admin.create(&town.divert())?;
+        wait_served_by(&town, &agent, "prompt-alice")?;
+        times.push(began.elapsed());
+        admin.delete(DIVERT, "prompt-alice", "prompt-staging")?;
+        wait_served_by(&town, &agent, "prompt-staging")?;
+    }
+    times.sort();
+    let (p50, p99) = (times[TRIES / 2], times[TRIES - 2]);
+    eprintln!("from creating a Divert to the first steered request: p50 {p50:?}, p99 {p99:?}");
+    assert!(p99 <= Duration::from_secs(1), "p99 {p99:?}");
+    Ok(())
+}
+
+#[test]
+fn the_definition_refuses_what_cannot_be_meant() -> Result<()> {
+    let server = ApiServer::shared()?;
+    let admin = server.admin();
+    install_definition(admin)?;
+    admin.create_namespace(&manifest::namespace("refused"))?;
+    for (spec, expected) in [
+        (json!({}), "sharedNamespace: Required value"),
+        (json!({"sharedNamespace": "Staging"}), "write the name of a namespace"),
+        (json!({"sharedNamespace": "staging", "services": ["a.b"]}), "write names of Services"),
+        (json!({"sharedNamespace": "staging", "hosts": ["http://a.example"]}), "no scheme, no port, no path"),
+        (json!({"sharedNamespace": "staging", "hosts": ["*.example.com"]}), "write host names alone"),
+        (
+            json!({"sharedNamespace": "staging", "inject": "Always"}),
+            "supported values: \"FromPods\", \"None\"",
+        ),
+        (
+            json!({"sharedNamespace": "staging", "onUnavailable": "No"}),
+            "supported values: \"Fail\", \"Shared\"",
+        ),
+    ] {
+        let metadata = json!({"name": "d", "namespace": "refused"});
+        let divert =
+            json!({"apiVersion": DIVERT.api_version, "kind": "Divert", "metadata": metadata, "spec": spec});
+        let refusal = Refusal::of(admin.create(&divert))?;
+        assert_eq!(refusal.code, 422, "{spec}");
+        assert!(refusal.message.contains(expected), "{spec}: {}", refusal.message);
+    }
+    let whole = json!({
+        "apiVersion": DIVERT.api_version, "kind": "Divert",
+        "metadata": {"name": "d", "namespace": "refused"},
+        "spec": {
+            "sharedNamespace": "staging", "services": ["catalog"], "hosts": ["movies-alice.example.com"],
+            "inject": "FromPods", "onUnavailable": "Shared", "names": "None",
+        },
+    });
+    admin.create(&whole)?;
+    let table = admin.kubectl(&["get", "dvt", "-n", "refused"], "")?;
+    let heading: Vec<_> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+    assert_eq!(heading, ["NAME", "SHARED", "ACCEPTED", "READY", "PROGRAMMED", "AGE"], "{table}");
+    Ok(())
+}
+
+#[test]
+fn oktetos_diverts_count_from_the_moment_their_definition_is_there() -> Result<()> {
+    let server = own_server()?;
+    let town = Town::new(&server, "staging", "alice")?;
+    let admin = server.admin();
+    let [account, _] = install_accounts(&server)?;
+    let agent = town.agent(&account)?;
+    install_oktetos_definition(admin)?;
+    admin.create(&okteto_divert(&town))?;
+    wait_served_by(&town, &agent, "alice")?;
+
+    // One that cannot be read stops no other.
+    let mut broken = okteto_divert(&town);
+    broken["metadata"]["name"] = json!("app-broken");
+    broken["spec"] = json!({"service": ["web"]});
+    admin.create(&broken)?;
+    let mut other = okteto_divert(&town);
+    other["metadata"]["name"] = json!("other");
+    admin.create(&other)?;
+    admin.delete(OKTETO_DIVERT, "alice", "app-web")?;
+    assert_eq!(town.asks(true)?, "alice/web", "the other asks for the same");
+
+    admin.delete(CUSTOM_RESOURCE_DEFINITION, "", "diverts.okteto.com")?;
+    wait_served_by(&town, &agent, "staging")?;
+    // And again: nothing was forgotten with it.
+    install_oktetos_definition(admin)?;
+    admin.create(&okteto_divert(&town))?;
+    wait_served_by(&town, &agent, "alice")?;
+    drop(agent);
+    Ok(())
+}
+
+#[test]
+fn while_the_api_server_is_away_the_last_good_state_stays() -> Result<()> {
+    let mut server = own_server()?;
+    let town = Town::new(&server, "staging", "alice")?;
+    server.admin().create(&town.divert())?;
+    let agent = town.agent(server.admin())?;
+    wait_served_by(&town, &agent, "alice")?;
+
+    server.kill();
+    let told = |text: &str| agent.get("/readyz").is_ok_and(|it| it.status == 200 && it.text().contains(text));
+    wait::until("the agent to say that the API server is away", || told("what was last known stays"))?;
+    for _ in 0..50 {
+        assert_eq!((town.asks(true)?.as_str(), town.asks(false)?.as_str()), ("alice/web", "staging/web"));
+    }
+
+    server.restart()?;
+    server.admin().delete(DIVERT, "alice", "staging")?;
+    wait::until_within(BACK_OFF, "the agent to catch up", || {
+        town.asks(true).is_ok_and(|by| by == "staging/web")
+    })?;
+    wait::until_within(BACK_OFF, "the agent to say that all is well", || !told("what was last known"))?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_starts_before_the_api_server_waits_for_it() -> Result<()> {
+    let mut server = own_server()?;
+    let town = Town::new(&server, "staging", "alice")?;
+    server.admin().create(&town.divert())?;
+    server.kill();
+    let mut agent = Agent::launch_on(&town.lab, &town.node, server.admin(), &Default::default())?;
+    wait::until("the agent to say what it waits for", || {
+        agent.get("/readyz").is_ok_and(|it| it.status == 503 && it.text().contains("Namespace"))
+    })?;
+    assert_eq!(town.asks(true)?, "staging/web");
+    server.restart()?;
+    wait::until_within(BACK_OFF, "the agent to be ready", || {
+        agent.get("/readyz").is_ok_and(|it| it.status == 200)
+    })?;
+    wait_served_by(&town, &agent, "alice")?;
+    agent.wait_ready()
+}
+
+#[test]
+fn a_pod_that_takes_anothers_address_does_not_get_its_place() -> Result<()> {
+    let server = ApiServer::shared()?;
+    let mut town = Town::new(&server, "thief-staging", "thief-alice")?;
+    let admin = server.admin();
+    admin.create(&town.divert())?;
+    // By address alone, neither of the two could be told.
+    let (client, thief) = (town.client(), town.lab.pod("thief-alice/idle"));
+    thief.named_netns().ip_batch(&format!("addr add {}/32 dev lo\n", client.v4))?;
+    let agent = town.agent(admin)?;
+    wait_served_by(&town, &agent, "thief-alice")?;
+    wait::until("each pod to be served in its own namespace", || {
+        let ready = agent.get("/readyz").map(|it| it.text()).unwrap_or_default();
+        ready.starts_with("ready: 4 pods served") && !ready.contains("left direct")
+    })?;
+
+    // A pod whose processes have ended is nobody's any more, though its namespace is still mounted.
+    town.sandboxes.clear();
+    wait::until("every pod to be left alone", || {
+        let ready = agent.get("/readyz").map(|it| it.text()).unwrap_or_default();
+        ready.starts_with("ready: 0 pods served") && ready.contains("no process of the pod's cgroup is in it")
+    })?;
+    assert_eq!(town.asks(true)?, "thief-staging/web");
+    Ok(())
+}
