@@ -70,7 +70,9 @@ impl Planner {
         PlanChange {
             captures: self.plan.captures.iter().map(|(it, target)| (it.clone(), target.clone())).collect(),
             pods: self.plan.pods.iter().map(|(it, pod)| (it.clone(), pod.clone())).collect(),
-            ..PlanChange::default()
+            hosts: Some(self.plan.hosts.clone()),
+            released: Vec::new(),
+            pods_gone: Vec::new(),
         }
     }
 
