@@ -99,7 +99,7 @@ fn pods(pods: &[(PodRef, PodPlan)]) -> PlanChange {
 
 fn capture(address: SocketAddr) -> (Capture, Arc<Target>) {
     let service = ServiceRef { namespace: "staging".into(), name: "catalog".into() };
-    let target = Target { services: vec![SharedService { service, routes: BTreeMap::new() }] };
+    let target = Target { services: vec![SharedService { service, routes: BTreeMap::new() }], reconnect: false };
     (Capture { set: CaptureSet::default(), address }, Arc::new(target))
 }
 

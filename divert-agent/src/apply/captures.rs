@@ -240,7 +240,7 @@ fn without_routes(target: &Target) -> Target {
         service: service.service.clone(),
         routes: Default::default(),
     };
-    Target { services: services.map(unrouted).collect() }
+    Target { services: services.map(unrouted).collect(), reconnect: false }
 }
 
 #[cfg(test)]
@@ -255,7 +255,7 @@ mod tests {
     use crate::table::Table;
 
     fn target() -> Arc<Target> {
-        Arc::new(Target { services: Vec::new() })
+        Arc::new(Target { services: Vec::new(), reconnect: false })
     }
 
     fn capture(set: &[&str], address: &str) -> Capture {
@@ -324,7 +324,10 @@ mod tests {
             backend: Backend::Unavailable(Unavailable::NoReadyEndpoints),
         };
         let routes = BTreeMap::from([("alice".into(), Arc::new(route))]);
-        let routed = Target { services: vec![SharedService { service: name("staging"), routes }] };
+        let routed = Target {
+            services: vec![SharedService { service: name("staging"), routes }],
+            reconnect: false,
+        };
         let steps = captures.change([(it.clone(), Arc::new(routed))], []);
         let slot = Arc::clone(&steps.slots[0]);
         assert_eq!(slot.target().services[0].routes.len(), 1);
