@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use divert_agent::apply::driver::Driver;
-use divert_agent::apply::{Applier, Direct, Settings, StartError, Status};
+use divert_agent::apply::{Applier, Direct, Settings, StartError, Status, reconnect::Policy};
 use divert_agent::kernel::hooks::{HookConfig, Hooks};
 use divert_agent::kernel::netns_find::NoMatch;
 use divert_agent::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
@@ -51,7 +51,12 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Arc::new(Workers::start(workers as usize, &table, config).unwrap());
-    let settings = Settings { ranges, ports: PORTS.to_vec(), netns_folders: vec![folder.path().to_owned()] };
+    let settings = Settings {
+        ranges,
+        ports: PORTS.to_vec(),
+        netns_folders: vec![folder.path().to_owned()],
+        reconnect: Policy { idle: Duration::from_secs(10), mark: MARK, mark_mask: u32::MAX },
+    };
     (Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers)), table, workers)
 }
 
@@ -99,7 +104,8 @@ fn pods(pods: &[(PodRef, PodPlan)]) -> PlanChange {
 
 fn capture(address: SocketAddr) -> (Capture, Arc<Target>) {
     let service = ServiceRef { namespace: "staging".into(), name: "catalog".into() };
-    let target = Target { services: vec![SharedService { service, routes: BTreeMap::new() }], reconnect: false };
+    let target =
+        Target { services: vec![SharedService { service, routes: BTreeMap::new() }], reconnect: false };
     (Capture { set: CaptureSet::default(), address }, Arc::new(target))
 }
 

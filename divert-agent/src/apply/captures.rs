@@ -2,7 +2,7 @@
 //! routing table's part is done by [`super::Applier`], in the order that [`Steps`] states.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub(super) struct Steps {
     pub(super) slots: Vec<Arc<Slot>>,
     /// Last, capture keys that enter the kernel.
     pub(super) capture: Vec<(CaptureKey, Label)>,
+    /// Whether connections older than one of the captures may be closed that could not be before.
+    pub(super) reconnect: bool,
 }
 
 /// The captures that should be.
@@ -84,6 +86,7 @@ impl Captures {
         let known = self.sets.get(&capture.set).map(|set| CaptureKey { set, address: capture.address });
         if let Some(key) = known {
             if let Some(slot) = self.captured.get(&key) {
+                steps.reconnect |= target.reconnect && !slot.target().reconnect;
                 slot.set_target(Arc::clone(&target));
                 return self.note_overlap(key, &target);
             }
@@ -104,6 +107,7 @@ impl Captures {
             self.waiting.insert(key, target);
             return;
         };
+        steps.reconnect |= target.reconnect;
         let slot = match self.resting.remove(&label) {
             Some(slot) => {
                 // A resting label has kept its set's number, so that another set does not come by its slot.
@@ -152,6 +156,7 @@ impl Captures {
         let mut steps = Steps { release: self.stuck.iter().copied().collect(), ..Steps::default() };
         for key in std::mem::take(&mut self.refused) {
             if let Some(slot) = self.captured.get(&key) {
+                steps.reconnect |= slot.target().reconnect;
                 steps.slots.push(Arc::clone(slot));
                 steps.capture.push((key, slot.label));
             }
@@ -162,6 +167,15 @@ impl Captures {
             }
         }
         steps
+    }
+
+    /// Whether a connection of a pod of this set that leads past the agent may be closed: its next one would
+    /// be captured.
+    pub(super) fn may_reconnect(&self, set: u32, address: SocketAddr) -> bool {
+        [set, EVERYONE].into_iter().any(|set| {
+            let key = CaptureKey { set, address };
+            !self.refused.contains(&key) && self.captured.get(&key).is_some_and(|it| it.target().reconnect)
+        })
     }
 
     /// Whether a label has rested long enough to be looked at.
@@ -246,7 +260,6 @@ fn without_routes(target: &Target) -> Target {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::net::SocketAddr;
     use std::time::Instant;
 
     use super::super::labels::QUARANTINE;
@@ -324,10 +337,8 @@ mod tests {
             backend: Backend::Unavailable(Unavailable::NoReadyEndpoints),
         };
         let routes = BTreeMap::from([("alice".into(), Arc::new(route))]);
-        let routed = Target {
-            services: vec![SharedService { service: name("staging"), routes }],
-            reconnect: false,
-        };
+        let routed =
+            Target { services: vec![SharedService { service: name("staging"), routes }], reconnect: false };
         let steps = captures.change([(it.clone(), Arc::new(routed))], []);
         let slot = Arc::clone(&steps.slots[0]);
         assert_eq!(slot.target().services[0].routes.len(), 1);

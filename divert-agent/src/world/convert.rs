@@ -91,7 +91,8 @@ impl Convert for core::Service {
             ports.push(ServicePort { name, number, app_protocol: port.app_protocol.map(Arc::from), target });
         }
         let annotations = self.metadata.annotations.as_ref();
-        let reconnect = annotations.and_then(|it| it.get(api::RECONNECT)).is_some_and(|value| value == "true");
+        let reconnect =
+            annotations.and_then(|it| it.get(api::RECONNECT)).is_some_and(|value| value == "true");
         Ok(Object::Service(Service {
             service,
             kind,
