@@ -411,6 +411,32 @@ mod tests {
     }
 
     #[test]
+    fn old_connections_may_be_closed_once_their_next_would_be_captured() {
+        let mut captures = captures();
+        let asked = || Arc::new(Target { services: Vec::new(), reconnect: true });
+        let (everyone, own) = (capture(&[], "10.0.0.1:80"), capture(&["staging"], "10.0.0.2:80"));
+        assert!(!captures.change([(everyone.clone(), target())], []).reconnect);
+        assert!(captures.change([(everyone.clone(), asked())], []).reconnect, "the Service is annotated now");
+        assert!(!captures.change([(everyone.clone(), asked())], []).reconnect, "nothing is new");
+        let steps = captures.change([(own.clone(), asked())], []);
+        assert!(steps.reconnect);
+        let set = steps.capture[0].0.set;
+        for (set, address, may) in [
+            (EVERYONE, everyone.address, true),
+            (set, everyone.address, true),
+            (set, own.address, true),
+            (EVERYONE, own.address, false),
+        ] {
+            assert_eq!(captures.may_reconnect(set, address), may, "{set} {address}");
+        }
+        captures.refused(steps.capture[0].0);
+        assert!(!captures.may_reconnect(set, own.address), "it would come back direct");
+        assert!(captures.retry().reconnect && captures.may_reconnect(set, own.address));
+        captures.change([], [everyone.clone()]);
+        assert!(!captures.may_reconnect(EVERYONE, everyone.address));
+    }
+
+    #[test]
     fn addresses_in_a_label_range_are_told_while_they_exist() {
         let mut captures = captures();
         let bad = capture(&[], "240.64.0.9:80");

@@ -170,8 +170,7 @@ impl Reconnect {
         if let Err(error) = self.close_idle(netns, may_reconnect, &mut round) {
             self.failed += 1;
             // What is gone is no error: not found are sock_diag's handlers of TCP.
-            self.unsupported =
-                matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::NotFound);
+            self.unsupported = matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::NotFound);
             if self.unsupported {
                 warn!(
                     "connections made before their capture stay as they are, and requests on them go direct: \
@@ -228,5 +227,101 @@ impl Round {
     fn wait(&mut self, wait: Duration) {
         self.left += 1;
         self.wait = Some(self.wait.map_or(wait, |shortest| shortest.min(wait)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Policy =
+        Policy { idle: Duration::from_secs(10), mark: 0x4456_0000, mark_mask: 0xffff_0000 };
+    const CAPTURED: &str = "10.0.0.1:80";
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    /// Idle for 12 s: a request, and its response 8 ms later.
+    fn idle() -> Connection {
+        let last = Last { sent: ms(12_008), received: ms(12_000), acked: ms(12_000), any_received: true };
+        Connection::for_tests(CAPTURED.parse().unwrap(), last)
+    }
+
+    fn judge(connection: &Connection) -> Verdict {
+        POLICY.judge(connection, |address| address.to_string() == CAPTURED)
+    }
+
+    fn judge_times(sent: u64, received: u64, acked: u64) -> Verdict {
+        let last = Last { sent: ms(sent), received: ms(received), acked: ms(acked), any_received: true };
+        judge(&Connection { last, ..idle() })
+    }
+
+    #[test]
+    fn what_is_not_an_old_connection_is_left() {
+        assert_eq!(judge(&idle()), Verdict::Close);
+        for (what, connection) in [
+            ("the agent's own", Connection { mark: Some(0x4456_0000), ..idle() }),
+            ("the agent's own, marked by a CNI too", Connection { mark: Some(0x4456_0007), ..idle() }),
+            ("perhaps the agent's own", Connection { mark: None, ..idle() }),
+            ("bound to a device", Connection { bound_to_device: true, ..idle() }),
+            ("not captured", Connection { remote: "10.0.0.1:81".parse().unwrap(), ..idle() }),
+            ("to a label", Connection { remote: "240.64.0.1:80".parse().unwrap(), ..idle() }),
+        ] {
+            assert_eq!(judge(&connection), Verdict::Leave, "{what}");
+        }
+        assert_eq!(judge(&Connection { mark: Some(0x0007), ..idle() }), Verdict::Close, "another's mark");
+    }
+
+    #[test]
+    fn what_is_in_use_waits() {
+        let never = Last { any_received: false, ..idle().last };
+        for (what, connection, wait) in [
+            ("connecting", Connection { established: false, ..idle() }, POLICY.idle),
+            ("unacknowledged", Connection { unacked: 1, ..idle() }, POLICY.idle),
+            ("never answered", Connection { last: never, ..idle() }, POLICY.idle),
+            ("unread", Connection { unread: 1, ..idle() }, PACE),
+        ] {
+            assert_eq!(judge(&connection), Verdict::Wait(wait), "{what}");
+        }
+    }
+
+    #[test]
+    fn who_sent_last_and_when() {
+        for (what, (sent, received, acked), verdict) in [
+            ("a request waits", (12_000, 13_000, 11_999), Verdict::Wait(POLICY.idle)),
+            ("a response, a while ago", (10_050, 10_000, 10_000), Verdict::Close),
+            ("a response, just now", (3_000, 2_500, 2_500), Verdict::Wait(ms(7_500))),
+            ("the idle time is not over by a tick", (9_997, 9_996, 9_996), Verdict::Wait(ms(4))),
+            ("a response within a jiffy", (12_000, 12_000, 12_000), Verdict::Close),
+            ("a request within a jiffy of a response", (12_000, 12_000, 11_960), Verdict::Wait(POLICY.idle)),
+            ("a keep-alive probe since", (20_008, 20_000, 5_000), Verdict::Close),
+        ] {
+            assert_eq!(judge_times(sent, received, acked), verdict, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_search_looks_when_something_may_be_idle_and_ends_when_nothing_is_left() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut search = Search::new(start);
+        assert!(search.is_due(start));
+        search.looked(start, 0, None);
+        assert!(!search.is_due(at(999)) && search.is_due(at(1000)), "for connects that were under way");
+        search.looked(at(1000), 2, Some(ms(7_500)));
+        assert!(!search.is_due(at(8_499)) && search.is_due(at(8_500)));
+        assert_eq!(search.left(), 2);
+        search.looked(at(8_500), 1, Some(ms(4)));
+        assert!(!search.is_due(at(9_499)) && search.is_due(at(9_500)), "never faster than the pace");
+        search.looked(at(9_500), 0, None);
+        assert!(!search.is_due(at(1_000_000)), "over");
+        search.again(at(9_600));
+        assert!(!search.is_due(at(10_499)) && search.is_due(at(10_500)));
+        search.looked(at(10_500), 0, None);
+        search.again(at(20_000));
+        assert!(search.is_due(at(20_000)));
+        search.give_up();
+        assert!(!search.is_due(at(1_000_000)));
     }
 }

@@ -57,7 +57,8 @@ pub struct Connection {
     pub unacked: u32,
     /// When what was sent and received last.
     pub last: Last,
-    id: SocketId,
+    /// What it is found again by.
+    pub id: SocketId,
 }
 
 /// How long ago, in jiffies as milliseconds (4 ms with CONFIG_HZ=250); since the beginning of the connection
@@ -74,10 +75,20 @@ pub struct Last {
     pub any_received: bool,
 }
 
+#[cfg(test)]
+impl Connection {
+    /// An established connection with nothing under way, without a mark.
+    pub(crate) fn for_tests(remote: SocketAddr, last: Last) -> Self {
+        let id = SocketId { family: libc::AF_INET as u8, bytes: [0; REQUEST - 8] };
+        let mark = Some(0);
+        Self { remote, established: true, bound_to_device: false, mark, unread: 0, unacked: 0, last, id }
+    }
+}
+
 /// What the kernel finds a socket again by: family, and `struct inet_diag_sockid` with its cookie, which no
 /// other socket has until the next boot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct SocketId {
+pub struct SocketId {
     family: u8,
     /// Ports, addresses, interface, cookie, as listed.
     bytes: [u8; REQUEST - 8],
