@@ -133,7 +133,13 @@ fn connections_of_a_pod_that_is_found_late_are_asked() -> Result<()> {
 fn connections_that_a_hung_agent_let_through_are_asked() -> Result<()> {
     let town = town()?;
     let _servers = town.servers()?;
+    let first = used(&town, town.address(Family::V4))?;
     let agent = agent(&town)?;
+    closed(&first, IDLE + SLACK)?;
+    // With nothing left, the search that began with the agent is over a second later: only the gap begins
+    // another.
+    let over = Instant::now();
+    wait::until("the first search to be over", || over.elapsed() > 3 * IDLE)?;
     agent.pause()?;
     let mut old = None;
     wait::until("connections to go direct", || {
