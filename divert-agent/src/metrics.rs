@@ -265,6 +265,22 @@ impl Collector for Sources {
         family(
             e,
             gauge,
+            "old_connections",
+            "Connections made before their capture that may be closed once they are idle",
+            None,
+            &[("", apply.old_connections as u64)],
+        )?;
+        family(
+            e,
+            counter,
+            "reconnects",
+            "Connections made before their capture, by what came of closing them",
+            Some("result"),
+            &[("closed", apply.reconnects), ("failed", apply.reconnects_failed)],
+        )?;
+        family(
+            e,
+            gauge,
             "ready",
             "1 once every pod that can be found is served",
             None,

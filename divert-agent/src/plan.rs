@@ -219,6 +219,9 @@ pub struct Target {
     /// Services that contain the address, by name. One, but for endpoint addresses that several
     /// Services select.
     pub services: Vec<SharedService>,
+    /// Whether connections that are older than the capture may be closed while idle, so that their clients
+    /// connect anew: the port declares HTTP, or a Service here is annotated `divert.dev/reconnect`.
+    pub reconnect: bool,
 }
 
 /// A service of a shared namespace, as seen from one of its addresses; or one of a developer's own behind

@@ -151,6 +151,11 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         // With manifests, processes need not be in cgroups of pods.
         pod_cgroups: matches!(source, Source::Cluster { .. }).then(|| root.clone()),
         netns_folders: NETNS_FOLDERS.iter().map(PathBuf::from).chain(args.netns_dir).collect(),
+        reconnect: apply::reconnect::Policy {
+            idle: Duration::from_secs(args.reconnect_idle.into()),
+            mark: args.mark,
+            mark_mask: args.mark_mask,
+        },
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;

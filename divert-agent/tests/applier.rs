@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use divert_agent::apply::driver::Driver;
-use divert_agent::apply::{Applier, Direct, Settings, StartError, Status};
+use divert_agent::apply::{Applier, Direct, Settings, StartError, Status, reconnect::Policy};
 use divert_agent::kernel::hooks::{HookConfig, Hooks};
 use divert_agent::kernel::netns_find::NoMatch;
 use divert_agent::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
@@ -54,8 +54,9 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
     let settings = Settings {
         ranges,
         ports: PORTS.to_vec(),
-        pod_cgroups: None,
         netns_folders: vec![folder.path().to_owned()],
+        reconnect: Policy { idle: Duration::from_secs(10), mark: MARK, mark_mask: u32::MAX },
+        pod_cgroups: None,
     };
     (Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers)), table, workers)
 }
@@ -110,7 +111,8 @@ fn pods(pods: &[(PodRef, PodPlan)]) -> PlanChange {
 
 fn capture(address: SocketAddr) -> (Capture, Arc<Target>) {
     let service = ServiceRef { namespace: "staging".into(), name: "catalog".into() };
-    let target = Target { services: vec![SharedService { service, routes: BTreeMap::new() }] };
+    let target =
+        Target { services: vec![SharedService { service, routes: BTreeMap::new() }], reconnect: false };
     (Capture { set: CaptureSet::default(), address }, Arc::new(target))
 }
 

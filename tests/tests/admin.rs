@@ -43,6 +43,10 @@ fn requests_are_counted_by_what_became_of_them() -> Result<()> {
     for key in [&[][..], &[ALICE], &[ALICE]] {
         connection.get("/", key)?;
     }
+    // A request counts when its exchange has ended, which the client sees first.
+    wait::until("three requests to be counted", || {
+        agent.metric("divert_requests_total").is_ok_and(|requests| requests == 3.0)
+    })?;
     let metrics = agent.get("/metrics")?.text();
     for line in [
         r#"divert_requests_total{result="shared"} 1"#,

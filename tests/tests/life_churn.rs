@@ -271,7 +271,7 @@ fn no_answer_is_wrong_whatever_changes() -> Result<()> {
     let seed = setting("DIVERT_CHURN_SEED", u64::from(std::process::id()))?;
     eprintln!("DIVERT_CHURN_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let town = Fixture::with_pods(&["staging/cron"])?;
+    let town = Fixture::with_pods(&["staging/cron", "staging/batch"])?;
     let [_shared, alice, bob] = town.servers()?;
     let developer = |name: &str, server| Developer {
         diverts: true,
@@ -296,7 +296,8 @@ fn no_answer_is_wrong_whatever_changes() -> Result<()> {
                 running.push((client, handle));
             }
         };
-        for name in ["staging/client", "bob/web", "staging/client"] {
+        // None is a developer's own: those give requests their key, and tests of injection look at that.
+        for name in ["staging/client", "staging/batch", "staging/client"] {
             run(Client::new(town.lab.pod(name), town.web, false));
         }
         let cron_pod = town.lab.pod("staging/cron");
@@ -346,7 +347,7 @@ fn no_answer_is_wrong_whatever_changes() -> Result<()> {
             attempts.len()
         );
     }
-    ensure!(tally.diverted > 100 && tally.unavailable > 0, "too little was tried: {tally:?}");
+    ensure!(tally.diverted > 20 && tally.unavailable > 0, "too little was tried: {tally:?}");
     Ok(())
 }
 

@@ -29,6 +29,9 @@ pub const HOSTS: &str = "divert.dev/hosts";
 pub const OKTETO_HEADER: &str = "divert.okteto.com/header";
 /// Label of a Pod or Namespace, value `false`: connections of these pods are left alone.
 pub const CAPTURE: &str = "divert.dev/capture";
+/// Annotation of a Service of a shared namespace, value `true`: connections to it that are older than their
+/// capture are closed while idle, also on ports that do not declare HTTP.
+pub const RECONNECT: &str = "divert.dev/reconnect";
 /// Label that the API server puts on every Namespace; its value is the name.
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
 /// Annotation of a static pod's image in the API: the UID that the node knows it by.

@@ -2,7 +2,7 @@
 //! routing table's part is done by [`super::Applier`], in the order that [`Steps`] states.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,8 @@ pub(super) struct Steps {
     pub(super) slots: Vec<Arc<Slot>>,
     /// Last, capture keys that enter the kernel.
     pub(super) capture: Vec<(CaptureKey, Label)>,
+    /// Whether connections older than one of the captures may be closed that could not be before.
+    pub(super) reconnect: bool,
 }
 
 /// The captures that should be.
@@ -84,6 +86,7 @@ impl Captures {
         let known = self.sets.get(&capture.set).map(|set| CaptureKey { set, address: capture.address });
         if let Some(key) = known {
             if let Some(slot) = self.captured.get(&key) {
+                steps.reconnect |= target.reconnect && !slot.target().reconnect;
                 slot.set_target(Arc::clone(&target));
                 return self.note_overlap(key, &target);
             }
@@ -104,6 +107,7 @@ impl Captures {
             self.waiting.insert(key, target);
             return;
         };
+        steps.reconnect |= target.reconnect;
         let slot = match self.resting.remove(&label) {
             Some(slot) => {
                 // A resting label has kept its set's number, so that another set does not come by its slot.
@@ -152,6 +156,7 @@ impl Captures {
         let mut steps = Steps { release: self.stuck.iter().copied().collect(), ..Steps::default() };
         for key in std::mem::take(&mut self.refused) {
             if let Some(slot) = self.captured.get(&key) {
+                steps.reconnect |= slot.target().reconnect;
                 steps.slots.push(Arc::clone(slot));
                 steps.capture.push((key, slot.label));
             }
@@ -162,6 +167,15 @@ impl Captures {
             }
         }
         steps
+    }
+
+    /// Whether a connection of a pod of this set that leads past the agent may be closed: its next one would
+    /// be captured.
+    pub(super) fn may_reconnect(&self, set: u32, address: SocketAddr) -> bool {
+        [set, EVERYONE].into_iter().any(|set| {
+            let key = CaptureKey { set, address };
+            !self.refused.contains(&key) && self.captured.get(&key).is_some_and(|it| it.target().reconnect)
+        })
     }
 
     /// Whether a label has rested long enough to be looked at.
@@ -240,13 +254,12 @@ fn without_routes(target: &Target) -> Target {
         service: service.service.clone(),
         routes: Default::default(),
     };
-    Target { services: services.map(unrouted).collect() }
+    Target { services: services.map(unrouted).collect(), reconnect: false }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::net::SocketAddr;
     use std::time::Instant;
 
     use super::super::labels::QUARANTINE;
@@ -255,7 +268,7 @@ mod tests {
     use crate::table::Table;
 
     fn target() -> Arc<Target> {
-        Arc::new(Target { services: Vec::new() })
+        Arc::new(Target { services: Vec::new(), reconnect: false })
     }
 
     fn capture(set: &[&str], address: &str) -> Capture {
@@ -324,7 +337,8 @@ mod tests {
             backend: Backend::Unavailable(Unavailable::NoReadyEndpoints),
         };
         let routes = BTreeMap::from([("alice".into(), Arc::new(route))]);
-        let routed = Target { services: vec![SharedService { service: name("staging"), routes }] };
+        let routed =
+            Target { services: vec![SharedService { service: name("staging"), routes }], reconnect: false };
         let steps = captures.change([(it.clone(), Arc::new(routed))], []);
         let slot = Arc::clone(&steps.slots[0]);
         assert_eq!(slot.target().services[0].routes.len(), 1);
@@ -394,6 +408,32 @@ mod tests {
         }
         captures.change([], [b]);
         assert_eq!(captures.retry().capture, [steps.capture[0]]);
+    }
+
+    #[test]
+    fn old_connections_may_be_closed_once_their_next_would_be_captured() {
+        let mut captures = captures();
+        let asked = || Arc::new(Target { services: Vec::new(), reconnect: true });
+        let (everyone, own) = (capture(&[], "10.0.0.1:80"), capture(&["staging"], "10.0.0.2:80"));
+        assert!(!captures.change([(everyone.clone(), target())], []).reconnect);
+        assert!(captures.change([(everyone.clone(), asked())], []).reconnect, "the Service is annotated now");
+        assert!(!captures.change([(everyone.clone(), asked())], []).reconnect, "nothing is new");
+        let steps = captures.change([(own.clone(), asked())], []);
+        assert!(steps.reconnect);
+        let set = steps.capture[0].0.set;
+        for (set, address, may) in [
+            (EVERYONE, everyone.address, true),
+            (set, everyone.address, true),
+            (set, own.address, true),
+            (EVERYONE, own.address, false),
+        ] {
+            assert_eq!(captures.may_reconnect(set, address), may, "{set} {address}");
+        }
+        captures.refused(steps.capture[0].0);
+        assert!(!captures.may_reconnect(set, own.address), "it would come back direct");
+        assert!(captures.retry().reconnect && captures.may_reconnect(set, own.address));
+        captures.change([], [everyone.clone()]);
+        assert!(!captures.may_reconnect(EVERYONE, everyone.address));
     }
 
     #[test]

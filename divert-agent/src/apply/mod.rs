@@ -16,6 +16,7 @@ mod captures;
 pub mod driver;
 mod labels;
 mod pods;
+pub mod reconnect;
 mod served;
 mod sets;
 pub mod status;
@@ -28,14 +29,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use divert_common::label::LabelRanges;
+use divert_common::map::Counter;
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{error, warn};
 
 use self::captures::{Captures, Steps};
 pub use self::labels::QUARANTINE;
 use self::pods::{Look, Pods};
+use self::reconnect::Reconnect;
 use self::served::{Common, chain};
 pub use self::status::{Direct, Status};
+use crate::kernel::counters::Counters;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::Scanner;
 use crate::kernel::pod_cgroups::PodCgroups;
@@ -62,6 +66,8 @@ pub struct Settings {
     pub pod_cgroups: Option<PathBuf>,
     /// Folders with bind mounts of network namespaces.
     pub netns_folders: Vec<PathBuf>,
+    /// Which connections made before their capture are closed.
+    pub reconnect: reconnect::Policy,
 }
 
 /// Why apply cannot begin.
@@ -98,6 +104,10 @@ pub struct Applier {
     pods: Pods,
     /// Addresses of pods that lie in a label range.
     overlapping: BTreeMap<PodRef, IpAddr>,
+    reconnect: Reconnect,
+    counters: Counters,
+    /// Connects to captured destinations that the hooks have let through, as last read.
+    passed: u64,
     planned: bool,
     clock: Clock,
     looked_thoroughly: Instant,
@@ -132,11 +142,14 @@ impl Applier {
         let ranges = settings.ranges;
         Ok(Self {
             common: Common { ranges, ports: settings.ports, first_port: uptime_seconds(), workers },
+            counters: hooks.counters(),
             hooks,
             table,
             captures: Captures::new(ranges),
             pods: Pods::new(scanner, settings.pod_cgroups.map(PodCgroups::new)),
             overlapping: BTreeMap::new(),
+            reconnect: Reconnect::new(settings.reconnect),
+            passed: 0,
             planned: false,
             clock: Clock { last: now, elapsed: Duration::ZERO },
             looked_thoroughly: now,
@@ -202,6 +215,21 @@ impl Applier {
         } else {
             self.check();
         }
+        self.ask_to_reconnect();
+    }
+
+    fn ask_to_reconnect(&mut self) {
+        // The map is this process's own: there is no reason for the kernel to refuse.
+        let read = |counter| self.counters.read(counter).unwrap_or(0);
+        let passed = read(Counter::PassedNoListener) + read(Counter::PassedStale);
+        if passed != self.passed {
+            // A gap. While it lasts, who is asked to reconnect would come back direct.
+            self.passed = passed;
+            self.pods.search_again();
+            return;
+        }
+        let captures = &self.captures;
+        self.pods.reconnect(&mut self.reconnect, |set, address| captures.may_reconnect(set, address));
     }
 
     /// The thorough part of a tick, now: addresses, listeners and routes of every pod, labels to free.
@@ -241,6 +269,8 @@ impl Applier {
             captures: self.captures.len(),
             unsettled: self.captures.unsettled(),
             resting_labels: self.captures.resting(),
+            reconnects: self.reconnect.closed,
+            reconnects_failed: self.reconnect.failed,
             ..Status::default()
         };
         self.pods.report(&mut status);
@@ -290,6 +320,9 @@ impl Applier {
             }
         }
         failures.log();
+        if steps.reconnect {
+            self.pods.search_again();
+        }
     }
 
     /// Why no pod may be served, if an address of the plan lies in a label range.

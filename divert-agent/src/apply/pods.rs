@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use divert_common::label::Label;
 use divert_common::netns::{NetNs, NetNsId};
 use tracing::{debug, info, warn};
 
+use super::reconnect::Reconnect;
 use super::served::{Common, Served};
 use super::status::{Direct, Status};
 use crate::kernel::addresses::Addresses;
@@ -93,10 +96,13 @@ impl Pods {
         // Another pod by the same name, as of a StatefulSet.
         entry.had_process &= entry.plan.uid == plan.uid;
         entry.plan = plan;
-        if let State::Served { served, misses } = state {
+        if let State::Served { mut served, misses } = state {
             let suits = self.known.get(&served.id()).is_some_and(|it| served.still_suits(&entry.plan, it));
             served.set_key(entry.plan.key.clone());
             if suits && served.register(hooks, set).is_ok() {
+                if set != old_set {
+                    served.search().0.again(Instant::now());
+                }
                 entry.state = State::Served { served, misses };
             } else {
                 info!(pod = %name, "the pod has changed: its connections are captured anew");
@@ -233,6 +239,32 @@ impl Pods {
         })
     }
 
+    /// Connections made before their capture are to be looked for again, in all pods.
+    pub(super) fn search_again(&mut self) {
+        let now = Instant::now();
+        for entry in self.pods.values_mut() {
+            if let State::Served { served, .. } = &mut entry.state {
+                served.search().0.again(now);
+            }
+        }
+    }
+
+    /// Asks connections made before their capture to reconnect, in pods where a look is due.
+    /// `may_reconnect` is asked by a pod's capture set and destination.
+    pub(super) fn reconnect(
+        &mut self,
+        reconnect: &mut Reconnect,
+        may_reconnect: impl Fn(u32, SocketAddr) -> bool,
+    ) {
+        let now = Instant::now();
+        for (name, entry) in &mut self.pods {
+            if let State::Served { served, .. } = &mut entry.state {
+                let (search, netns) = served.search();
+                reconnect.look(name, netns, search, |address| may_reconnect(entry.set, address), now);
+            }
+        }
+    }
+
     /// Labels that sockets in served pods are connected, or connecting, to at this agent's port.
     pub(super) fn labels_under_way(&self, common: &Common) -> HashSet<Label> {
         let served = self.pods.values().filter_map(|entry| match &entry.state {
@@ -246,7 +278,10 @@ impl Pods {
     pub(super) fn report(&self, status: &mut Status) {
         for (name, entry) in &self.pods {
             match &entry.state {
-                State::Served { served, .. } => drop(status.served.insert(name.clone(), served.port())),
+                State::Served { served, .. } => {
+                    status.served.insert(name.clone(), served.port());
+                    status.old_connections += served.old_connections();
+                }
                 State::Direct { why, .. } => drop(status.direct.insert(name.clone(), why.clone())),
             }
         }

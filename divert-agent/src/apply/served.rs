@@ -9,12 +9,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use divert_common::label::{Label, LabelRanges};
 use divert_common::map::PodEntry;
 use divert_common::netns::{NetNs, NetNsId};
 use tracing::{debug, warn};
 
+use super::reconnect::Search;
 use super::status::Direct;
 use crate::kernel::addresses::Addresses;
 use crate::kernel::cookie::NetnsCookie;
@@ -45,6 +47,8 @@ pub(super) struct Served {
     sources: Sources,
     /// Inodes of the listening sockets.
     listeners: BTreeSet<u32>,
+    /// For connections made before it was served.
+    search: Search,
     // Dropped in this order.
     _assignment: Assignment,
     routes: PodRoutes,
@@ -129,7 +133,9 @@ impl Served {
             )
             .map_err(failed("attaching the socket look-up program"))?;
         common.workers.open(Arc::clone(&pod), listeners);
-        let served = Self { cookie, port, sources, listeners: inodes, _assignment: assignment, routes, pod };
+        let search = Search::new(Instant::now());
+        let served =
+            Self { cookie, port, sources, listeners: inodes, search, _assignment: assignment, routes, pod };
         if let Err(error) = served.register(hooks, set) {
             common.workers.close(served.id());
             return Err(error);
@@ -218,6 +224,16 @@ impl Served {
 
     pub(super) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The search for connections made before their capture, and the namespace to search.
+    pub(super) fn search(&mut self) -> (&mut Search, &NetNs) {
+        (&mut self.search, &self.pod.netns)
+    }
+
+    /// Connections made before their capture that are left.
+    pub(super) fn old_connections(&self) -> usize {
+        self.search.left()
     }
 
     /// The namespace, which this value keeps alive.

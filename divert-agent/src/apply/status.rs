@@ -23,6 +23,12 @@ pub struct Status {
     pub unsettled: usize,
     /// Labels of former captures that connections may still arrive on.
     pub resting_labels: usize,
+    /// Connections made before their capture that may be closed and are in use.
+    pub old_connections: usize,
+    /// Connections made before their capture that were closed so far.
+    pub reconnects: u64,
+    /// Times that closing them failed so far.
+    pub reconnects_failed: u64,
 }
 
 /// Why a pod's connections are left direct.

@@ -70,7 +70,9 @@ impl Planner {
         PlanChange {
             captures: self.plan.captures.iter().map(|(it, target)| (it.clone(), target.clone())).collect(),
             pods: self.plan.pods.iter().map(|(it, pod)| (it.clone(), pod.clone())).collect(),
-            ..PlanChange::default()
+            hosts: Some(self.plan.hosts.clone()),
+            released: Vec::new(),
+            pods_gone: Vec::new(),
         }
     }
 
@@ -376,8 +378,12 @@ fn merge(shares: &[Share], set: &CaptureSet) -> Option<Arc<Target>> {
     if rest.peek().is_none() {
         return Some(first.target.clone());
     }
-    let all = std::iter::once(first).chain(rest);
-    Some(Arc::new(Target { services: all.flat_map(|share| share.target.services.clone()).collect() }))
+    let mut merged = Target { services: Vec::new(), reconnect: false };
+    for share in std::iter::once(first).chain(rest) {
+        merged.services.extend(share.target.services.iter().cloned());
+        merged.reconnect |= share.target.reconnect;
+    }
+    Some(Arc::new(merged))
 }
 
 /// The pairs whose developer is that namespace.

@@ -39,18 +39,25 @@ const HTTP_PREFIXES: &[&str] = &["http", "h2c", "grpc", "web", "ws"];
 /// Whether connections to this TCP port of a Service may carry HTTP in clear text: what its author
 /// declares decides, by appProtocol, else by name; where nothing is declared, its number.
 pub(crate) fn may_be_http(settings: &Settings, port: &ServicePort) -> bool {
+    declared(port).unwrap_or_else(|| !settings.opaque_ports.iter().any(|range| range.contains(&port.number)))
+}
+
+/// Whether its author says that HTTP in clear text is spoken on this port.
+pub(super) fn declares_http(port: &ServicePort) -> bool {
+    declared(port) == Some(true)
+}
+
+/// What the author of a port says: HTTP, something else, or nothing.
+fn declared(port: &ServicePort) -> Option<bool> {
     if let Some(protocol) = &port.app_protocol {
-        return HTTP_PROTOCOLS.iter().any(|http| protocol.eq_ignore_ascii_case(http));
+        return Some(HTTP_PROTOCOLS.iter().any(|http| protocol.eq_ignore_ascii_case(http)));
     }
     let name = &*port.name;
     let word = name.split('-').next().unwrap_or(name);
     if OTHER_NAMES.contains(&word) || OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-        false
-    } else if HTTP_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-        true
-    } else {
-        !settings.opaque_ports.iter().any(|range| range.contains(&port.number))
+        return Some(false);
     }
+    HTTP_PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then_some(true)
 }
 
 /// The port of the developer's service for a port of the shared one: the same number, else the same name,

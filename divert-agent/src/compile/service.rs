@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::endpoints::{Available, available, endpoints};
-use super::ports::may_be_http;
+use super::ports::{declares_http, may_be_http};
 use crate::plan::{Backend, OnUnavailable, Route, SharedService, Target, Unavailable};
 use crate::world::{Service, ServiceKind, ServicePort, World};
 
@@ -139,7 +139,11 @@ impl<'a> Routes<'a> {
             (rival.service.service.namespace.clone(), Arc::new(route))
         };
         let routes = self.rivals.iter().enumerate().map(route).collect();
-        Target { services: vec![SharedService { service: self.shared.service.clone(), routes }] }
+        let declared = |&port: &usize| declares_http(&self.shared.ports[port]);
+        Target {
+            services: vec![SharedService { service: self.shared.service.clone(), routes }],
+            reconnect: self.shared.reconnect || sort.ports.iter().any(declared),
+        }
     }
 
     /// Of several ports that lead to one address, the first for which the rival has endpoints.

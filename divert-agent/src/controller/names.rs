@@ -137,7 +137,8 @@ fn release(service: &Service) -> Value {
         metadata.owner_references.iter().flatten().filter(|owner| !is_our_owner(owner)).collect();
     let sets = |field: &str| foreign_specs(metadata).any(|spec| spec.get(field).is_some());
     let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
-    let theirs = sets("f:type") && kind == Some("ExternalName");
+    // Who applies an alias over ours changes only where it leads: the type is as it was, and stays ours.
+    let theirs = (sets("f:type") || sets("f:externalName")) && kind == Some("ExternalName");
     let spec = match (theirs, sets("f:type")) {
         // An alias of their own.
         (true, _) => json!({}),

@@ -26,7 +26,7 @@ const NOTE: usize = 1024;
 pub(super) struct Writer {
     client: Client,
     leadership: Leadership,
-    recorder: Recorder,
+    reporter: Reporter,
     /// UIDs of Services that we have deleted: who else deletes one wants its name.
     pub(super) deleted: BTreeSet<String>,
     /// What was last told about objects without a status.
@@ -44,8 +44,7 @@ enum Outcome {
 impl Writer {
     pub(super) fn new(client: Client, leadership: Leadership, identity: String) -> Self {
         let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity) };
-        let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, leadership, recorder, deleted: BTreeSet::new(), told: BTreeSet::new() }
+        Self { client, leadership, reporter, deleted: BTreeSet::new(), told: BTreeSet::new() }
     }
 
     /// Writes everything; says whether something failed that is to be tried again.
@@ -184,7 +183,10 @@ impl Writer {
             action: said.kind.to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, about).await {
+        // One that is kept counts a second event of the same reason as the first again, and drops its note:
+        // of two refused hosts only one would be told.
+        let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
+        if let Err(error) = recorder.publish(&event, about).await {
             tracing::debug!("an event could not be told: {}", describe(&error));
         }
     }

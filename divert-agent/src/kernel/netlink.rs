@@ -42,6 +42,20 @@ impl Netlink {
         self.replies(|_, _| Ok(()))
     }
 
+    /// Asks for one thing and hands its type and payload to `each`. The kernel's word comes after it.
+    ///
+    /// # Errors
+    /// With the kernel's error number, ENOENT when there is no such thing, and when `each` fails.
+    pub(super) fn get(
+        &mut self,
+        kind: u16,
+        payload: &[u8],
+        each: impl FnMut(u16, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.send(kind, REQUEST | ACK, payload)?;
+        self.replies(each)
+    }
+
     /// Asks for a list and hands each message's type and payload to `each`.
     ///
     /// # Errors
@@ -85,7 +99,7 @@ impl Netlink {
                 }
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return result.and(status(payload)),
-                    libc::NLMSG_ERROR => return status(payload),
+                    libc::NLMSG_ERROR => return result.and(status(payload)),
                     libc::NLMSG_NOOP => {}
                     _ => result = result.and_then(|()| each(kind, payload)),
                 }

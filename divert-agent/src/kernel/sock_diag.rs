@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::NetNs;
@@ -11,8 +12,20 @@ use super::netlink::Netlink;
 
 /// SOCK_DIAG_BY_FAMILY.
 const BY_FAMILY: u16 = 20;
+/// SOCK_DESTROY, since Linux 4.5 with CONFIG_INET_DIAG_DESTROY.
+const DESTROY: u16 = 21;
 /// Length of `struct inet_diag_req_v2`.
 const REQUEST: usize = 56;
+/// Length of `struct inet_diag_msg`, which attributes follow.
+const ROW: usize = 72;
+/// INET_DIAG_INFO: the attribute that holds `struct tcp_info`, given when asked for.
+const INFO: u16 = 2;
+/// INET_DIAG_MARK, since Linux 4.10: given to who has CAP_NET_ADMIN.
+const MARK: u16 = 15;
+/// TCP_ESTABLISHED.
+const ESTABLISHED: u8 = 1;
+/// Connections that carry something, or are about to: ESTABLISHED and SYN_SENT.
+const LIVE: u32 = 1 << ESTABLISHED | 1 << 2;
 /// TCP_ESTABLISHED to TCP_CLOSING without those in which nothing of the application is left
 /// (include/net/tcp_states.h): ESTABLISHED 1, SYN_SENT 2, FIN_WAIT1 4, CLOSE_WAIT 8, LAST_ACK 9, CLOSING 11.
 const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 11;
@@ -25,6 +38,60 @@ struct Row {
     local: SocketAddr,
     remote: SocketAddr,
     inode: u32,
+}
+
+/// A connection that is established or being so, and what tells whether anybody waits for anything on it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Connection {
+    /// The other end; an IPv4 address also where the socket is one of IPv6.
+    pub remote: SocketAddr,
+    /// ESTABLISHED, not SYN_SENT.
+    pub established: bool,
+    /// Bound to a device (SO_BINDTODEVICE).
+    pub bound_to_device: bool,
+    /// SO_MARK; none without CAP_NET_ADMIN over the namespace.
+    pub mark: Option<u32>,
+    /// Bytes that the application has not read.
+    pub unread: u32,
+    /// Bytes that are not sent, or sent and not acknowledged.
+    pub unacked: u32,
+    /// When what was sent and received last.
+    pub last: Last,
+    /// What it is found again by.
+    pub id: SocketId,
+}
+
+/// How long ago, in jiffies as milliseconds (4 ms with CONFIG_HZ=250); since the beginning of the connection
+/// where it never was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Last {
+    /// Data was sent.
+    pub sent: Duration,
+    /// Data was received.
+    pub received: Duration,
+    /// An acknowledgement was received, with data or alone.
+    pub acked: Duration,
+    /// Whether data was ever received.
+    pub any_received: bool,
+}
+
+#[cfg(test)]
+impl Connection {
+    /// An established connection with nothing under way, without a mark.
+    pub(crate) fn for_tests(remote: SocketAddr, last: Last) -> Self {
+        let id = SocketId { family: libc::AF_INET as u8, bytes: [0; REQUEST - 8] };
+        let mark = Some(0);
+        Self { remote, established: true, bound_to_device: false, mark, unread: 0, unacked: 0, last, id }
+    }
+}
+
+/// What the kernel finds a socket again by: family, and `struct inet_diag_sockid` with its cookie, which no
+/// other socket has until the next boot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SocketId {
+    family: u8,
+    /// Ports, addresses, interface, cookie, as listed.
+    bytes: [u8; REQUEST - 8],
 }
 
 /// A sock_diag socket in a pod's namespace.
@@ -71,13 +138,64 @@ impl SockDiag {
         Ok(inodes)
     }
 
+    /// All TCP connections of the namespace that are established or being so.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn connections(&mut self) -> io::Result<Vec<Connection>> {
+        let mut found = Vec::new();
+        self.list(
+            |family| with_info(request(family, LIVE)),
+            |payload| {
+                found.push(connection(payload)?);
+                Some(())
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// The same connection as it is now; none when it is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn look_again(&mut self, connection: &Connection) -> io::Result<Option<Connection>> {
+        let mut found = None;
+        let looked = self.0.get(BY_FAMILY, &with_info(connection.id.request()), |_, payload| {
+            found = self::connection(payload);
+            found.as_ref().map(drop).ok_or_else(short_row)
+        });
+        match looked {
+            Err(error) if is_gone(&error) => Ok(None),
+            looked => looked.map(|()| found),
+        }
+    }
+
+    /// Ends a connection: its application gets ECONNABORTED, the other end a reset. False when it is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses: [`io::ErrorKind::Unsupported`] where it is built without
+    /// CONFIG_INET_DIAG_DESTROY.
+    pub fn destroy(&mut self, connection: &Connection) -> io::Result<bool> {
+        match self.0.change(DESTROY, 0, &connection.id.request()) {
+            Ok(()) => Ok(true),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn rows(&mut self, states: u32, mut each: impl FnMut(Row)) -> io::Result<()> {
+        self.list(|family| request(family, states), |payload| parse(payload).map(&mut each))
+    }
+
+    /// Lists both families; `each` gives none for a row that is too short.
+    fn list(
+        &mut self,
+        request: impl Fn(libc::c_int) -> [u8; REQUEST],
+        mut each: impl FnMut(&[u8]) -> Option<()>,
+    ) -> io::Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let listed = self.0.dump(BY_FAMILY, &request(family, states), |_, payload| {
-                parse(payload).map(&mut each).ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::InvalidData, "the kernel sent a short sock_diag row")
-                })
-            });
+            let listed =
+                self.0.dump(BY_FAMILY, &request(family), |_, payload| each(payload).ok_or_else(short_row));
             match listed {
                 // No handler for the family: a kernel without IPv6.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && family == libc::AF_INET6 => {}
@@ -95,6 +213,71 @@ fn request(family: libc::c_int, states: u32) -> [u8; REQUEST] {
     bytes[1] = libc::IPPROTO_TCP as u8;
     bytes[4..8].copy_from_slice(&states.to_ne_bytes());
     bytes
+}
+
+fn with_info(mut request: [u8; REQUEST]) -> [u8; REQUEST] {
+    request[2] = 1 << (INFO - 1);
+    request
+}
+
+fn short_row() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel sent a short sock_diag row")
+}
+
+/// No socket of these addresses is there, or it is another by now.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE))
+}
+
+impl SocketId {
+    fn request(&self) -> [u8; REQUEST] {
+        let mut bytes = request(self.family.into(), LIVE);
+        bytes[8..].copy_from_slice(&self.bytes);
+        bytes
+    }
+}
+
+/// The end of `struct tcp_info` that is read (linux/tcp.h, all there since 4.6): times in milliseconds, and
+/// bytes received.
+const LAST_SENT: usize = 44;
+const LAST_RECEIVED: usize = 52;
+const LAST_ACKED: usize = 56;
+const BYTES_RECEIVED: usize = 128;
+
+fn connection(payload: &[u8]) -> Option<Connection> {
+    let row = parse(payload)?;
+    let number = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let attributes = payload.get(ROW..)?;
+    let info = attribute(attributes, INFO)?;
+    let ago = |at| Some(Duration::from_millis(number(info, at)?.into()));
+    Some(Connection {
+        remote: SocketAddr::new(row.remote.ip().to_canonical(), row.remote.port()),
+        established: payload[1] == ESTABLISHED,
+        bound_to_device: number(payload, 40)? != 0,
+        mark: attribute(attributes, MARK).and_then(|it| number(it, 0)),
+        unread: number(payload, 56)?,
+        unacked: number(payload, 60)?,
+        last: Last {
+            sent: ago(LAST_SENT)?,
+            received: ago(LAST_RECEIVED)?,
+            acked: ago(LAST_ACKED)?,
+            any_received: info.get(BYTES_RECEIVED..BYTES_RECEIVED + 8)?.iter().any(|it| *it != 0),
+        },
+        id: SocketId { family: payload[0], bytes: payload.get(4..52)?.try_into().ok()? },
+    })
+}
+
+/// The value of a netlink attribute: each has a length with its header, a type, and is padded to four bytes.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
+        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
+        let value = attributes.get(4..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 /// `struct inet_diag_msg`: family, state, timer, retrans, then `struct inet_diag_sockid` (both ports,

@@ -121,31 +121,34 @@ struct Handle {
 }
 
 impl Workers {
-    /// Starts `count` threads, at least one.
+    /// Starts `count` threads, at least one, and waits until they run.
     ///
     /// # Errors
     /// When a thread cannot be made.
     pub fn start(count: usize, table: &Arc<Table>, config: SpliceConfig) -> io::Result<Self> {
         let config = Arc::new(config);
         let (alive, running) = channel();
+        let (started, starting) = channel();
         let tallies = Arc::new(Tallies::default());
-        let workers = (0..count.max(1))
+        let workers: Vec<_> = (0..count.max(1))
             .map(|number| {
                 let number = number as u32;
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let counts = Arc::new(Counts::default());
                 let (table, config, own) = (Arc::clone(table), Arc::clone(&config), Arc::clone(&counts));
-                let (alive, tallies) = (alive.clone(), Arc::clone(&tallies));
+                let (alive, started, tallies) = (alive.clone(), started.clone(), Arc::clone(&tallies));
                 std::thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
                     let _alive = alive;
-                    if let Err(error) = worker::run(number, table, config, own, tallies, receiver) {
-                        // Without its heartbeat the hooks let every connection pass.
-                        tracing::error!(worker = number, %error, "a data plane worker cannot run; all connections go direct");
-                    }
+                    worker::run(number, table, config, own, tallies, receiver, &started);
                 })?;
                 Ok(Handle { commands: sender, counts })
             })
             .collect::<io::Result<_>>()?;
+        drop(started);
+        // Until each worker has beaten once the hooks let every connection pass.
+        for _ in &workers {
+            starting.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended at its start")))?;
+        }
         Ok(Self { workers, tallies, running: Mutex::new(Some(running)) })
     }
 

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -134,9 +135,16 @@ pub(super) fn run(
     counts: Arc<Counts>,
     tallies: Arc<Tallies>,
     mut commands: mpsc::UnboundedReceiver<Command>,
-) -> std::io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    started: &Sender<io::Result<()>>,
+) {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        // Whoever started this has the error, or has given up already.
+        Err(error) => return started.send(Err(error)).unwrap_or_default(),
+    };
     let beat = Arc::clone(&config.beat);
+    beat(number);
+    let _ = started.send(Ok(()));
     let worker = Rc::new(Worker {
         table,
         config,
@@ -182,5 +190,4 @@ pub(super) fn run(
             }
         }
     });
-    Ok(())
 }

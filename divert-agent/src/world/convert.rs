@@ -90,12 +90,16 @@ impl Convert for core::Service {
             let name = port.name.unwrap_or_default().into();
             ports.push(ServicePort { name, number, app_protocol: port.app_protocol.map(Arc::from), target });
         }
+        let annotations = self.metadata.annotations.as_ref();
+        let reconnect =
+            annotations.and_then(|it| it.get(api::RECONNECT)).is_some_and(|value| value == "true");
         Ok(Object::Service(Service {
             service,
             kind,
             ports,
             selector: labels(spec.selector),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+            reconnect,
         }))
     }
 }

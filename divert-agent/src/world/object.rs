@@ -195,6 +195,9 @@ pub struct Service {
     pub selector: Labels,
     /// Whether pods count as ready as soon as they have an address.
     pub publish_not_ready: bool,
+    /// The annotation `divert.dev/reconnect`: connections that are older than their capture may be closed
+    /// while idle, whatever its ports declare.
+    pub reconnect: bool,
 }
 
 impl Service {

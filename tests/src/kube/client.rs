@@ -17,6 +17,8 @@ use crate::wait;
 
 /// The field manager of [`Client::apply`].
 const FIELD_MANAGER: &str = "divert-tests";
+/// How long an effect is waited for: several programs have a part in it, on a machine that may be busy.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Between two looks at an object: each costs both sides a handshake.
 const PACE: Duration = Duration::from_millis(10);
 const JSON: &str = "application/json";
@@ -175,7 +177,7 @@ impl Client {
     /// Waits until an object is so; null when it is not there. Gives it.
     ///
     /// # Errors
-    /// When it is not within [`wait::PATIENCE`], with the object as it was last; and [`Self::apply`]'s
+    /// When it is not in good time, with the object as it was last; and [`Self::apply`]'s
     /// other than 404.
     pub fn wait_for(
         &self,
@@ -215,7 +217,7 @@ impl Client {
 
     fn poll<T: Serialize>(&self, what: &str, mut look: impl FnMut() -> Result<(T, bool)>) -> Result<T> {
         let mut last = None;
-        let found = wait::some_within(wait::PATIENCE, what, || match look() {
+        let found = wait::some_within(PATIENCE, what, || match look() {
             Err(error) => Some(Err(error)),
             Ok((seen, true)) => Some(Ok(seen)),
             Ok((seen, false)) => {

@@ -10,6 +10,7 @@
 //! Every user has a [`Client`], which speaks to the API directly, in JSON, and by kubectl.
 
 mod client;
+mod control;
 mod kind;
 mod lab;
 mod parts;
@@ -20,6 +21,7 @@ mod server;
 mod town;
 
 pub use client::{Client, Refusal};
+pub use control::{Control, SYSTEM, condition};
 pub use kind::Kind;
 pub use lab::Node;
 pub use program::program;

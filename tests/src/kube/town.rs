@@ -1,6 +1,7 @@
 //! The town of [`Fixture`](crate::fixture::Fixture), as objects of a cluster: a shared namespace that runs
 //! `client` and `web`, and a developer's that runs a `web` of its own and `idle`, which serves nothing.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -58,18 +59,30 @@ impl Town {
     /// # Errors
     /// When the kernel or the API server refuses a part of it.
     pub fn new(server: &ApiServer, shared: &str, developer: &str) -> Result<Self> {
+        Self::with_pods(server, shared, developer, &[])
+    }
+
+    /// [`Self::new`] with further pods, in these namespaces or in others, which are made. They serve nothing.
+    ///
+    /// # Errors
+    /// [`Self::new`]'s.
+    pub fn with_pods(server: &ApiServer, shared: &str, developer: &str, more: &[&str]) -> Result<Self> {
         install_definition(server.admin())?;
         let admin = server.admin();
-        let names = [
+        let mut names = vec![
             format!("{shared}/client"),
             format!("{shared}/web"),
             format!("{developer}/web"),
             format!("{developer}/idle"),
         ];
-        let lab = Lab::new(&names.each_ref().map(String::as_str))?;
+        names.extend(more.iter().map(|&name| name.to_owned()));
+        let lab = Lab::new(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
         let node = server.join(&lab)?;
         admin.create_namespace(&manifest::shared_namespace(shared))?;
-        admin.create_namespace(&manifest::namespace(developer))?;
+        let others: BTreeSet<_> = lab.pods().map(|pod| pod.namespace()).filter(|it| *it != shared).collect();
+        for other in others {
+            admin.create_namespace(&manifest::namespace(other))?;
+        }
         let [web, own] = [&names[1], &names[2]].map(|name| lab.pod(name));
         let (ips, own_ips) = (lab.cluster_ips(&web)?, lab.cluster_ips(&own)?);
         admin.create(&manifest::service(shared, "web", ips, &[PORT.into()]))?;

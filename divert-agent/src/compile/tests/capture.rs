@@ -251,3 +251,51 @@ fn the_example_does_what_its_comments_say() {
     assert_eq!(condition(&planner, "alice/staging", "Ready").unwrap().0, "Ready");
     assert_eq!(condition(&planner, "bob/staging", "Ready").unwrap().0, "Ready");
 }
+
+#[test]
+fn old_connections_are_asked_to_reconnect_where_http_is_declared_or_the_service_says_so() {
+    let reconnect = |annotations: &str, ports: &str, address: &str| {
+        let metadata = format!("name: catalog, namespace: staging, annotations: {{{annotations}}}");
+        let spec = format!("spec: {{clusterIP: 10.96.0.12, ports: [{ports}]}}");
+        let documents = vec![
+            shared_namespace("staging"),
+            namespace("alice"),
+            document("v1", "Service", &metadata, &spec),
+            catalog("alice", "10.96.1.12", "10.0.1.12"),
+        ];
+        let capture = Capture { set: CaptureSet::default(), address: address.parse().unwrap() };
+        with_divert(documents).plan().captures[&capture].reconnect
+    };
+    let at = "10.96.0.12:8080";
+    for (annotations, ports, expected) in [
+        ("", "{port: 8080}", false),
+        ("", "{name: main, port: 8080}", false),
+        ("", "{name: http-api, port: 8080}", true),
+        ("", "{name: grpc, port: 8080}", true),
+        ("", "{name: main, appProtocol: kubernetes.io/h2c, port: 8080}", true),
+        ("", "{name: main, port: 8080}, {name: http, port: 80}", false),
+        ("divert.dev/reconnect: 'true'", "{name: main, port: 8080}", true),
+        ("divert.dev/reconnect: 'false'", "{name: main, port: 8080}", false),
+        ("divert.dev/reconnect: 'yes'", "{name: main, port: 8080}", false),
+    ] {
+        assert_eq!(reconnect(annotations, ports, at), expected, "{annotations} {ports}");
+    }
+}
+
+#[test]
+fn an_address_of_two_services_is_asked_to_reconnect_if_one_of_them_declares_http() {
+    let mut documents = staging_and_alice();
+    let silent = |namespace: &str, ip: &str, endpoint: &str| {
+        simple(namespace, "other", ip, endpoint).replace("name: http, ", "name: main, ")
+    };
+    documents.push(silent("staging", "10.96.0.13", "10.0.0.12"));
+    documents.push(silent("alice", "10.96.1.13", "10.0.1.13"));
+    let planner = with_divert(documents);
+    let at = |address: &str| {
+        let capture = Capture { set: CaptureSet::default(), address: address.parse().unwrap() };
+        let target = &planner.plan().captures[&capture];
+        (target.services.len(), target.reconnect)
+    };
+    assert_eq!(at("10.0.0.12:8080"), (2, true));
+    assert_eq!(at("10.96.0.13:8080"), (1, false));
+}

@@ -48,6 +48,7 @@ fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2]
             ports: vec![port],
             selector: Labels::default(),
             publish_not_ready: false,
+            reconnect: false,
         }),
         Object::EndpointSlice(EndpointSlice {
             name: format!("{}-1", service.name).into(),

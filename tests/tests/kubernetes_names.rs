@@ -1,0 +1,187 @@
+//! Names that resolve: whose they are, who gets them, and that nothing of them stays behind.
+
+use anyhow::{Result, ensure};
+use divert_tests::kube::{CONFIG_MAP, Client, Control, DIVERT, NAMESPACE, Refusal, SERVICE};
+use divert_tests::manifest;
+use serde_json::{Value, json};
+
+fn service(namespace: &str, name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
+        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80}]},
+    })
+}
+
+fn divert(namespace: &str, name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": DIVERT.api_version, "kind": "Divert",
+        "metadata": {"name": name, "namespace": namespace}, "spec": spec,
+    })
+}
+
+fn is_ours(service: &Value) -> bool {
+    service["metadata"]["labels"]["divert.dev/external-name"] == "true"
+}
+
+fn wait_ours(admin: &Client, namespace: &str, name: &str) -> Result<Value> {
+    admin.wait_for(SERVICE, namespace, name, "to be made", is_ours)
+}
+
+/// Makes a shared namespace with these Services and a developer's with none.
+fn town(admin: &Client, shared: &str, developer: &str, names: &[&str]) -> Result<()> {
+    admin.create_namespace(&manifest::shared_namespace(shared))?;
+    admin.create_namespace(&manifest::namespace(developer))?;
+    for name in names {
+        admin.create(&service(shared, name))?;
+    }
+    Ok(())
+}
+
+/// Waits until the controller has written names once more: what it has not done by then it does not mean to.
+fn wait_for_another_round(admin: &Client, shared: &str, developer: &str, name: &str) -> Result<()> {
+    admin.create(&service(shared, name))?;
+    wait_ours(admin, developer, name).map(drop)
+}
+
+#[test]
+fn each_divert_that_needs_a_name_owns_it() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    town(admin, "owners-staging", "owners-alice", &["web"])?;
+    let spec = json!({"sharedNamespace": "owners-staging"});
+    let first = admin.create(&divert("owners-alice", "a", &spec))?;
+    let made = wait_ours(admin, "owners-alice", "web")?;
+    assert_eq!(made["metadata"]["finalizers"], Value::Null);
+    let owner = json!({
+        "apiVersion": DIVERT.api_version, "kind": "Divert", "name": "a", "uid": first["metadata"]["uid"],
+    });
+    assert_eq!(made["metadata"]["ownerReferences"], json!([owner]), "without blockOwnerDeletion");
+
+    let second = admin.create(&divert("owners-alice", "b", &spec))?;
+    let owners = |count: usize| {
+        move |it: &Value| it["metadata"]["ownerReferences"].as_array().map_or(0, Vec::len) == count
+    };
+    let both = admin.wait_for(SERVICE, "owners-alice", "web", "to have two owners", owners(2))?;
+    let managers = both["metadata"]["managedFields"].as_array();
+    let managers: Vec<_> =
+        managers.into_iter().flatten().map(|it| (&it["manager"], &it["operation"])).collect();
+    assert_eq!(managers, [(&json!("divert-controller"), &json!("Apply"))], "one manager, which applies");
+    admin.delete(DIVERT, "owners-alice", "a")?;
+    let one = admin.wait_for(SERVICE, "owners-alice", "web", "to have one owner", owners(1))?;
+    assert_eq!(one["metadata"]["uid"], made["metadata"]["uid"], "it was never away");
+    assert_eq!(one["metadata"]["ownerReferences"][0]["uid"], second["metadata"]["uid"]);
+    // Who wants no names any more.
+    admin.patch(DIVERT, "owners-alice", "b", &json!({"spec": {"names": "None"}}))?;
+    admin.wait_gone(SERVICE, "owners-alice", "web")
+}
+
+#[test]
+fn what_is_there_is_theirs_and_what_is_deleted_is_left_free() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    town(admin, "free-staging", "free-alice", &["theirs", "deleted", "labelled"])?;
+    let theirs = admin.create(&service("free-alice", "theirs"))?;
+    // Our label alone makes nothing ours.
+    let mut labelled = service("free-alice", "labelled");
+    labelled["metadata"]["labels"] = json!({"divert.dev/external-name": "true"});
+    let labelled = admin.create(&labelled)?;
+    admin.create(&manifest::divert("free-alice", "free-staging"))?;
+    wait_ours(admin, "free-alice", "deleted")?;
+    admin.delete(SERVICE, "free-alice", "deleted")?;
+    wait_for_another_round(admin, "free-staging", "free-alice", "later")?;
+    assert_eq!(Refusal::of(admin.get(SERVICE, "free-alice", "deleted"))?.code, 404);
+    let again = admin.create(&service("free-alice", "deleted"))?;
+    admin.delete(SERVICE, "free-staging", "later")?;
+    admin.wait_gone(SERVICE, "free-alice", "later")?;
+    for (name, before) in [("theirs", &theirs), ("labelled", &labelled), ("deleted", &again)] {
+        let after = admin.get(SERVICE, "free-alice", name)?;
+        assert_eq!(after["metadata"]["resourceVersion"], before["metadata"]["resourceVersion"], "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn metadata_of_others_does_not_matter_and_a_field_of_the_spec_does() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    town(admin, "writers-staging", "writers-alice", &["noted", "node-port", "alias"])?;
+    admin.create(&manifest::divert("writers-alice", "writers-staging"))?;
+    for name in ["noted", "node-port", "alias"] {
+        wait_ours(admin, "writers-alice", name)?;
+    }
+    let note = json!({"metadata": {"labels": {"team": "a"}}});
+    admin.patch(SERVICE, "writers-alice", "noted", &note)?;
+    let ports = json!({"spec": {"ports": [{"name": "http", "port": 81}]}});
+    admin.patch(SERVICE, "writers-staging", "noted", &ports)?;
+    let followed = admin.wait_for(SERVICE, "writers-alice", "noted", "to follow", |it| {
+        is_ours(it) && it["spec"]["ports"][0]["port"] == 81
+    })?;
+    assert_eq!(followed["metadata"]["labels"]["team"], "a");
+
+    let mut node_port = service("writers-alice", "node-port");
+    node_port["spec"]["type"] = json!("NodePort");
+    admin.kubectl(&["apply", "-f", "-"], &node_port.to_string())?;
+    let alias = json!({"spec": {"externalName": "elsewhere.example.com", "type": "ExternalName"}});
+    admin.patch(SERVICE, "writers-alice", "alias", &alias)?;
+    for (name, kind) in [("node-port", "NodePort"), ("alias", "ExternalName")] {
+        let released = |it: &Value| !is_ours(it) && it["metadata"]["ownerReferences"].is_null();
+        let theirs = admin.wait_for(SERVICE, "writers-alice", name, "to be theirs", released)?;
+        assert_eq!(theirs["spec"]["type"], kind);
+        if name == "node-port" {
+            assert_eq!(theirs["spec"]["externalName"], Value::Null);
+        } else {
+            assert_eq!(theirs["spec"]["externalName"], "elsewhere.example.com", "their value is kept");
+        }
+        admin.wait_event(&theirs, "Normal", "Released", "it is theirs now")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_namespace_that_is_deleted_while_diverted_ends() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    town(admin, "ends-staging", "ends-alice", &["web"])?;
+    admin.create_namespace(&manifest::namespace("ends-bob"))?;
+    for developer in ["ends-alice", "ends-bob"] {
+        admin.create(&manifest::divert(developer, "ends-staging"))?;
+        wait_ours(admin, developer, "web")?;
+    }
+    // Keeps the namespace Terminating.
+    let metadata =
+        json!({"name": "hold", "namespace": "ends-alice", "finalizers": ["tests.divert.dev/hold"]});
+    admin.create(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}))?;
+    admin.delete(NAMESPACE, "", "ends-alice")?;
+    admin.wait_gone(SERVICE, "ends-alice", "web")?;
+    wait_for_another_round(admin, "ends-staging", "ends-bob", "later")?;
+    assert_eq!(admin.list(SERVICE, "ends-alice")?, [] as [Value; 0]);
+    let output = control.output();
+    ensure!(!output.contains("Service ends-alice/"), "it tried to write there:\n{output}");
+    admin.patch(CONFIG_MAP, "ends-alice", "hold", &json!({"metadata": {"finalizers": null}}))?;
+    admin.wait_gone(NAMESPACE, "", "ends-alice")?;
+    // And the shared one: the names go, what is the developer's stays.
+    admin.delete_namespace("ends-staging")?;
+    admin.wait_gone(SERVICE, "ends-bob", "web")?;
+    admin.delete_namespace("ends-bob")
+}
+
+#[test]
+fn an_older_divert_has_the_name_that_two_shared_namespaces_have() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    town(admin, "both-a", "both-alice", &["web", "kubernetes"])?;
+    admin.create_namespace(&manifest::shared_namespace("both-b"))?;
+    admin.create(&service("both-b", "web"))?;
+    // Of the same second or not: the first by name as well.
+    admin.create(&manifest::divert("both-alice", "both-a"))?;
+    wait_ours(admin, "both-alice", "web")?;
+    let later = admin.create(&manifest::divert("both-alice", "both-b"))?;
+    admin.wait_condition(&later, "Names", "ResolvedElsewhere", "web resolves to both-a in both-alice")?;
+    let web = admin.get(SERVICE, "both-alice", "web")?;
+    assert_eq!(web["spec"]["externalName"], "web.both-a.svc.cluster.local");
+    assert_eq!(Refusal::of(admin.get(SERVICE, "both-alice", "kubernetes"))?.code, 404);
+    admin.delete(DIVERT, "both-alice", "both-a")?;
+    let moved = |it: &Value| it["spec"]["externalName"] == "web.both-b.svc.cluster.local";
+    admin.wait_for(SERVICE, "both-alice", "web", "to move to the other", moved)?;
+    Ok(())
+}
