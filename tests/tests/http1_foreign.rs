@@ -1,6 +1,6 @@
 //! correctness.md, HTTP/1: clients and servers that others wrote, as they come.
 //!
-//! A program that is not installed is not tested, and said so.
+//! A program that is missing is a failure: `cargo xtask test` installs them all.
 
 use std::fs;
 use std::process::Command;
@@ -18,13 +18,11 @@ const ALICES: &str = "alice/web";
 /// Virtual machines take their time to start.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Whether a program is there.
-fn installed(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
-    if !found {
-        eprintln!("{program} is not installed: not tested");
-    }
-    found
+/// Fails where a program is missing: a test that passes without running tells nothing.
+fn require(program: &str) -> Result<()> {
+    Command::new(program).arg("--version").output().map(drop).with_context(|| {
+        format!("{program} is needed for this test; `cargo xtask test` installs it (xtask/src/packages.rs)")
+    })
 }
 
 /// Runs a program in the client's pod to its end, and gives what it printed.
@@ -79,9 +77,8 @@ fn nginx(town: &Fixture, name: &str) -> Result<Process> {
 
 #[test]
 fn nginx_and_curl() -> Result<()> {
-    if !installed("nginx") || !installed("curl") {
-        return Ok(());
-    }
+    require("nginx")?;
+    require("curl")?;
     let town = Fixture::new()?;
     let _servers = [nginx(&town, SHARED)?, nginx(&town, ALICES)?];
     let curl = |arguments: &[&str], path: &str| {
@@ -157,9 +154,7 @@ fn nginx_and_curl() -> Result<()> {
 
 #[test]
 fn curl_that_offers_h2c() -> Result<()> {
-    if !installed("curl") {
-        return Ok(());
-    }
+    require("curl")?;
     let town = Fixture::new()?;
     let _servers = echoes(&town)?;
     let _agent = town.agent()?;
@@ -200,9 +195,7 @@ print("python is done")
 
 #[test]
 fn pythons_http_client() -> Result<()> {
-    if !installed("python3") {
-        return Ok(());
-    }
+    require("python3")?;
     let town = Fixture::new()?;
     let servers = echoes(&town)?;
     let _agent = town.agent()?;
@@ -231,9 +224,7 @@ http.server.ThreadingHTTPServer(("", int(sys.argv[3])), Handler).serve_forever()
 
 #[test]
 fn pythons_http_server() -> Result<()> {
-    if !installed("python3") {
-        return Ok(());
-    }
+    require("python3")?;
     // HTTP/1.0 ends each response with the connection.
     for version in ["HTTP/1.1", "HTTP/1.0"] {
         let town = Fixture::new()?;
@@ -297,9 +288,7 @@ const one = (number) => new Promise((resolve, reject) => {
 
 #[test]
 fn nodes_http_client() -> Result<()> {
-    if !installed("node") {
-        return Ok(());
-    }
+    require("node")?;
     let town = Fixture::new()?;
     let servers = echoes(&town)?;
     let _agent = town.agent()?;
@@ -341,9 +330,7 @@ class Requests {
 
 #[test]
 fn javas_http_client() -> Result<()> {
-    if !installed("java") {
-        return Ok(());
-    }
+    require("java")?;
     let town = Fixture::new()?;
     let servers = echoes(&town)?;
     let _agent = town.agent()?;

@@ -30,6 +30,8 @@ pub(crate) const TESTS: &[&str] = &[
     "haproxy",
     "nghttp2-client",
     "nginx-light",
+    "nodejs",
+    "openjdk-17-jdk-headless",
     "python3",
     "wrk",
     // Other protocols.
