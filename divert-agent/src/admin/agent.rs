@@ -12,7 +12,8 @@ use crate::metrics::{self, Sources};
 use crate::node_lock::Place;
 use crate::plan_view::View;
 
-const PATHS: &str = "here are /healthz, /readyz, /metrics, /status, /plan and /explain?pod=NAMESPACE/POD&to=HOST:PORT\n";
+const PATHS: &str =
+    "here are /healthz, /readyz, /metrics, /status, /plan and /explain?pod=NAMESPACE/POD&to=HOST:PORT\n";
 
 /// Everything that an agent can be asked about.
 #[derive(Clone, Debug)]

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::status::Direct;
 use super::Applier;
+use super::status::Direct;
 use crate::kernel::hooks::HookError;
 use crate::plan::{Hosts, PodRef};
 use crate::table::Slot;

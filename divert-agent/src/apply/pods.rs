@@ -276,7 +276,11 @@ impl Pods {
     }
 
     /// The capture set of a pod, and how it is served.
-    pub(super) fn look_up(&self, name: &PodRef, hooks: &Hooks) -> Result<Option<(u32, live::Served)>, HookError> {
+    pub(super) fn look_up(
+        &self,
+        name: &PodRef,
+        hooks: &Hooks,
+    ) -> Result<Option<(u32, live::Served)>, HookError> {
         let Some(entry) = self.pods.get(name) else { return Ok(None) };
         let served = match &entry.state {
             State::Served { served, .. } => live::Served::Yes {

@@ -99,10 +99,12 @@ pub async fn explain(sources: &Sources, question: Question) -> Result<Explanatio
     // Why nobody takes it is known to the planner alone, and only worth asking now.
     if let (Some(unanswered), Some(service)) = (unanswered, meaning.service) {
         let (port, key) = (question.to.port, unanswered.key);
-        let why = sources.control.ask(move |planner| resolve::why_not(planner, &service, port, key.as_deref()));
+        let why =
+            sources.control.ask(move |planner| resolve::why_not(planner, &service, port, key.as_deref()));
         let why = why.await.ok_or(ExplainError::Ending)?;
         if let Some(step) = explanation.steps.iter_mut().find(|step| step.about == unanswered.about) {
-            step.says = std::iter::once(&step.says).chain(&why).map(String::as_str).collect::<Vec<_>>().join("; ");
+            step.says =
+                std::iter::once(&step.says).chain(&why).map(String::as_str).collect::<Vec<_>>().join("; ");
         }
     }
     Ok(explanation)
@@ -134,7 +136,12 @@ impl Path<'_> {
         self.explanation.verdict = format!("it goes to {to} directly, past the agent");
     }
 
-    fn follow(&mut self, not_registered: Option<String>, live: &Live, names: &KeyNames) -> Option<Unanswered> {
+    fn follow(
+        &mut self,
+        not_registered: Option<String>,
+        live: &Live,
+        names: &KeyNames,
+    ) -> Option<Unanswered> {
         let pod = &self.question.pod;
         if let Some(why) = not_registered {
             self.step(About::Registered, false, why);
@@ -207,7 +214,10 @@ impl Path<'_> {
             }
         };
         self.step(About::Target, false, says);
-        let with = decision.key.filter(|_| decision.inject).map_or(String::new(), |key| format!(", with the key {key}"));
+        let with = decision
+            .key
+            .filter(|_| decision.inject)
+            .map_or(String::new(), |key| format!(", with the key {key}"));
         self.verdict(format!("{service} answers it, at {original}, through the agent{with}"));
         unanswered
     }
@@ -216,7 +226,10 @@ impl Path<'_> {
 fn captured(found: &Found, pod: &crate::plan::PodRef) -> String {
     let address = found.address;
     if found.slot.from_pods {
-        format!("connections to {address} are captured for the pods of {}, to give their requests its key", pod.namespace)
+        format!(
+            "connections to {address} are captured for the pods of {}, to give their requests its key",
+            pod.namespace
+        )
     } else {
         format!("connections to {address} are captured for everyone")
     }
@@ -225,7 +238,9 @@ fn captured(found: &Found, pod: &crate::plan::PodRef) -> String {
 fn whose(decision: &Decision<'_>, request: &decide::Request<'_>, hosts: &Hosts) -> String {
     match (request.key, decision.key) {
         (Some(key), _) => format!("{key}, which the request carries"),
-        (None, None) => "none: the request carries no key, its host is nobody's, and its pod gives none".into(),
+        (None, None) => {
+            "none: the request carries no key, its host is nobody's, and its pod gives none".into()
+        }
         (None, Some(key)) => {
             let host = request.host.unwrap_or_default();
             if hosts.get(host).is_some_and(|grant| *grant.key == *key) {

@@ -103,8 +103,7 @@ impl Question {
     /// As the query of a URL.
     pub fn to_query(&self) -> String {
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-        let mut query =
-            format!("pod={}&to={}", encode(&self.pod.to_string()), encode(&self.to.to_string()));
+        let mut query = format!("pod={}&to={}", encode(&self.pod.to_string()), encode(&self.to.to_string()));
         for (name, value) in &self.fields {
             // Writing to a String does not fail.
             let _ = write!(query, "&header={}", encode(&format!("{name}: {value}")));
@@ -163,7 +162,9 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(Destination { host: host.into(), port }), "{text}");
         }
-        for text in ["", "catalog", "catalog:", ":80", "catalog:http", "catalog:0", "catalog:70000", "[x]:1", "a:b:1"] {
+        for text in
+            ["", "catalog", "catalog:", ":80", "catalog:http", "catalog:0", "catalog:70000", "[x]:1", "a:b:1"]
+        {
             assert_eq!(text.parse::<Destination>(), Err(QuestionError::To(text.into())), "{text}");
         }
     }

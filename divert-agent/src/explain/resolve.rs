@@ -129,7 +129,8 @@ fn by_service(
         }
         _ => {
             let endpoints = world.slices(&name.namespace, &name.name).flat_map(|slice| &slice.endpoints);
-            let meant = endpoints.filter(|it| hostname.is_none_or(|name| it.hostname.as_deref() == Some(name)));
+            let meant =
+                endpoints.filter(|it| hostname.is_none_or(|name| it.hostname.as_deref() == Some(name)));
             meant.map(|endpoint| SocketAddr::new(endpoint.address, port)).collect()
         }
     };
@@ -143,7 +144,8 @@ fn by_address(planner: &Planner, address: SocketAddr, mut says: Vec<String>) -> 
     let world = planner.world();
     let has = |service: &&Service| match &service.kind {
         ServiceKind::ClusterIps(addresses) => {
-            addresses.contains(&address.ip()) && service.ports.iter().any(|port| port.number == address.port())
+            addresses.contains(&address.ip())
+                && service.ports.iter().any(|port| port.number == address.port())
         }
         _ => false,
     };
@@ -180,7 +182,9 @@ pub(super) fn why_not(planner: &Planner, service: &ServiceRef, port: u16, key: O
         for port in ports.filter(|it| !may_be_http(planner.settings(), it)) {
             let declared = match (&port.app_protocol, &*port.name) {
                 (Some(protocol), _) => format!("its appProtocol is {protocol}"),
-                (None, "") => format!("nothing declares it, and {} is on the list of other ports", port.number),
+                (None, "") => {
+                    format!("nothing declares it, and {} is on the list of other ports", port.number)
+                }
                 (None, name) => format!("its name is {name}"),
             };
             why.push(format!(

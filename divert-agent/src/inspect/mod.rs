@@ -134,7 +134,8 @@ pub fn explain(args: ExplainArgs) -> Result<(), InspectError> {
 }
 
 fn overview(statuses: &[AgentStatus]) -> String {
-    let mut agents = Columns::new("Agents", &["NODE", "AGENT", "VERSION", "STATE", "SERVED", "DIRECT", "CAPTURES"]);
+    let mut agents =
+        Columns::new("Agents", &["NODE", "AGENT", "VERSION", "STATE", "SERVED", "DIRECT", "CAPTURES"]);
     let mut direct = Columns::new("Pods left direct", &["NODE", "POD", "REASON", "WHY"]);
     let mut troubles = String::new();
     for status in statuses {
