@@ -173,8 +173,15 @@ fn who_creates_a_service_first_has_it() -> Result<()> {
                 names.iter().try_for_each(|name| admin.create(&service("staging", name)).map(drop))
             });
             std::thread::sleep(lead);
-            let created: Vec<_> =
-                names.iter().map(|name| admin.create(&service("alice", name)).ok()).collect();
+            let create = |name: &String| match admin.create(&service("alice", name)) {
+                Ok(created) => Ok(Some(created)),
+                Err(error) => match error.downcast::<Refusal>() {
+                    Ok(refusal) if refusal.reason == "AlreadyExists" => Ok(None),
+                    Ok(refusal) => Err(refusal.into()),
+                    Err(error) => Err(error),
+                },
+            };
+            let created = names.iter().map(create).collect::<Result<Vec<_>>>()?;
             shared.join().expect("it gives errors back").map(|()| created)
         })?;
         for (name, created) in names.iter().zip(&created) {
