@@ -25,6 +25,8 @@ mod nodes;
 mod pace;
 mod queue;
 mod reconcile;
+#[cfg(test)]
+mod tests;
 mod wishes;
 mod write;
 

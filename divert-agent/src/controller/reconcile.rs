@@ -12,7 +12,7 @@ use super::known::{Known, Original};
 use super::names::{self, Action, Wanted};
 use crate::api::{self, DivertStatus};
 use crate::compile::acceptance::Group;
-use crate::compile::{HostReason, may_be_http};
+use crate::compile::{self, HostReason, may_be_http};
 use crate::world::{DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, ServiceKind};
 
 /// Something to be written.
@@ -88,8 +88,7 @@ fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
     let mut said: Vec<Said> = status.conditions.iter().map(Said::from).collect();
     if status.accepted() {
         said.push(known.nodes.said().clone());
-        let pair = Pair { developer: object.namespace.clone(), shared: status.shared_namespace.clone() };
-        said.extend(known.wishes.as_ref().and_then(|wishes| wishes.said(&known.judge, &pair)));
+        said.extend(said_of_names(known, &status));
     }
     let (new, news) =
         conditions::next(&original.status, original.generation, &said, &status, Timestamp::now())?;
@@ -102,6 +101,12 @@ fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
         status: new,
     };
     Some(Job::Status(Box::new(update), news))
+}
+
+/// What the author of an accepted Divert is told about names.
+pub(super) fn said_of_names(known: &Known, status: &compile::DivertStatus) -> Option<Said> {
+    let pair = Pair { developer: status.divert.namespace.clone(), shared: status.shared_namespace.clone() };
+    known.wishes.as_ref()?.said(&known.judge, &pair)
 }
 
 /// What is to be said about an object that has no status; nothing when all is well.
@@ -160,14 +165,15 @@ pub(super) fn name(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Opti
     let world = known.judge.world();
     // In one that is on its way out nothing is written.
     world.namespace(namespace).filter(|it| !it.terminating)?;
-    let wishes = known.wishes.as_ref()?;
-    let wanted = wishes.pair(&known.judge, namespace, name).and_then(|pair| wanted(known, pair, name));
+    let wanted = wanted(known, namespace, name);
     let existing = known.names.get(&(namespace.clone(), name.clone()));
     let action = names::action(name, wanted.as_ref(), existing)?;
     Some(Job::Name(namespace.clone(), action))
 }
 
-fn wanted(known: &Known, pair: &Pair, name: &str) -> Option<Wanted> {
+/// What a name in a developer's namespace is to resolve to, if at all.
+pub(super) fn wanted(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Option<Wanted> {
+    let pair = known.wishes.as_ref()?.pair(&known.judge, namespace, name)?;
     let shared = known.judge.world().service(&pair.shared, name)?;
     let owners = owners(known, known.judge.group(pair)?);
     if owners.is_empty() {

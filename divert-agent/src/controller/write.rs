@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::conditions::Said;
 use super::lease::Leadership;
-use super::names::{self, Action, FIELD_MANAGER};
+use super::names::{Action, FIELD_MANAGER};
 use super::reconcile::{Job, News, StatusUpdate};
 use crate::api::{self, Divert};
 use crate::kubernetes::describe;
@@ -65,9 +65,9 @@ impl Writer {
             Job::Name(namespace, action) => {
                 let requests = match action {
                     Action::Create(_) | Action::Delete { .. } | Action::Update { adopt: None, .. } => 1,
+                    Action::Update { adopt: Some(_), .. } => 2,
                     // And its event.
                     Action::Release { .. } => 2,
-                    Action::Update { adopt: Some(_), .. } => 3,
                 };
                 (self.name(namespace, action).await, requests)
             }
@@ -105,16 +105,13 @@ impl Writer {
             }
             Action::Update { name, adopt, apply } => {
                 let doing = || format!("updating Service {namespace}/{name}");
-                if let Some(version) = adopt {
-                    // Whoever owns which field is much to keep for each, and is asked for when it is needed.
-                    let created = match services.get(name).await {
-                        Ok(service) if service.metadata.resource_version.as_ref() == Some(version) => service,
-                        // What it is now comes by the watch.
-                        Ok(_) => return Outcome::Superseded,
-                        Err(error) => return outcome::<()>(Err(error), doing),
+                if let Some(adopt) = adopt {
+                    let adopt = serde_json::from_value(adopt.clone()).map_err(kube::Error::SerdeError);
+                    let adopted = match adopt {
+                        Ok(adopt) => services.patch(name, &merge, &Patch::Json::<()>(adopt)).await,
+                        Err(error) => Err(error),
                     };
-                    let patch = Patch::Merge(names::adopt(&created.metadata));
-                    match outcome(services.patch(name, &merge, &patch).await, doing) {
+                    match outcome(adopted, doing) {
                         Outcome::Done => {}
                         other => return other,
                     }
