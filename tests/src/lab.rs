@@ -28,6 +28,10 @@ use crate::process::{Place, Process};
 use crate::run::{RunName, TempDir};
 use crate::wait::{self, PATIENCE};
 
+pub(crate) mod crowd;
+
+pub use crowd::Crowd;
+
 /// An address family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Family {
@@ -45,6 +49,7 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub struct Lab {
     // Dropped in this order: what runs, then where it runs.
     pods: HashMap<String, Arc<Pod>>,
+    broker: Arc<Broker>,
     node: NamedNetNs,
     bridge: NamedNetNs,
     agents: PathBuf,
@@ -76,6 +81,7 @@ impl Lab {
         node.ip_batch("link set lo up\n")?;
         let mut lab = Self {
             pods: HashMap::new(),
+            broker,
             node,
             bridge,
             agents,
@@ -88,7 +94,7 @@ impl Lab {
         };
         for (number, pod) in (1..).zip(pods) {
             let netns = format!("{}.{}", lab.name, pod.replace('/', "."));
-            let pod = lab.make_pod(pod, number, &netns, &pods_cgroup, &broker)?;
+            let pod = lab.make_pod(pod, number, &netns, &pods_cgroup, &lab.broker)?;
             lab.pods.insert(pod.name.clone(), Arc::new(pod));
         }
         let ports: String =
@@ -407,6 +413,16 @@ impl Net {
     fn v4(&self, offset: u32) -> Ipv4Addr {
         let base = Ipv4Addr::new(10, 96, 0, 0).to_bits();
         Ipv4Addr::from_bits(base + u32::from(self.number) * 512 + offset)
+    }
+
+    /// A /21 of 10.128.0.0/9.
+    fn crowd_v4(&self, host: u16) -> Ipv4Addr {
+        let base = Ipv4Addr::new(10, 128, 0, 0).to_bits();
+        Ipv4Addr::from_bits(base + u32::from(self.number) * 2048 + u32::from(host))
+    }
+
+    fn crowd_v6(&self, host: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0xd1, self.number, 2, 0, 0, 0, host)
     }
 
     fn pod_v4(&self, host: u8) -> Ipv4Addr {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -35,14 +36,29 @@ fn status_kib(pid: u32, field: &str) -> Result<u64> {
 /// # Errors
 /// When the process is gone.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
-    // Nanoseconds on a processor, for each thread; /proc/PID/stat counts in ticks of 10 ms.
-    let mut nanos = 0;
+    Ok(cpu_by_thread(pid)?.iter().map(|(_, time)| *time).sum())
+}
+
+/// Processor time of each thread so far, by name.
+///
+/// # Errors
+/// When the process is gone.
+pub fn cpu_by_thread(pid: u32) -> Result<Vec<(String, Duration)>> {
+    let mut times = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let times = fs::read_to_string(thread?.path().join("schedstat"))?;
-        let first = times.split(' ').next().and_then(|field| field.parse::<u64>().ok());
-        nanos += first.with_context(|| format!("schedstat of a thread of {pid}: {times:?}"))?;
+        let path = thread?.path();
+        let name = fs::read_to_string(path.join("comm"))?.trim_end().to_owned();
+        times.push((name, on_processor(&path)?));
     }
-    Ok(Duration::from_nanos(nanos))
+    Ok(times)
+}
+
+/// Time on a processor of the thread that this folder of /proc is about.
+fn on_processor(thread: &Path) -> Result<Duration> {
+    // Nanoseconds; /proc/PID/stat counts in ticks of 10 ms.
+    let times = fs::read_to_string(thread.join("schedstat"))?;
+    let first = times.split(' ').next().and_then(|field| field.parse().ok());
+    Ok(Duration::from_nanos(first.with_context(|| format!("{}: schedstat {times:?}", thread.display()))?))
 }
 
 /// Soft and hard limit of open files.
