@@ -14,8 +14,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use divert_common::netns::NetNs;
@@ -29,8 +29,10 @@ use crate::run::{RunName, TempDir};
 use crate::wait::{self, PATIENCE};
 
 pub(crate) mod crowd;
+mod restart;
 
 pub use crowd::Crowd;
+pub use restart::Down;
 
 /// An address family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -57,8 +59,12 @@ pub struct Lab {
     folder: TempDir,
     net: Net,
     services: AtomicU8,
+    /// Which pod serves which.
+    served: Mutex<Vec<(String, ClusterIps)>>,
     /// Sandboxes made in the place of others so far.
     replaced: AtomicU32,
+    /// How often the node was restarted.
+    restarts: u32,
     name: RunName,
 }
 
@@ -89,7 +95,9 @@ impl Lab {
             folder,
             net,
             services: AtomicU8::new(1),
+            served: Mutex::default(),
             replaced: AtomicU32::new(0),
+            restarts: 0,
             name,
         };
         for (number, pod) in (1..).zip(pods) {
@@ -184,6 +192,7 @@ impl Lab {
         let number = self.services.fetch_add(1, Ordering::Relaxed);
         let ips = ClusterIps { v4: self.net.service_v4(number), v6: self.net.service_v6(number) };
         pod.add_cluster_ips(ips)?;
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).push((pod.name.clone(), ips));
         Ok(ips)
     }
 
