@@ -173,6 +173,17 @@ impl Agent {
         Ok(samples.sum())
     }
 
+    /// Connects to captured destinations that its hooks have let through so far, for this reason.
+    ///
+    /// # Errors
+    /// When /metrics does not answer, or knows no such reason.
+    pub fn passed(&self, reason: &str) -> Result<f64> {
+        let series = format!("divert_hook_passed_total{{reason=\"{reason}\"}} ");
+        let metrics = self.get("/metrics")?.text();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        Ok(value.with_context(|| format!("no {series}in {metrics}"))?.parse()?)
+    }
+
     /// Its process.
     pub fn process(&self) -> &Process {
         &self.process

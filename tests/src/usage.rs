@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -44,21 +43,30 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
 /// # Errors
 /// When the process is gone.
 pub fn cpu_by_thread(pid: u32) -> Result<Vec<(String, Duration)>> {
+    schedstat(pid, 0)
+}
+
+/// How long each thread has been ready to run and had no processor so far, by name. The kernel counts a wait when
+/// it is over.
+///
+/// # Errors
+/// When the process is gone.
+pub fn processor_waits(pid: u32) -> Result<Vec<(String, Duration)>> {
+    schedstat(pid, 1)
+}
+
+fn schedstat(pid: u32, field: usize) -> Result<Vec<(String, Duration)>> {
     let mut times = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let path = thread?.path();
         let name = fs::read_to_string(path.join("comm"))?.trim_end().to_owned();
-        times.push((name, on_processor(&path)?));
+        // Nanoseconds; /proc/PID/stat counts in ticks of 10 ms.
+        let text = fs::read_to_string(path.join("schedstat"))?;
+        let nanos = text.split(' ').nth(field).and_then(|field| field.parse().ok());
+        let nanos = nanos.with_context(|| format!("{}: schedstat {text:?}", path.display()))?;
+        times.push((name, Duration::from_nanos(nanos)));
     }
     Ok(times)
-}
-
-/// Time on a processor of the thread that this folder of /proc is about.
-fn on_processor(thread: &Path) -> Result<Duration> {
-    // Nanoseconds; /proc/PID/stat counts in ticks of 10 ms.
-    let times = fs::read_to_string(thread.join("schedstat"))?;
-    let first = times.split(' ').next().and_then(|field| field.parse().ok());
-    Ok(Duration::from_nanos(first.with_context(|| format!("{}: schedstat {times:?}", thread.display()))?))
 }
 
 /// Soft and hard limit of open files.
