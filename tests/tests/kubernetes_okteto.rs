@@ -42,7 +42,8 @@ struct Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         // The next lab may get this one's range of addresses.
-        for (namespace, name) in [(&self.staging, "front"), (&self.staging, "catalog"), (&self.bob, "front")] {
+        for (namespace, name) in [(&self.staging, "front"), (&self.staging, "catalog"), (&self.bob, "front")]
+        {
             let _ = self.control.server.admin().delete(SERVICE, namespace, name);
         }
     }
@@ -110,13 +111,7 @@ impl Stage {
         self.wait_chain_with(host, path, None, expected)
     }
 
-    fn wait_chain_with(
-        &self,
-        host: &str,
-        path: &str,
-        key: Option<&str>,
-        expected: &[String],
-    ) -> Result<()> {
+    fn wait_chain_with(&self, host: &str, path: &str, key: Option<&str>, expected: &[String]) -> Result<()> {
         let mut last = None;
         wait::until_within(PATIENCE, &format!("{host}{path} to be answered by {expected:?}"), || {
             // A connection of nginx that is older than its capture goes on while it is asked over.
@@ -229,7 +224,8 @@ fn serve(town: &Town, client: &Client, pod: &str) -> Result<Echo> {
 
 fn wait_endpoints(admin: &Client, namespace: &str, service: &str) -> Result<()> {
     admin.wait_for_list(ENDPOINT_SLICE, namespace, &format!("of {service} to be ready"), |slices| {
-        let own = slices.iter().filter(|it| it["metadata"]["labels"]["kubernetes.io/service-name"] == service);
+        let own =
+            slices.iter().filter(|it| it["metadata"]["labels"]["kubernetes.io/service-name"] == service);
         own.filter(|it| it["endpoints"][0]["conditions"]["ready"] == true).count() == 2
     })?;
     Ok(())
@@ -255,7 +251,12 @@ fn what_the_cli_writes_leads_each_host_down_its_own_chain() -> Result<()> {
     stage.cli().deploy(&bob)?;
     ensure!(stage.ingress.sync()?, "clones are to lead somewhere");
     let written = |kind, namespace: &str| -> Result<Vec<Value>> {
-        Ok(stage.admin().list(kind, namespace)?.into_iter().map(|it| it["metadata"]["name"].clone()).collect())
+        Ok(stage
+            .admin()
+            .list(kind, namespace)?
+            .into_iter()
+            .map(|it| it["metadata"]["name"].clone())
+            .collect())
     };
     assert_eq!(written(OKTETO_DIVERT, &alice)?, [json!("app-web")], "for no alias");
     assert_eq!(written(OKTETO_DIVERT, &bob)?, [json!("app-front")]);

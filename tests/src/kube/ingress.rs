@@ -129,7 +129,8 @@ impl IngressController {
             other => other?,
         };
         // An alias of okteto's has no ports, so only a number means something.
-        let port = backend["service"]["port"]["number"].as_u64().context("a backend without a port number")?;
+        let port =
+            backend["service"]["port"]["number"].as_u64().context("a backend without a port number")?;
         let by_cluster_ip = ingress["metadata"]["annotations"][SERVICE_UPSTREAM] == "true";
         if by_cluster_ip || service["spec"]["type"] == "ExternalName" {
             let ip = resolve(&self.client, namespace, name)?;

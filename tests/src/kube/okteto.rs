@@ -151,7 +151,8 @@ impl OktetoCli<'_> {
     fn copy(&self, namespace: &str, from: &Value) -> Value {
         let metadata = &from["metadata"];
         let or_empty = |value: &Value| if value.is_null() { json!({}) } else { value.clone() };
-        let (mut labels, mut annotations) = (or_empty(&metadata["labels"]), or_empty(&metadata["annotations"]));
+        let (mut labels, mut annotations) =
+            (or_empty(&metadata["labels"]), or_empty(&metadata["annotations"]));
         labels[DEPLOYED_BY] = json!(self.name);
         annotations[AUTO_CREATE] = json!("true");
         annotations[FROM] = json!(self.shared);
@@ -178,9 +179,5 @@ impl OktetoCli<'_> {
 
 fn path_backends(ingress: &Value) -> Vec<&Value> {
     let rules = ingress["spec"]["rules"].as_array().into_iter().flatten();
-    rules
-        .filter_map(|rule| rule["http"]["paths"].as_array())
-        .flatten()
-        .map(|path| &path["backend"])
-        .collect()
+    rules.filter_map(|rule| rule["http"]["paths"].as_array()).flatten().map(|path| &path["backend"]).collect()
 }
