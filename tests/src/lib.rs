@@ -26,5 +26,6 @@ pub mod run;
 pub mod script;
 pub mod server;
 pub mod stage;
+pub mod traces;
 pub mod usage;
 pub mod wait;

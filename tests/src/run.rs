@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::lab::crowd;
 use crate::{cgroup, named_netns};
 
 const PREFIX: &str = "divert";
@@ -113,6 +114,7 @@ pub fn sweep() {
         named_netns::remove(&path);
     }
     for path in left_behind(&std::env::temp_dir()) {
+        crowd::sweep(&path);
         let _ = std::fs::remove_dir_all(path);
     }
 }
