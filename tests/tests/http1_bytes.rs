@@ -14,12 +14,12 @@ fn both(cases: fn(&str) -> Vec<(&'static str, Script)>) -> Result<()> {
     compare_diverted(&cases("baggage: a=b,okteto-divert=alice;p=1\r\n"))
 }
 
-/// One request and its response; then the client goes.
+/// The same request and response twice, as it is where a message ends that the next one shows; then the client
+/// goes.
 fn exchange(request: &str, response: &str) -> Script {
-    Script::new(
-        vec![Step::send(request), Step::expect(response), Close],
-        vec![Step::expect(request), Step::send(response), ReadEnd],
-    )
+    let client = [Step::send(request), Step::expect(response)];
+    let server = [Step::expect(request), Step::send(response)];
+    Script::new([&client[..], &client, &[Close]].concat(), [&server[..], &server, &[ReadEnd]].concat())
 }
 
 /// One request; the response ends with the connection.
@@ -118,6 +118,8 @@ fn response_bodies() -> Result<()> {
         let get = format!("GET / HTTP/1.1\r\nHost: web\r\n{key}\r\n");
         let head = format!("HEAD / HTTP/1.1\r\nHost: web\r\n{key}\r\n");
         let big = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 4 << 20);
+        let closing = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+        let silence = std::time::Duration::from_millis(30);
         vec![
             ("HEAD", exchange(&head, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")),
             ("HEAD of chunked", exchange(&head, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")),
@@ -131,9 +133,13 @@ fn response_bodies() -> Result<()> {
                 ),
             ),
             ("to the end of the stream", last_exchange(&get, "HTTP/1.1 200 OK\r\n\r\nall of it")),
+            ("Connection: close", last_exchange(&get, closing)),
             (
-                "Connection: close",
-                last_exchange(&get, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"),
+                "Connection: close, and the server takes its time",
+                Script::new(
+                    vec![Step::send(&get), Step::expect(closing), Quiet(silence), Signal("quiet"), ReadEnd],
+                    vec![Step::expect(&get), Step::send(closing), Await("quiet"), Close],
+                ),
             ),
             (
                 "interim responses",
@@ -162,6 +168,7 @@ fn http_1_0_with_and_without_keep_alive() -> Result<()> {
         let answer = "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok";
         vec![
             ("without", last_exchange(&plain, "HTTP/1.0 200 OK\r\n\r\nto the end")),
+            ("without, and a response that could be followed by another", last_exchange(&plain, OK)),
             (
                 "with, twice",
                 Script::new(
@@ -256,6 +263,10 @@ fn ends_in_the_middle() -> Result<()> {
             (
                 "the server closes without an answer",
                 Script::new(vec![Step::send(&get), ReadEnd], vec![Step::expect(&get), Close]),
+            ),
+            (
+                "the server resets without an answer",
+                Script::new(vec![Step::send(&get), ReadEnd], vec![Step::expect(&get), Reset]),
             ),
             (
                 "the client resets in the middle of the response",
