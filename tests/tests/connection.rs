@@ -1,8 +1,6 @@
 //! correctness.md, Connection: what an application sees of a connection that is not diverted.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -11,6 +9,7 @@ use divert_tests::lab::{FAMILIES, Family, patient};
 use divert_tests::peer::Peer;
 use divert_tests::script::{Script, Step, bulk, compare, is_captured, random};
 use divert_tests::stage::Stage;
+use divert_tests::usage::unacknowledged;
 use divert_tests::{server, wait};
 
 use Step::{Await, Break, Close, Finish, Quiet, ReadBulk, ReadEnd, Reset, SendBulk, SendUntilError, Signal};
@@ -256,14 +255,6 @@ fn a_reset_comes_behind_the_bytes_before_it() -> Result<()> {
     ensure!(end == Err(ErrorKind::ConnectionReset), "{end:?} after {} bytes", bytes.len());
     ensure!(bytes == bulk(LENGTH, 5), "{} of {LENGTH} bytes", bytes.len());
     Ok(())
-}
-
-/// Bytes that a connection's other end has not acknowledged.
-fn unacknowledged(stream: &TcpStream) -> libc::c_int {
-    let mut count = 0;
-    // SAFETY: the request writes one int (tcp(7)), to where there is one.
-    let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
-    if done == 0 { count } else { libc::c_int::MAX }
 }
 
 /// As FTP's ABOR does it: a read stops short at an urgent byte, and there is more behind it.

@@ -3,8 +3,12 @@
 //! Each case is played against the shared service with and without the agent, and against alice's, by
 //! her own address and by her key.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use divert_tests::peer::Peer;
 use divert_tests::script::{Script, Step, compare, compare_diverted};
+use divert_tests::stage::Stage;
+use divert_tests::usage::{self, unacknowledged};
+use divert_tests::wait;
 
 use Step::{Await, Close, Finish, Quiet, ReadBulk, ReadEnd, Reset, SendBulk, SendUntilError, Signal};
 
@@ -69,15 +73,36 @@ fn heads_pass_as_they_are() -> Result<()> {
 
 #[test]
 fn a_head_split_at_every_byte() -> Result<()> {
-    both(|key| {
+    let stage = Stage::new()?;
+    let (mut client, shared) = stage.connect()?;
+    let mut servers = vec![shared];
+    for key in ["", "baggage: okteto-divert=alice\r\n"] {
         let request = format!("POST / HTTP/1.1\r\nHost: web\r\n{key}Content-Length: 4\r\n\r\nbody");
-        vec![(
-            "request and response byte by byte",
-            Script::new(
-                vec![Step::trickle(&request), Step::expect(OK), Close],
-                vec![Step::expect(&request), Step::trickle(OK), ReadEnd],
-            ),
-        )]
+        // From one byte to all but one, and the response's as they come round.
+        for at in 1..request.len() {
+            let (first, second) = request.split_at(at);
+            send_when_read(&stage, &mut client, first)?;
+            client.send(second);
+            if !key.is_empty() && at == 1 {
+                servers.push(stage.alice()?);
+            }
+            let server = servers.last_mut().context("the server")?;
+            server.expect(&request);
+            let (first, second) = OK.split_at(1 + at % (OK.len() - 1));
+            send_when_read(&stage, server, first)?;
+            server.send(second);
+            client.expect(OK);
+        }
+    }
+    Ok(())
+}
+
+/// Sends bytes, and returns when the agent has read them: what is sent next comes by itself.
+fn send_when_read(stage: &Stage, peer: &mut Peer, bytes: &str) -> Result<()> {
+    peer.send(bytes);
+    let agent = stage.agent.process().pid();
+    wait::until("the agent to have read", || {
+        unacknowledged(peer.stream()) == 0 && usage::unread(agent).is_ok_and(|unread| unread == 0)
     })
 }
 
