@@ -145,7 +145,7 @@ fn services_have_names(cluster: &Cluster, client: &Pod, webs: &[Pod]) -> Result<
     let exec = |script: &str| cluster.exec("shop", &client.name, &["sh", "-c", script]);
     for host in [&*ip, "web", "web.shop", "web.shop.svc.cluster.local"] {
         // A connection for each request: which server answers is a matter of chance.
-        let ask = format!("for i in 1 2 3 4 5 6 7 8 9 10; do wget -T 10 -qO- http://{host}/ || exit 1; done");
+        let ask = format!("for i in 1 2 3 4 5 6 7 8 9 10; do tiny get http://{host}/ || exit 1; done");
         let mut answered = BTreeSet::new();
         // kube-proxy knows of an endpoint a moment after it is ready.
         wait::until_within(Duration::from_secs(60), &format!("both servers to answer at {host}"), || {

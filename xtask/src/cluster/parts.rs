@@ -48,7 +48,7 @@ const PASSWD: &str = "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/
 const APPLETS: &[&str] = &[
     "awk", "cat", "echo", "env", "find", "grep", "head", "hostname", "id", "ip", "ls", "mount", "nc",
     "nslookup", "ps", "readlink", "sh", "sleep", "sort", "stat", "tail", "test", "touch", "true", "uniq",
-    "wc", "wget",
+    "wc",
 ];
 
 /// A folder with links to all of them, as `divert_tests::cluster` wants it: `target/cluster`.
