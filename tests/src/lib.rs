@@ -14,6 +14,7 @@ pub mod agent;
 pub mod bpf_maps;
 pub mod broker;
 pub mod cgroup;
+pub mod chain;
 pub mod cluster;
 pub mod fixture;
 pub mod http;

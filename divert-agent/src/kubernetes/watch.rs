@@ -10,7 +10,7 @@ use kube::runtime::watcher::{self, Event};
 use tokio::sync::mpsc::Sender;
 use tokio::time::{sleep, timeout};
 
-use super::sync::Step;
+use super::sync::{Invalid, Step};
 use crate::world::{Object, ObjectKind, ObjectRef};
 
 /// The first pause after a failure; each further one is twice as long.
@@ -32,7 +32,7 @@ pub(super) struct Message {
 }
 
 /// An object, as the world wants it.
-pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), (Option<ObjectRef>, String)>;
+pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), (Option<ObjectRef>, Invalid)>;
 
 /// Forwards a watch of objects until the receiver is gone.
 pub(super) async fn forward<K>(
@@ -48,7 +48,7 @@ pub(super) async fn forward<K>(
             Ok((object, original)) => Some((Step::Upsert(object), original)),
             Err((Some(reference), problem)) => Some((Step::Invalid(reference, problem), None)),
             Err((None, problem)) => {
-                tracing::debug!("passing over an object of kind {kind}: {problem}");
+                tracing::debug!("passing over an object of kind {kind}: {}", problem.problem);
                 None
             }
         },

@@ -11,8 +11,11 @@
 
 mod client;
 mod control;
+mod ingress;
 mod kind;
 mod lab;
+mod names;
+mod okteto;
 mod parts;
 mod pki;
 mod program;
@@ -22,8 +25,11 @@ mod town;
 
 pub use client::{Client, Refusal};
 pub use control::{Control, SYSTEM, condition};
+pub use ingress::IngressController;
 pub use kind::Kind;
 pub use lab::Node;
+pub use names::resolve;
+pub use okteto::OktetoCli;
 pub use program::program;
 pub use server::{ApiServer, Options};
 pub use town::{PORT, Town, install_accounts, install_definition, install_oktetos_definition};
