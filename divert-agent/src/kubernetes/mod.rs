@@ -7,7 +7,8 @@
 //! | part | one concept |
 //! |---|---|
 //! | `connect` | which cluster, as who |
-//! | `watch` | one watch: from its stream to steps, with back-off |
+//! | `objects` | the objects of a kind: a list, then a watch, then a list again where need be; back-off |
+//! | `watch` | one watch: from its stream to steps |
 //! | `kinds` | what is watched, and by which selectors |
 //! | `definitions` | kinds that may be missing and may appear later |
 //! | `sync` | pure: from steps to changes of the world; what a new list no longer has; when all is known |
@@ -18,6 +19,7 @@ mod connect;
 mod definitions;
 mod follow;
 mod kinds;
+pub(crate) mod objects;
 pub(crate) mod source;
 mod sync;
 mod watch;
