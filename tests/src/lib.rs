@@ -25,5 +25,6 @@ pub mod run;
 pub mod script;
 pub mod server;
 pub mod stage;
+pub mod steady;
 pub mod usage;
 pub mod wait;

@@ -91,29 +91,29 @@ impl Cluster {
         tcp.set_keepalive(Some(PROBE_AFTER));
         tcp.set_keepalive_interval(Some(PROBE_PACE));
         tcp.set_keepalive_retries(Some(PROBES));
-        self.over(tcp, SILENCE)
+        self.over(tcp, CONNECT, SILENCE)
     }
 
-    /// A client whose requests fail when the server has not answered within `limit`. What the server's side has
-    /// not taken by then is not sent any more, either: the kernel would go on trying for minutes, and deliver
-    /// it when the network is back, whatever has happened meanwhile.
+    /// A client whose requests have arrived within `limit`, or never do. On a connection without a limit the
+    /// kernel would go on trying for minutes, also for a request that was given up, and deliver it when the
+    /// network is back, whatever has happened meanwhile.
     ///
     /// # Errors
     /// [`Self::client`]'s.
     pub fn prompt_client(&self, limit: Duration) -> Result<Client, ConnectError> {
         let mut tcp = tcp();
-        tcp.set_tcp_user_timeout(Some(limit));
-        self.over(tcp, limit)
+        tcp.set_tcp_user_timeout(Some(limit / 2));
+        self.over(tcp, limit / 2, limit)
     }
 
     /// What kube's own client is made of, but for retries: each caller has a pace of its own, and says what is
     /// wrong meanwhile. Those of kube are silent, and minutes apart in the end.
-    fn over(&self, tcp: HttpConnector, silence: Duration) -> Result<Client, ConnectError> {
+    fn over(&self, tcp: HttpConnector, connect: Duration, silence: Duration) -> Result<Client, ConnectError> {
         let config = &self.config;
         let refused = |source| ConnectError::Client { url: self.url(), source: Box::new(source) };
         let tls = config.rustls_https_connector_with_connector(tcp).map_err(refused)?;
         let mut connector = TimeoutConnector::new(tls);
-        connector.set_connect_timeout(Some(CONNECT));
+        connector.set_connect_timeout(Some(connect));
         connector.set_read_timeout(Some(silence));
         connector.set_reset_reader_on_write(true);
         let service = ServiceBuilder::new()

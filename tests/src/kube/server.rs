@@ -1,13 +1,14 @@
 //! The guard of a control plane.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use divert_common::netns::NetNs;
 use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject;
@@ -15,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 
+use super::audit::{Audit, Audited};
 use super::client::Client;
 use super::kind::{NAMESPACE, SERVICE_ACCOUNT};
 use super::pki::{Authority, Identity, TokenKeys};
@@ -39,6 +41,8 @@ pub struct Options {
     /// With kube-controller-manager: endpoint slices, namespaces, garbage, ServiceAccounts. Without, Pods
     /// can be created in namespaces that have no ServiceAccount.
     pub controllers: bool,
+    /// With an audit log, for [`ApiServer::audit`].
+    pub audit: bool,
     /// More arguments of kube-apiserver.
     pub arguments: Vec<String>,
 }
@@ -55,6 +59,7 @@ pub struct ApiServer {
     identity: Identity,
     token_keys: TokenKeys,
     options: Options,
+    audit: Option<Audit>,
     nodes: AtomicU32,
     users: AtomicU32,
     cgroup: Cgroup,
@@ -127,7 +132,9 @@ impl ApiServer {
 
         let place = Place { netns: Some(netns.netns()), cgroup: Some(cgroup.path()) };
         let etcd = Process::spawn("etcd", parts::etcd(&folder.path().join("etcd"))?, place)?;
-        let command = parts::apiserver(&authority, &identity, &token_keys, &options)?;
+        let audit = options.audit.then(|| Audit::new(folder.path())).transpose()?;
+        let mut command = parts::apiserver(&authority, &identity, &token_keys, &options)?;
+        audit.iter().for_each(|audit| audit.configure(&mut command));
         let apiserver = Process::spawn("kube-apiserver", command, place)?;
         let mut server = Self {
             controllers: None,
@@ -138,6 +145,7 @@ impl ApiServer {
             identity,
             token_keys,
             options,
+            audit,
             nodes: AtomicU32::new(0),
             users: AtomicU32::new(0),
             cgroup,
@@ -201,7 +209,8 @@ impl ApiServer {
     /// When it does not become ready.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
-        let command = parts::apiserver(&self.authority, &self.identity, &self.token_keys, &self.options)?;
+        let mut command = parts::apiserver(&self.authority, &self.identity, &self.token_keys, &self.options)?;
+        self.audit.iter().for_each(|audit| audit.configure(&mut command));
         self.apiserver = Process::spawn("kube-apiserver", command, self.place())?;
         self.wait_ready()
     }
@@ -243,6 +252,39 @@ impl ApiServer {
     /// What kube-apiserver has printed since it was started last.
     pub fn output(&self) -> String {
         self.apiserver.output()
+    }
+
+    /// What was asked of the API server so far, and answered. Server and test have one clock.
+    ///
+    /// # Errors
+    /// When it was started without [`Options::audit`].
+    pub fn audit(&self) -> Result<Vec<Audited>> {
+        self.audit.as_ref().context("the API server was started without an audit log")?.read()
+    }
+
+    /// Has etcd forget what was before now: who asks for what has happened since some earlier time is told
+    /// that it is gone.
+    ///
+    /// # Errors
+    /// When etcd refuses.
+    pub fn compact(&self) -> Result<()> {
+        let ask = |path: &str, body: &str| -> Result<String> {
+            let connect = || TcpStream::connect(parts::ETCD_ADDRESS);
+            let mut stream = self.netns.netns().enter(connect).context("entering etcd's namespace")??;
+            let length = body.len();
+            let request = format!(
+                "POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            );
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            ensure!(answer.split(' ').nth(1) == Some("200"), "etcd refuses {path}: {answer}");
+            Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        };
+        let now: Value = serde_json::from_str(&ask("/v3/kv/range", r#"{"key": "AA=="}"#)?)?;
+        let revision = now["header"]["revision"].as_str().context("etcd's revision")?;
+        ask("/v3/kv/compaction", &json!({"revision": revision}).to_string())?;
+        Ok(())
     }
 
     /// Process IDs of all parts.
