@@ -27,6 +27,10 @@ mod watch;
 /// What went wrong with a request, in one clause, without the layers that say the same again.
 pub(crate) fn describe(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
+        // A page, of a load balancer.
+        if status.message.trim_start().starts_with('<') {
+            return format!("answered with status {}, by somebody else than the API server", status.code);
+        }
         return format!("the API server says: {} ({})", status.message.trim(), status.code);
     }
     let mut innermost: &dyn std::error::Error = error;
