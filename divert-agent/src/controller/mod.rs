@@ -152,8 +152,8 @@ async fn control(
     let namespace = args.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(host_name);
     tracing::info!("controlling the cluster of {} from namespace {namespace}, as {identity}", cluster.url());
-    let writing = cluster.prompt_client(lease::WRITE)?;
-    let leases = Api::<Lease>::namespaced(writing.clone(), &namespace);
+    let leases = cluster.prompt_client(lease::WRITE, Arc::new(|| true))?;
+    let leases = Api::<Lease>::namespaced(leases, &namespace);
     let (elector, leadership, mut led) = Elector::new(leases, &args.lease, identity.clone());
     let elector = Arc::new(elector);
     let electing = tokio::spawn({
@@ -178,6 +178,11 @@ async fn control(
     let mut known = Known::new(settings);
     let see = format!("kubectl get pods -n {namespace} -l {} -o wide", args.agents);
     let options = reconcile::Options { max_names: args.max_names, see };
+    let is_held = {
+        let leadership = leadership.clone();
+        move || leadership.is_held()
+    };
+    let writing = cluster.prompt_client(lease::WRITE, Arc::new(is_held))?;
     let mut writer = Writer::new(writing, leadership.clone(), identity);
     let mut due: Option<Instant> = None;
     loop {

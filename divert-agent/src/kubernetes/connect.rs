@@ -1,5 +1,6 @@
 //! Which cluster, and as who.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_timeout::TimeoutConnector;
@@ -8,7 +9,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::ConfigExt;
 use kube::{Client, Config};
-use tower::{BoxError, ServiceBuilder};
+use tower::{BoxError, ServiceBuilder, ServiceExt};
+
+use super::gate::{Gate, Gated};
 
 /// A request that finds nobody fails after this time and is tried again.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -91,28 +94,35 @@ impl Cluster {
         tcp.set_keepalive(Some(PROBE_AFTER));
         tcp.set_keepalive_interval(Some(PROBE_PACE));
         tcp.set_keepalive_retries(Some(PROBES));
-        self.over(tcp, CONNECT, SILENCE)
+        self.over(tcp, CONNECT, SILENCE, Arc::new(|| true))
     }
 
-    /// A client whose requests have arrived within `limit`, or never do. On a connection without a limit the
+    /// A client that sends nothing while its gate is closed, and whose requests have arrived within `limit`, or never do. On a connection without a limit the
     /// kernel would go on trying for minutes, also for a request that was given up, and deliver it when the
     /// network is back, whatever has happened meanwhile.
     ///
     /// # Errors
     /// [`Self::client`]'s.
-    pub fn prompt_client(&self, limit: Duration) -> Result<Client, ConnectError> {
+    pub(crate) fn prompt_client(&self, limit: Duration, gate: Gate) -> Result<Client, ConnectError> {
         let mut tcp = tcp();
         tcp.set_tcp_user_timeout(Some(limit / 2));
-        self.over(tcp, limit / 2, limit)
+        self.over(tcp, limit / 2, limit, gate)
     }
 
     /// What kube's own client is made of, but for retries: each caller has a pace of its own, and says what is
     /// wrong meanwhile. Those of kube are silent, and minutes apart in the end.
-    fn over(&self, tcp: HttpConnector, connect: Duration, silence: Duration) -> Result<Client, ConnectError> {
+    fn over(
+        &self,
+        tcp: HttpConnector,
+        connect: Duration,
+        silence: Duration,
+        gate: Gate,
+    ) -> Result<Client, ConnectError> {
         let config = &self.config;
         let refused = |source| ConnectError::Client { url: self.url(), source: Box::new(source) };
         let tls = config.rustls_https_connector_with_connector(tcp).map_err(refused)?;
-        let mut connector = TimeoutConnector::new(tls);
+        let gated = tls.map_response(move |connection| Gated::new(connection, Arc::clone(&gate)));
+        let mut connector = TimeoutConnector::new(gated);
         connector.set_connect_timeout(Some(connect));
         connector.set_read_timeout(Some(silence));
         connector.set_reset_reader_on_write(true);

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `connect` | which cluster, as who |
 //! | `objects` | the objects of a kind: a list, then a watch, then a list again where need be; back-off |
+//! | `gate` | a connection that sends only while it may |
 //! | `watch` | one watch: from its stream to steps |
 //! | `kinds` | what is watched, and by which selectors |
 //! | `definitions` | kinds that may be missing and may appear later |
@@ -18,6 +19,7 @@
 mod connect;
 mod definitions;
 mod follow;
+mod gate;
 mod kinds;
 pub(crate) mod objects;
 pub(crate) mod source;

@@ -35,6 +35,7 @@ pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
 pub(super) const PORT: u16 = 6443;
 /// The interface that has [`ADDRESS`].
 pub(super) const BRIDGE: &str = "nodes";
+pub(super) const BRIDGE_MAC: &str = "02:00:00:00:00:01";
 /// How a control plane is started.
 #[derive(Clone, Default, Debug)]
 pub struct Options {
@@ -104,7 +105,7 @@ impl ApiServer {
         // goes would strand the others, whose neighbour entries still hold the former one.
         netns.ip_batch(&format!(
             "link set lo up\n\
-             link add {BRIDGE} address 02:00:00:00:00:01 type bridge mcast_snooping 0 forward_delay 0\n\
+             link add {BRIDGE} address {BRIDGE_MAC} type bridge mcast_snooping 0 forward_delay 0\n\
              link set {BRIDGE} addrgenmode none\n\
              addr add {ADDRESS}/16 dev {BRIDGE}\n\
              link set {BRIDGE} up\n"
