@@ -2,6 +2,7 @@
 //! left, and nothing is written by the first once the other leads. The audit log tells.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -105,6 +106,18 @@ impl Stage {
         wait::until_within(PATIENCE, "it to look at the lease", || {
             let looks = |it: &Audited| it.address == contender.address && it.resource == "leases";
             self.server.audit().is_ok_and(|audit| audit[since..].iter().any(looks))
+        })
+    }
+
+    /// Waits until the kernel has nothing left to send for a controller.
+    fn wait_sent(&self, contender: &Contender) -> Result<()> {
+        wait::until_within(PATIENCE, "everything to be sent or given up", || {
+            let table =
+                contender.lab.node().netns().enter(|| fs::read_to_string("/proc/thread-self/net/tcp"));
+            let Ok(Ok(table)) = table else { return false };
+            // The fifth column has the bytes to be sent and those to be read, in hexadecimal.
+            let mut queues = table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(4));
+            queues.all(|queues| queues.starts_with("00000000:"))
         })
     }
 
@@ -242,6 +255,7 @@ fn cut_off_and_back() -> Result<()> {
     stage.first.process.wait_for_output("not leading")?;
     stage.wait_all_written()?;
     stage.wait_seen(&stage.first)?;
+    stage.wait_sent(&stage.first)?;
     stage.nothing_was_written_too_late(None)?;
     stage.each_was_written_once()?;
     the_first_leads_again(stage)
@@ -256,6 +270,7 @@ fn unheard_and_back() -> Result<()> {
     stage.server.unmute(&stage.first.lab)?;
     stage.wait_all_written()?;
     stage.wait_seen(&stage.first)?;
+    stage.wait_sent(&stage.first)?;
     stage.nothing_was_written_too_late(None)?;
     stage.each_was_written_once()?;
     the_first_leads_again(stage)
