@@ -1,5 +1,5 @@
 //! Steady traffic that knows who ought to answer: at a bounded rate, from several pods at once, with and
-//! without keys in turn, on connections that are kept for some requests.
+//! without keys in turn. Every other pod keeps its connections for some requests.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use crate::wait;
 
 /// Between two requests of one pod.
 const PACE: Duration = Duration::from_millis(10);
-/// Requests on one connection: an odd number, so that each key comes first on some.
+/// Requests on one connection that is kept: an odd number, so that each key comes first on some.
 const KEPT_FOR: usize = 25;
 /// Slower is an outage to who waits, whatever the machine does beside.
 const SLOW: Duration = Duration::from_secs(3);
@@ -78,9 +78,10 @@ impl Steady {
             slowest: Mutex::default(),
             wrong: Mutex::default(),
         });
-        let threads = pods.iter().map(|pod| {
+        let threads = pods.iter().enumerate().map(|(number, pod)| {
             let (pod, shared) = (Arc::clone(pod), Arc::clone(&shared));
-            std::thread::spawn(move || shared.run(&pod))
+            let requests = if number % 2 == 0 { KEPT_FOR } else { 1 };
+            std::thread::spawn(move || shared.run(&pod, requests))
         });
         Self { threads: threads.collect(), shared }
     }
@@ -113,7 +114,7 @@ impl Steady {
 }
 
 impl Shared {
-    fn run(&self, pod: &Pod) {
+    fn run(&self, pod: &Pod, requests: usize) {
         let mut number = 0;
         while !self.stop.load(Ordering::Acquire) {
             let began = Instant::now();
@@ -128,7 +129,7 @@ impl Shared {
                 }
             };
             let mut http = Http::new(stream);
-            for turn in 0..KEPT_FOR {
+            for turn in 0..requests {
                 let ask = &self.asks[number % self.asks.len()];
                 number += 1;
                 if let Err(problem) = self.ask(&mut http, ask, if turn == 0 { began } else { Instant::now() })
