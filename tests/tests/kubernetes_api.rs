@@ -1,18 +1,21 @@
 //! The API server away, in each of the ways in which it can be, under steady traffic: nobody notices, and
 //! what has changed meanwhile takes effect when it is back.
 
+use std::fs;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use divert_tests::agent::Agent;
+use divert_tests::agent::{self, Agent};
 use divert_tests::http::Http;
 use divert_tests::kube::{ApiServer, Client, DIVERT, ENDPOINT_SLICE, Options, PORT, Town, install_accounts};
 use divert_tests::lab::{Family, Pod};
+use divert_tests::process::{Place, Process};
 use divert_tests::server::Echo;
 use divert_tests::steady::{Ask, Steady};
 use divert_tests::{manifest, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// As long as an API server that is back is sought, and some.
 const BACK_OFF: Duration = Duration::from_secs(30);
@@ -211,7 +214,7 @@ fn what_is_deleted_while_the_agent_is_cut_off_is_gone_afterwards() -> Result<()>
 
 /// The API server cannot go on from where the agent was: it says so in the stream of the watch (410).
 fn expired(arguments: Vec<String>) -> Result<()> {
-    let options = Options { controllers: true, audit: true, arguments, ..Options::default() };
+    let options = Options { controllers: true, audit: true, arguments };
     let mut stage = Stage::on(ApiServer::start(options)?)?;
     let admin = stage.server.admin().clone();
     stage.server.kill();
@@ -244,5 +247,34 @@ fn wait_relisted(stage: &Stage, since: usize) -> Result<()> {
     for resource in ["namespaces", "services", "endpointslices", "ingresses", "pods", "diverts"] {
         assert!(asked("list", resource), "no list of {resource}");
     }
+    Ok(())
+}
+
+#[test]
+fn up_waits_through_an_outage() -> Result<()> {
+    let mut server = ApiServer::start(Options { controllers: true, ..Options::default() })?;
+    let town = Town::new(&server, "staging", "alice")?;
+    let file = town.lab.folder().join("okteto.yaml");
+    fs::write(&file, "deploy:\n  divert:\n    driver: ebpf\n    namespace: staging\n")?;
+    let mut command = Command::new(agent::program()?);
+    command.arg("up").arg("-f").arg(&file).args(["-n", "alice", "--wait", "--timeout", "100"]);
+    command.env("KUBECONFIG", server.admin().kubeconfig());
+    let place = Place { netns: Some(town.lab.node().netns()), cgroup: Some(town.lab.agents_cgroup()) };
+    let mut up = Process::spawn("up", command, place)?;
+    up.wait_for_output("applied")?;
+    server.kill();
+    server.restart()?;
+    assert!(up.exited().is_none(), "{}", up.output());
+    let divert = server.admin().get(DIVERT, "alice", "staging")?;
+    let condition = |kind: &str| {
+        json!({
+            "type": kind, "status": "True", "reason": kind, "message": "",
+            "observedGeneration": divert["metadata"]["generation"], "lastTransitionTime": "2026-01-01T00:00:00Z",
+        })
+    };
+    let status = json!({"conditions": [condition("Accepted"), condition("Programmed")]});
+    server.admin().patch_status(DIVERT, "alice", "staging", &status)?;
+    let said = up.finish(wait::PATIENCE)?;
+    assert!(said.contains("in effect on every node"), "{said}");
     Ok(())
 }

@@ -202,7 +202,7 @@ async fn wait(place: &Place, generation: Option<i64>, limit: u64) -> Result<(), 
                 Progress::Refused(why) => return Err(UpError::Refused(place.title(), why)),
                 Progress::Missing(what) => what,
             },
-            // What the API server refuses now it refuses later.
+            // Somebody has deleted it.
             Ok(Err(error)) if is_final(&error) => return Err(place.failed("looking at")(error)),
             Ok(Err(error)) => format!("the API server cannot be asked: {}", describe(&error)),
             Err(_) => "the API server does not answer".into(),
@@ -214,9 +214,9 @@ async fn wait(place: &Place, generation: Option<i64>, limit: u64) -> Result<(), 
     }
 }
 
-/// Whether an answer says more than that the API server is away or busy.
+/// Whether nothing is to be waited for. Not so with 401 and 403: an API server that begins says that, too.
 fn is_final(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code < 500 && status.code != 429)
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 /// How far a Divert is.
