@@ -16,6 +16,7 @@ use super::nodes::programmed;
 use crate::api::{self, DivertStatus, Names};
 use crate::compile::acceptance::Group;
 use crate::compile::{HostReason, may_be_http};
+use crate::kubernetes::Invalid;
 use crate::world::{DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, ServiceKind};
 
 /// What the operator decides.
@@ -57,7 +58,7 @@ struct NamesPlan {
     said: BTreeMap<Pair, Said>,
 }
 
-pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, String>, options: &Options) -> Todo {
+pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, Invalid>, options: &Options) -> Todo {
     let now = Instant::now();
     known.left_free.retain(|_, until| *until > now);
     let served: BTreeSet<Arc<str>> = known.pods.iter().map(|(_, node)| node.clone()).collect();
@@ -99,11 +100,15 @@ pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, String>, opt
         todo.statuses.push((update, news));
     }
     for ingress in known.planner.ingresses() {
+        let found = known.planner.world().ingresses(&ingress.ingress.namespace);
+        let uid = found.filter(|it| it.ingress == ingress.ingress).find_map(|it| it.uid.as_deref());
         let about = ObjectReference {
             api_version: Some("networking.k8s.io/v1".to_owned()),
             kind: Some("Ingress".to_owned()),
             namespace: Some(ingress.ingress.namespace.to_string()),
             name: Some(ingress.ingress.name.to_string()),
+            // By which kubectl describe finds events.
+            uid: uid.map(str::to_owned),
             ..ObjectReference::default()
         };
         let said = |reason, message: &str| Said {
@@ -117,7 +122,7 @@ pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, String>, opt
         let hosts = hosts.map(|row| said(conditions::host_reason(row.reason), &row.message));
         todo.news.extend(refused.chain(hosts).map(|said| News { about: about.clone(), said }));
     }
-    for (reference, problem) in invalid {
+    for (reference, Invalid { uid, problem }) in invalid {
         let ObjectKind::Divert(api) = reference.kind else { continue };
         let kind = "Accepted";
         let said = Said { kind, status: false, reason: "Invalid", message: problem.clone() };
@@ -127,6 +132,7 @@ pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, String>, opt
             kind: Some("Divert".to_owned()),
             namespace: Some(reference.namespace.to_string()),
             name: Some(reference.name.to_string()),
+            uid: uid.clone(),
             ..ObjectReference::default()
         };
         todo.news.push(News { about, said });

@@ -96,7 +96,12 @@ impl Writer {
     fn untold(&mut self, news: Vec<News>) -> Vec<News> {
         let key = |about: &ObjectReference| {
             let text = |it: &Option<String>| it.clone().unwrap_or_default();
-            (text(&about.kind) + &text(&about.api_version), text(&about.namespace), text(&about.name))
+            // One that is deleted and made again is another.
+            (
+                text(&about.kind) + &text(&about.api_version),
+                text(&about.namespace),
+                text(&about.name) + "/" + &text(&about.uid),
+            )
         };
         let key = |it: &News| {
             let (kind, namespace, name) = key(&it.about);

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
 use super::objects::objects;
+use super::sync::Invalid;
 use super::watch::{Converted, Message, Task, forward};
 use crate::api;
 use crate::world::{Convert, DivertApi, Object, ObjectKind, ObjectRef};
@@ -50,7 +51,10 @@ where
 fn convert<K: Resource<DynamicType = ()> + Convert>(object: K) -> Converted {
     // The API server has checked the object: what is left are objects that are nobody's, such as an
     // EndpointSlice without a Service.
-    object.convert().map(|object| (object, None)).map_err(|error| (None, error.to_string()))
+    object
+        .convert()
+        .map(|object| (object, None))
+        .map_err(|error| (None, Invalid { uid: None, problem: error.to_string() }))
 }
 
 /// Watches the Diverts of a group. Read as they come and understood one by one: a typed list would fail as
@@ -81,7 +85,7 @@ fn convert_divert(group: DivertApi, object: DynamicObject) -> Converted {
     };
     match understand_divert(group, &object) {
         Ok(understood) => Ok((understood, Some(Box::new(object)))),
-        Err(problem) => Err((Some(reference), problem)),
+        Err(problem) => Err((Some(reference), Invalid { uid: object.uid(), problem })),
     }
 }
 

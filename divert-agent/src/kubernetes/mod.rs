@@ -44,3 +44,4 @@ pub(crate) fn describe(error: &kube::Error) -> String {
 
 pub use connect::{Cluster, ConnectError};
 pub use follow::{FollowError, Following, follow};
+pub(crate) use sync::Invalid;

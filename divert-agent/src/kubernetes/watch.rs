@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::timeout;
 
 use super::objects::BackOff;
-use super::sync::Step;
+use super::sync::{Invalid, Step};
 use crate::world::{Object, ObjectKind, ObjectRef};
 
 /// A watch that has not failed for so long is connected: longer than the limit of connecting.
@@ -29,7 +29,7 @@ pub(super) struct Message {
 }
 
 /// An object, as the world wants it.
-pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), (Option<ObjectRef>, String)>;
+pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), (Option<ObjectRef>, Invalid)>;
 
 /// Forwards a watch of objects until the receiver is gone.
 pub(super) async fn forward<K>(
@@ -45,7 +45,7 @@ pub(super) async fn forward<K>(
             Ok((object, original)) => Some((Step::Upsert(object), original)),
             Err((Some(reference), problem)) => Some((Step::Invalid(reference, problem), None)),
             Err((None, problem)) => {
-                tracing::debug!("passing over an object of kind {kind}: {problem}");
+                tracing::debug!("passing over an object of kind {kind}: {}", problem.problem);
                 None
             }
         },

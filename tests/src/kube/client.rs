@@ -132,6 +132,14 @@ impl Client {
         self.request("POST", &kind::paths_of(object).0, JSON, Some(object))
     }
 
+    /// Puts an object in the place of the one by its name.
+    ///
+    /// # Errors
+    /// [`Self::apply`]'s.
+    pub fn replace(&self, object: &Value) -> Result<Value> {
+        self.request("PUT", &kind::paths_of(object).1, JSON, Some(object))
+    }
+
     /// Creates a namespace, and waits until Pods can be created in it.
     ///
     /// # Errors
@@ -294,6 +302,11 @@ impl Client {
     }
 }
 
-fn is_absent(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.code == 404)
+/// Whether the API server refused with a code.
+pub(super) fn is_refused(error: &anyhow::Error, code: u16) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.code == code)
+}
+
+pub(super) fn is_absent(error: &anyhow::Error) -> bool {
+    is_refused(error, 404)
 }
