@@ -28,6 +28,7 @@ pub mod run;
 pub mod script;
 pub mod server;
 pub mod stage;
+pub mod steady;
 pub mod traces;
 pub mod usage;
 pub mod wait;

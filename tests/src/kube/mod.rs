@@ -9,6 +9,7 @@
 //!
 //! Every user has a [`Client`], which speaks to the API directly, in JSON, and by kubectl.
 
+mod audit;
 mod client;
 mod control;
 mod ingress;
@@ -23,6 +24,7 @@ mod rest;
 mod server;
 mod town;
 
+pub use audit::Audited;
 pub use client::{Client, Refusal};
 pub use control::{Control, SYSTEM, condition};
 pub use ingress::IngressController;
