@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use divert_tests::kube::{ApiServer, Client, Control, DIVERT, Options, SERVICE, Town, condition};
+use divert_tests::agent::{self, Agent};
+use divert_tests::kube::{
+    ApiServer, Client, Control, DIVERT, ENDPOINT_SLICE, Options, POD, SERVICE, Town, condition,
+};
 use divert_tests::{manifest, usage, wait};
 use serde_json::{Value, json};
 
@@ -176,7 +179,14 @@ fn build(server: &ApiServer, size: Size) -> Result<()> {
         admin.create_idle_pod(&k, "app", "idle", &ip, true)?;
         admin.create(&divert(&k, if number < size.wanting { "All" } else { "None" }))?;
         Ok(())
-    })
+    })?;
+    poll("the endpoint slice controller to have seen them", || {
+        let slices = admin.list(ENDPOINT_SLICE, "")?;
+        let is_ready = |slice: &&Value| slice["endpoints"][0]["conditions"]["ready"] == true;
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(slices.iter().filter(is_ready).count() >= size.served + size.developers * 3)
+    })?;
+    Ok(())
 }
 
 #[test]
@@ -234,7 +244,9 @@ fn a_change_in_a_large_namespace_costs_little() -> Result<()> {
     eprintln!("controller: {}", cost(control.pid())?);
 
     let began = Instant::now();
-    let agent = town.agent(admin)?;
+    let agent = Agent::launch_on(&town.lab, &town.node, admin, &agent::Options::default())?;
+    poll("the agent to be ready", || Ok(agent.get("/readyz").is_ok_and(|it| it.status == 200)))
+        .with_context(|| agent.process().output())?;
     eprintln!("agent: ready after {:.2?}, {}", began.elapsed(), cost(agent.process().pid())?);
 
     let still = writes(admin)?;
@@ -286,7 +298,7 @@ fn a_change_in_a_large_namespace_costs_little() -> Result<()> {
         let k = developer(size.developers - 1);
         let number = size.developers - 1;
         let pod = format!("app-10-71-{}-{}", number / 250, number % 250 + 1);
-        admin.patch_status(divert_tests::kube::POD, &k, &pod, &status)?;
+        admin.patch_status(POD, &k, &pod, &status)?;
         poll("it to be told", || {
             Ok(condition(&admin.get(DIVERT, &k, "staging")?, "Ready")["reason"] == "ServicesNotReady")
         })?;

@@ -185,7 +185,9 @@ async fn control(
     let (sender, mut changes) = channel(1024);
     let config = watcher::Config::default;
     let names = Api::<Service>::all(client.clone());
-    let _names = cache::watch(names, config().labels(api::EXTERNAL_NAME), sender.clone(), Change::Name);
+    let _names = cache::watch(names, config().labels(api::EXTERNAL_NAME), sender.clone(), |event| {
+        Change::Name(Box::new(event))
+    });
     let pods = Api::<BriefPod>::all(client.clone());
     let running = config().fields("status.phase!=Succeeded,status.phase!=Failed");
     let _pods = cache::watch(pods, running, sender.clone(), Change::Pod);
