@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::agent::Agent;
 use crate::fixture::{Fixture, PORT};
-use crate::lab::{self, FAMILIES, Family, Pod};
+use crate::lab::{FAMILIES, Family, Pod};
 use crate::{server, wait};
 
 mod capture;
@@ -47,6 +47,8 @@ pub enum Step {
     ReadEnd,
     /// Writes until the other side's absence shows, and records how.
     SendUntilError,
+    /// Neither reads nor writes until the connection is broken, and records how.
+    Break,
     /// Records that nothing comes for so long.
     Quiet(Duration),
     /// Shuts the writing half down.
@@ -61,28 +63,19 @@ pub enum Step {
     Await(&'static str),
 }
 
-/// What the server does.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ServerSide {
-    /// Accepts one connection and takes these steps on it.
-    Steps(Vec<Step>),
-    /// Does not listen: the connection is refused.
-    Refuses,
-}
-
 /// What both sides do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Script {
     /// The client's steps once it is connected.
     pub client: Vec<Step>,
-    /// The server's.
-    pub server: ServerSide,
+    /// The server's once it has accepted.
+    pub server: Vec<Step>,
 }
 
 impl Script {
-    /// A client and a server that accepts.
+    /// A client's steps and a server's.
     pub fn new(client: Vec<Step>, server: Vec<Step>) -> Self {
-        Self { client, server: ServerSide::Steps(server) }
+        Self { client, server }
     }
 }
 
@@ -102,6 +95,8 @@ pub enum Event {
     End(Result<(), io::ErrorKind>),
     /// Writing failed.
     SendFailed(io::ErrorKind),
+    /// The connection broke.
+    Broken(io::ErrorKind),
     /// Nothing came.
     Quiet,
 }
@@ -137,16 +132,10 @@ pub fn run(
     to: SocketAddr,
     port: u16,
 ) -> Result<(Record, Option<bool>)> {
-    let listener = match &script.server {
-        ServerSide::Steps(_) => Some(server.listen(port)?),
-        ServerSide::Refuses => None,
-    };
+    let listener = server.listen(port)?;
     let signals = Signals::default();
     let (client, server) = std::thread::scope(|scope| {
-        let serving = scope.spawn(|| match (&script.server, &listener) {
-            (ServerSide::Steps(steps), Some(listener)) => serve(steps, listener, &signals),
-            _ => Ok(Side::default()),
-        });
+        let serving = scope.spawn(|| serve(&script.server, &listener, &signals));
         let client = act(&script.client, client, to, &signals);
         if client.is_err() {
             signals.give_up();
@@ -360,6 +349,10 @@ fn take(step: &Step, open: &mut Option<TcpStream>, events: &mut Vec<Event>, sign
             let error = wait::some_within(wait::PATIENCE, "a write to fail", || stream.write_all(b"x").err());
             events.push(Event::SendFailed(error?.kind()));
         }
+        Step::Break => {
+            let error = wait::some_within(wait::PATIENCE, "a break", || stream.take_error().transpose());
+            events.push(Event::Broken(error??.kind()));
+        }
         Step::Quiet(time) => {
             stream.set_read_timeout(Some(*time))?;
             let mut byte = [0];
@@ -446,12 +439,4 @@ impl Step {
     pub fn expect(bytes: impl AsRef<[u8]>) -> Self {
         Self::Read(bytes.as_ref().len())
     }
-}
-
-/// A raw connection for tests that need no script.
-///
-/// # Errors
-/// Those of connect(2).
-pub fn connect(town: &Fixture, family: Family) -> Result<TcpStream> {
-    Ok(lab::patient(town.client().connect(town.address(family))?)?)
 }
