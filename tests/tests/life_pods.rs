@@ -175,3 +175,34 @@ fn a_pod_that_is_planned_before_its_sandbox_is_served_when_it_comes() -> Result<
         traces.is_ok_and(|it| it.iter().all(|it| !it.starts_with("listener") && !it.contains("240.64")))
     })
 }
+
+#[test]
+fn a_pod_that_is_found_before_it_has_all_its_addresses_is_served_by_both_families() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let client = town.client();
+    let captured = |family| {
+        let stream = client.connect(town.address(family))?;
+        is_captured(&stream, &client)?.context("the connection is in no table of sockets")
+    };
+    for (family, taken) in
+        [(Family::V6, format!("{}/64", client.v6)), (Family::V4, format!("{}/24", client.v4))]
+    {
+        let other = if family == Family::V6 { Family::V4 } else { Family::V6 };
+        client.named_netns().ip_batch(&format!("addr del {taken} dev eth0\n"))?;
+        let _agent = town.agent()?;
+        assert!(captured(other)?);
+        // What comes second with it is how others are reached.
+        let routes = match family {
+            Family::V4 => format!("route add {} dev eth0 src {}\n", town.lab.service_ranges().0, client.v4),
+            Family::V6 => {
+                format!("route replace {} dev eth0 src {}\n", town.lab.service_ranges().1, client.v6)
+            }
+        };
+        let nodad = if family == Family::V6 { " nodad" } else { "" };
+        client.named_netns().ip_batch(&format!("addr add {taken} dev eth0{nodad}\n{routes}"))?;
+        wait::until("the pod to be served by both", || captured(family).is_ok_and(|it| it))?;
+        assert!(captured(other)?);
+    }
+    Ok(())
+}
