@@ -13,6 +13,7 @@ pub mod agent;
 pub mod bpf_maps;
 pub mod broker;
 pub mod cgroup;
+pub mod chart;
 pub mod fixture;
 pub mod http;
 pub mod kube;

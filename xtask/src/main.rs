@@ -7,6 +7,7 @@ mod demo;
 mod golang;
 mod kubernetes;
 mod linker;
+mod manifests;
 mod packages;
 mod test;
 mod toolchain;
@@ -29,6 +30,8 @@ enum Task {
     Demo(demo::Args),
     /// Builds the Kubernetes that tests run, once; `cargo xtask test` does so, too.
     Kubernetes,
+    /// Makes the files below deploy that are made from others: definition, plain manifests.
+    Manifests(manifests::Args),
     /// One service of the demo.
     #[command(hide = true)]
     DemoService(demo::service::Args),
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
+        Task::Manifests(args) => manifests::run(&args),
         Task::DemoService(args) => demo::service::run(&args),
     };
     match done {

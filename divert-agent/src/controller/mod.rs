@@ -12,6 +12,7 @@
 //! | `reconcile` | pure: from the world to what is wanted |
 //! | `write` | the requests, each after a look at the lease |
 //! | `cache` | what is known beside the world |
+//! | `uninstall` | takes back what was made, when nobody is to write any more |
 
 mod cache;
 mod conditions;
@@ -19,6 +20,7 @@ mod lease;
 mod names;
 mod nodes;
 mod reconcile;
+mod uninstall;
 mod write;
 
 use std::collections::{BTreeSet, HashMap};
@@ -40,6 +42,7 @@ use tokio::time::{Instant, sleep_until};
 
 use self::cache::{Cache, Key};
 use self::lease::Elector;
+pub use self::uninstall::{UninstallArgs, run as uninstall};
 use self::write::Writer;
 use crate::api;
 use crate::compile::{EndpointTrust, Planner, Settings, SettingsArgs};
@@ -53,6 +56,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
 /// A name that somebody deleted is left free for so long: `kubectl delete svc X && helm upgrade --install`.
 const LEFT_FREE: Duration = Duration::from_secs(60);
+/// Name of the Lease, if no other is said.
+const DEFAULT_LEASE: &str = "divert-controller";
 
 /// Options of `divert-agent controller`.
 #[derive(Args, Clone, Debug)]
@@ -64,7 +69,7 @@ pub struct ControllerArgs {
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub identity: Option<String>,
     /// Name of the Lease by which one of several controllers leads.
-    #[arg(long, value_name = "NAME", default_value = "divert-controller")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_LEASE)]
     pub lease: String,
     /// Label selector of the agents' Pods in that namespace.
     #[arg(long, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=divert-agent")]
@@ -91,6 +96,16 @@ pub enum ControllerError {
         doing: &'static str,
         /// Why not.
         source: io::Error,
+    },
+    /// Names are left behind.
+    #[error(
+        "{problem}, after two minutes; `kubectl get services -A -l {}` shows what is left, which \
+         can be deleted by hand once no controller runs",
+        api::EXTERNAL_NAME
+    )]
+    NotTakenBack {
+        /// What is in the way.
+        problem: String,
     },
 }
 

@@ -18,7 +18,7 @@ use crate::wait;
 /// The field manager of [`Client::apply`].
 const FIELD_MANAGER: &str = "divert-tests";
 /// How long an effect is waited for: several programs have a part in it, on a machine that may be busy.
-const PATIENCE: Duration = Duration::from_secs(45);
+pub(super) const PATIENCE: Duration = Duration::from_secs(45);
 /// Between two looks at an object: each costs both sides a handshake.
 const PACE: Duration = Duration::from_millis(10);
 const JSON: &str = "application/json";
@@ -116,6 +116,15 @@ impl Client {
     /// [`Self::apply`]'s.
     pub fn create(&self, object: &Value) -> Result<Value> {
         self.request("POST", &kind::paths_of(object).0, JSON, Some(object))
+    }
+
+    /// What creating an object would come to, with all that decides about it; nothing is created.
+    ///
+    /// # Errors
+    /// [`Self::apply`]'s.
+    pub fn dry_run(&self, object: &Value) -> Result<Value> {
+        let path = format!("{}?dryRun=All", kind::paths_of(object).0);
+        self.request("POST", &path, JSON, Some(object))
     }
 
     /// Creates a namespace, and waits until Pods can be created in it.
