@@ -51,7 +51,7 @@ const CHANGED: &[(&str, &str)] = &[
     ("agent.maxSurge=10%", r#""maxSurge":"10%""#),
     ("agent.log=debug", r#""value":"debug,kube_client=off""#),
     ("controller.replicas=3", r#""replicas":3"#),
-    ("controller.maxNames=1000000", "--max-names=1000000"),
+    ("controller.maxNames=100000", "--max-names=100000"),
     ("controller.adminAddress=0.0.0.0", "--admin=0.0.0.0:9465"),
     ("controller.adminPort=9001", "--admin=[::]:9001"),
     ("controller.terminationGracePeriodSeconds=7", r#""terminationGracePeriodSeconds":7"#),
@@ -120,7 +120,7 @@ fn every_value_has_its_effect() -> Result<()> {
 fn a_wrong_value_is_refused_and_named() -> Result<()> {
     for (value, says) in [
         ("agent.kyes={a}", "'kyes' not allowed"),
-        ("agent.keys=null", "/agent/keys"),
+        ("agent.keys={}", "/agent/keys"),
         ("agent.adminPort=http", "/agent/adminPort"),
         ("agent.adminAddress=::", "/agent/adminAddress"),
         ("agent.terminationGracePeriodSeconds=10", "/agent/terminationGracePeriodSeconds"),
