@@ -10,8 +10,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use crate::{cgroup, named_netns};
+use crate::{cgroup, named_netns, wait};
 
 const PREFIX: &str = "divert";
 
@@ -97,15 +98,22 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        remove_folder(&self.0);
     }
+}
+
+/// Removes a folder. A process that was killed a moment ago may still be writing to it.
+fn remove_folder(path: &Path) {
+    let _ = wait::until_within(Duration::from_secs(2), "a folder to be removable", || {
+        std::fs::remove_dir_all(path).is_ok() || !path.exists()
+    });
 }
 
 /// Removes what dead processes have left. What cannot be removed now is left to the next run.
 pub fn sweep() {
     // Cgroups first: that ends the processes that hold the rest.
-    if let Ok(root) = cgroup::mount() {
-        for path in left_behind(&root) {
+    for hierarchy in cgroup::hierarchies().unwrap_or_default() {
+        for path in left_behind(&hierarchy.mount) {
             cgroup::remove_tree(&path);
         }
     }
@@ -113,7 +121,7 @@ pub fn sweep() {
         named_netns::remove(&path);
     }
     for path in left_behind(&std::env::temp_dir()) {
-        let _ = std::fs::remove_dir_all(path);
+        remove_folder(&path);
     }
 }
 

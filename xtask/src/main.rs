@@ -1,10 +1,13 @@
-//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes`.
+//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes | cluster`.
 
 mod build;
 mod cache;
+mod cluster;
 mod command;
 mod demo;
 mod golang;
+mod gomodule;
+mod interrupt;
 mod kubernetes;
 mod linker;
 mod manifests;
@@ -32,6 +35,9 @@ enum Task {
     Kubernetes,
     /// Makes the files below deploy that are made from others: definition, plain manifests.
     Manifests(manifests::Args),
+    /// A real cluster of several nodes on this machine, with no way out. As root.
+    #[command(subcommand)]
+    Cluster(cluster::Task),
     /// One service of the demo.
     #[command(hide = true)]
     DemoService(demo::service::Args),
@@ -44,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
         Task::Manifests(args) => manifests::run(&args),
+        Task::Cluster(task) => cluster::run(&task),
         Task::DemoService(args) => demo::service::run(&args),
     };
     match done {

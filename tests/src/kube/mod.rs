@@ -28,6 +28,12 @@ pub use program::program;
 pub use server::{ApiServer, Options};
 pub use town::{PORT, Town, install_accounts, install_definition, install_oktetos_definition};
 
+// What a cluster with real nodes is made of as well.
+pub(crate) use parts::{ETCD, etcd};
+pub(crate) use pki::{Authority, Identity, TokenKeys};
+pub(crate) use program::part;
+pub(crate) use server::{ADDRESS as SERVER_ADDRESS, PORT as SERVER_PORT, nobody, user};
+
 pub use kind::{
     CLUSTER_ROLE, CLUSTER_ROLE_BINDING, CONFIG_MAP, CUSTOM_RESOURCE_DEFINITION, DIVERT, ENDPOINT_SLICE,
     EVENT, INGRESS, LEASE, NAMESPACE, NODE, OKTETO_DIVERT, POD, ROLE, ROLE_BINDING, SECRET, SERVICE,

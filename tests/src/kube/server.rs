@@ -29,8 +29,8 @@ use crate::wait;
 /// How long a start may take; it takes 4 s when two cores are not busy.
 const START: Duration = Duration::from_secs(90);
 /// Of the wire between the API server and the nodes; the same in every cluster, none sees another's.
-pub(super) const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
-pub(super) const PORT: u16 = 6443;
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
+pub(crate) const PORT: u16 = 6443;
 /// The interface that has [`ADDRESS`].
 pub(super) const BRIDGE: &str = "nodes";
 /// How a control plane is started.
@@ -111,18 +111,7 @@ impl ApiServer {
         let token_keys = authority.token_keys()?;
 
         let opened = NetNs::open(&Path::new(named_netns::FOLDER).join(netns.name()))?;
-        let rest = Rest {
-            netns: Arc::new(opened),
-            server: SocketAddr::new(IpAddr::from(ADDRESS), PORT),
-            tls: tls(&authority, None)?,
-            token: None,
-        };
-        let nobody = Client {
-            user: "system:anonymous".to_owned(),
-            kubeconfig: PathBuf::new(),
-            home: folder.path().to_owned(),
-            rest,
-        };
+        let nobody = nobody(&authority, opened, folder.path())?;
         let admin = user(&authority, &nobody, "admin", Some("system:masters"), "admin")?;
 
         let place = Place { netns: Some(netns.netns()), cgroup: Some(cgroup.path()) };
@@ -324,8 +313,30 @@ extern "C" fn end_shared() {
     drop(shared.and_then(Arc::into_inner));
 }
 
+/// Who has no credentials, in a namespace from which the server is reached.
+pub(crate) fn nobody(authority: &Authority, netns: NetNs, home: &Path) -> Result<Client> {
+    let rest = Rest {
+        netns: Arc::new(netns),
+        server: SocketAddr::new(IpAddr::from(ADDRESS), PORT),
+        tls: tls(authority, None)?,
+        token: None,
+    };
+    Ok(Client {
+        user: "system:anonymous".to_owned(),
+        kubeconfig: PathBuf::new(),
+        home: home.to_owned(),
+        rest,
+    })
+}
+
 /// A user by certificate.
-fn user(authority: &Authority, like: &Client, name: &str, group: Option<&str>, file: &str) -> Result<Client> {
+pub(crate) fn user(
+    authority: &Authority,
+    like: &Client,
+    name: &str,
+    group: Option<&str>,
+    file: &str,
+) -> Result<Client> {
     let identity = authority.client(file, name, group)?;
     let credentials = json!({"client-certificate": identity.certificate, "client-key": identity.key});
     Ok(Client {
