@@ -10,11 +10,12 @@ use divert_common::label::Label;
 use divert_common::netns::{NetNs, NetNsId};
 use tracing::{debug, info, warn};
 
+use super::live;
 use super::reconnect::Reconnect;
 use super::served::{Common, Served};
 use super::status::{Direct, Status};
 use crate::kernel::addresses::Addresses;
-use crate::kernel::hooks::Hooks;
+use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::{self, Candidates, NoMatch, Processes, Scanner, Sought};
 use crate::kernel::pod_cgroups::{Members, PodCgroups};
 use crate::plan::{PodPlan, PodRef};
@@ -272,6 +273,24 @@ impl Pods {
             State::Direct { .. } => None,
         });
         served.flat_map(|it| it.labels_under_way(common)).collect()
+    }
+
+    /// The capture set of a pod, and how it is served.
+    pub(super) fn look_up(
+        &self,
+        name: &PodRef,
+        hooks: &Hooks,
+    ) -> Result<Option<(u32, live::Served)>, HookError> {
+        let Some(entry) = self.pods.get(name) else { return Ok(None) };
+        let served = match &entry.state {
+            State::Served { served, .. } => live::Served::Yes {
+                port: served.port(),
+                registered: served.is_registered(hooks)?,
+                key: entry.plan.key.clone(),
+            },
+            State::Direct { why, .. } => live::Served::No(why.clone()),
+        };
+        Ok(Some((entry.set, served)))
     }
 
     /// Adds pods to the status.

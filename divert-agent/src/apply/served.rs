@@ -20,7 +20,7 @@ use super::reconnect::Search;
 use super::status::Direct;
 use crate::kernel::addresses::Addresses;
 use crate::kernel::cookie::NetnsCookie;
-use crate::kernel::hooks::Hooks;
+use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::listeners::{self, Families, PortListeners};
 use crate::kernel::lookup::Assignment;
 use crate::kernel::ports::{self, PortNeeds};
@@ -152,6 +152,11 @@ impl Served {
     pub(super) fn register(&self, hooks: &mut Hooks, set: u32) -> Result<(), Direct> {
         let entry = PodEntry { set, port: self.port, reserved: 0 };
         hooks.register_pod(self.cookie, entry).map_err(failed("registering it with the hooks"))
+    }
+
+    /// Whether the hooks know the namespace, by this agent's port.
+    pub(super) fn is_registered(&self, hooks: &Hooks) -> Result<bool, HookError> {
+        Ok(hooks.registered(self.cookie)?.is_some_and(|entry| entry.port == self.port))
     }
 
     /// Stops capturing, resets the connections that are spliced, closes and removes all that was opened.

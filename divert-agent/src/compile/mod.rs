@@ -9,11 +9,13 @@
 //! | `service` | the captured addresses of one shared service and the routes at each |
 //! | `pods` | which pods are registered, and whose key their requests get |
 //! | `status` | what people are told |
-//! | `planner` | what to compute again after a change |
+//! | `judge` | the world with what follows from it for people; what to judge again after a change |
+//! | `planner` | the plan; what to compile again after a change |
 
 pub mod acceptance;
 mod endpoints;
 mod hosts;
+mod judge;
 mod planner;
 mod pods;
 mod ports;
@@ -24,6 +26,7 @@ mod status;
 mod tests;
 
 pub use hosts::{HostReason, HostRow, IngressStatus};
+pub use judge::{Judge, Judged};
 pub use planner::Planner;
 pub(crate) use ports::may_be_http;
 pub use settings::{EndpointTrust, Settings, SettingsArgs};

@@ -1,28 +1,23 @@
-//! From changes of the world to changes of the plan. Only what a change touches is compiled again: one
-//! endpoint costs one service, a Divert or Namespace the services of its pairs.
+//! From what changes of the world made out of date to changes of the plan. Only what a change touches is compiled
+//! again: one endpoint costs one service, a Divert or Namespace the services of its pairs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::acceptance::{self, Coverage, Group};
-use super::hosts::{self, Granted, IngressStatus};
+use super::hosts::IngressStatus;
+use super::judge::{Judge, Judged};
 use super::service::{self, Rival, ServicePlan};
-use super::status::{self, DivertStatus};
+use super::status::DivertStatus;
 use super::{Settings, pods};
 use crate::api::Inject;
 use crate::plan::{Capture, CaptureSet, Plan, PlanChange, ServiceRef, Target};
-use crate::world::{Pair, Touched, World, WorldChange};
+use crate::world::{Pair, World, WorldChange};
 
 /// The world and the plan that follows from it.
 #[derive(Debug)]
 pub struct Planner {
-    settings: Settings,
-    world: World,
-    groups: BTreeMap<Pair, Group>,
-    /// The developers' namespaces of each shared one.
-    developers: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
-    granted: Granted,
+    judge: Judge,
     /// Services that are captured.
     services: HashMap<ServiceRef, ServicePlan>,
     /// Services at each address, by name; one, but for endpoints that several Services select.
@@ -47,11 +42,7 @@ impl Planner {
     /// An empty world.
     pub fn new(settings: Settings) -> Self {
         Self {
-            settings,
-            world: World::default(),
-            groups: BTreeMap::new(),
-            developers: HashMap::new(),
-            granted: Granted::default(),
+            judge: Judge::new(settings),
             services: HashMap::new(),
             addresses: HashMap::new(),
             sets: BTreeMap::new(),
@@ -76,63 +67,39 @@ impl Planner {
         }
     }
 
-    /// The pairs of namespaces that Diverts are about, judged.
-    pub fn groups(&self) -> impl Iterator<Item = (&Pair, &Group)> {
-        self.groups.iter()
-    }
-
-    /// What the operator decided.
-    pub fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
     /// What exists now.
     pub fn world(&self) -> &World {
-        &self.world
+        self.judge.world()
     }
 
     /// Whether nothing is kept: what an empty world must come to.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        self.groups.is_empty()
-            && self.developers.is_empty()
-            && self.services.is_empty()
-            && self.addresses.is_empty()
-            && self.sets.is_empty()
-            && self.granted == Granted::default()
-            && self.world.is_empty()
+        self.services.is_empty() && self.addresses.is_empty() && self.sets.is_empty() && self.judge.is_idle()
     }
 
     /// What people are told about each Divert.
     pub fn statuses(&self) -> Vec<DivertStatus> {
-        let groups = self.groups.iter();
-        let of_group =
-            |(pair, group)| status::of_group(&self.world, &self.settings, pair, group, &self.granted.rows);
-        groups.flat_map(of_group).collect()
+        self.judge.statuses()
     }
 
     /// What people are told about each Ingress with the annotation of okteto.
     pub fn ingresses(&self) -> &[IngressStatus] {
-        &self.granted.ingresses
+        self.judge.ingresses()
     }
 
     /// Takes changes of the world and says what they change in the plan. From the empty world on, the
     /// steps add up to the plan of the world as it is, in whatever order the changes came.
     pub fn update(&mut self, changes: impl IntoIterator<Item = WorldChange>) -> PlanChange {
-        let mut touched = Touched::default();
-        for change in changes {
-            self.world.apply(change, &mut touched);
-        }
-        let mut stale = BTreeSet::new();
+        let mut judged = self.judge.update(changes);
+        let mut stale = std::mem::take(&mut judged.services);
         let mut change = PlanChange::default();
-        // By the pairs of before and of after: one batch can hold a Service and the last Divert about it.
-        self.mark_services(&touched, &mut stale);
-        let judged = self.judge_pairs(&touched, &mut stale);
-        self.grant_hosts(&touched, &mut stale, &mut change);
-        self.mark_services(&touched, &mut stale);
-
+        if judged.granted {
+            self.plan.hosts = self.judge.granted().hosts.clone();
+            change.hosts = Some(self.plan.hosts.clone());
+        }
         let sets: BTreeSet<CaptureSet> = self.sets.keys().cloned().collect();
-        self.compile_pods(touched, &judged, &mut change);
+        self.compile_pods(judged, &mut change);
         let mut dirty = BTreeSet::new();
         let retired = self.mark_sets(sets, &mut stale, &mut dirty);
 
@@ -143,80 +110,6 @@ impl Planner {
             self.merge_address(address, &retired, &mut change);
         }
         change
-    }
-
-    /// A service counts as the shared one, and as the developer's in each pair of its namespace.
-    fn mark_services(&self, touched: &Touched, stale: &mut BTreeSet<ServiceRef>) {
-        for service in &touched.services {
-            if self.developers.contains_key(&service.namespace) || self.granted.backends.contains(service) {
-                stale.insert(service.clone());
-            }
-            for pair in pairs_of(&self.groups, &service.namespace) {
-                stale.insert(ServiceRef { namespace: pair.shared.clone(), name: service.name.clone() });
-            }
-        }
-    }
-
-    /// Judges touched pairs again, and marks the services of those that now say something else. Gives their
-    /// developers.
-    fn judge_pairs(&mut self, touched: &Touched, stale: &mut BTreeSet<ServiceRef>) -> BTreeSet<Arc<str>> {
-        let mut judged = BTreeSet::new();
-        let mut pairs = touched.pairs.clone();
-        for namespace in &touched.namespaces {
-            pairs.extend(pairs_of(&self.groups, namespace).cloned());
-            let developers = self.developers.get(namespace).into_iter().flatten();
-            pairs.extend(developers.map(|k| Pair { developer: k.clone(), shared: namespace.clone() }));
-        }
-        for pair in pairs {
-            let new = acceptance::judge(&self.world, &self.settings, &pair);
-            let developers = self.developers.entry(pair.shared.clone()).or_default();
-            match new {
-                Some(_) => developers.insert(pair.developer.clone()),
-                None => developers.remove(&pair.developer),
-            };
-            if developers.is_empty() {
-                self.developers.remove(&pair.shared);
-            }
-            let coverage = new.as_ref().and_then(|group| group.coverage.clone());
-            let old = match new {
-                Some(group) => self.groups.insert(pair.clone(), group),
-                None => self.groups.remove(&pair),
-            };
-            let old = old.and_then(|group| group.coverage);
-            if old == coverage {
-                continue;
-            }
-            judged.insert(pair.developer.clone());
-            let covered = |coverage: &Option<Coverage>, service: &str| {
-                coverage.as_ref().is_some_and(|coverage| coverage.covers(service))
-            };
-            for service in self.world.services(&pair.developer) {
-                let name = &service.service.name;
-                if covered(&old, name) || covered(&coverage, name) {
-                    stale.insert(ServiceRef { namespace: pair.shared.clone(), name: name.clone() });
-                }
-            }
-        }
-        judged
-    }
-
-    /// Grants hosts again where something they depend on was touched, and marks services that are captured
-    /// for them, or no longer.
-    fn grant_hosts(&mut self, touched: &Touched, stale: &mut BTreeSet<ServiceRef>, change: &mut PlanChange) {
-        let touched = !touched.pairs.is_empty()
-            || !touched.namespaces.is_empty()
-            || !touched.ingresses.is_empty()
-            || touched.services.iter().any(|service| self.granted.followed.contains(service));
-        if !touched {
-            return;
-        }
-        let new = hosts::grant(&self.world, &self.settings, &self.groups);
-        stale.extend(new.backends.symmetric_difference(&self.granted.backends).cloned());
-        if new.hosts != self.granted.hosts {
-            self.plan.hosts = new.hosts.clone();
-            change.hosts = Some(new.hosts.clone());
-        }
-        self.granted = new;
     }
 
     /// Marks the services of shared namespaces for which the capture sets are not those of `before`, and gives
@@ -230,7 +123,7 @@ impl Planner {
         let new = self.sets.keys().filter(|set| !before.contains(set));
         let retired: Vec<_> = before.iter().filter(|set| !self.sets.contains_key(set)).cloned().collect();
         let namespaces: BTreeSet<_> = new.chain(&retired).flat_map(CaptureSet::namespaces).collect();
-        for service in namespaces.iter().flat_map(|namespace| self.world.services(namespace)) {
+        for service in namespaces.iter().flat_map(|namespace| self.world().services(namespace)) {
             stale.insert(service.service.clone());
         }
         if !namespaces.is_empty() {
@@ -244,11 +137,11 @@ impl Planner {
     fn compile_service(&mut self, name: ServiceRef, dirty: &mut BTreeSet<SocketAddr>) {
         let old = self.services.remove(&name).unwrap_or_default();
         let rivals = self.rivals(&name);
-        let everyone = !rivals.is_empty() || self.granted.backends.contains(&name);
+        let everyone = !rivals.is_empty() || self.judge.granted().backends.contains(&name);
         let captured = everyone || self.sets.keys().any(|set| set.contains(&name.namespace));
-        let new = match self.world.service(&name.namespace, &name.name) {
+        let new = match self.world().service(&name.namespace, &name.name) {
             Some(service) if captured => {
-                service::compile(&self.world, &self.settings, service, &rivals, everyone, &old)
+                service::compile(self.world(), self.judge.settings(), service, &rivals, everyone, &old)
             }
             _ => ServicePlan::default(),
         };
@@ -271,12 +164,12 @@ impl Planner {
 
     /// Developers' services that stand in for a shared one.
     fn rivals(&self, shared: &ServiceRef) -> Vec<Rival<'_>> {
-        let developers = self.developers.get(&shared.namespace).into_iter().flatten();
+        let developers = self.judge.developers_of(&shared.namespace);
         developers
             .filter_map(|k| {
                 let pair = Pair { developer: k.clone(), shared: shared.namespace.clone() };
-                let coverage = self.groups.get(&pair)?.coverage.as_ref()?;
-                let service = self.world.service(k, &shared.name)?;
+                let coverage = self.judge.group(&pair)?.coverage.as_ref()?;
+                let service = self.world().service(k, &shared.name)?;
                 (coverage.covers(&shared.name) && !service.is_external_name())
                     .then_some(Rival { service, on_unavailable: coverage.on_unavailable })
             })
@@ -319,14 +212,14 @@ impl Planner {
         }
     }
 
-    fn compile_pods(&mut self, touched: Touched, judged: &BTreeSet<Arc<str>>, change: &mut PlanChange) {
-        let mut names = touched.pods;
-        for namespace in touched.namespaces.union(judged) {
-            names.extend(self.world.pods(namespace).map(|pod| pod.pod.clone()));
+    fn compile_pods(&mut self, judged: Judged, change: &mut PlanChange) {
+        let mut names = judged.touched.pods;
+        for namespace in judged.touched.namespaces.union(&judged.developers) {
+            names.extend(self.world().pods(namespace).map(|pod| pod.pod.clone()));
         }
         for name in names {
-            let pod = self.world.pod(&name.namespace, &name.name);
-            let new = pod.and_then(|pod| pods::compile(&self.world, pod, self.set_of(&name.namespace)));
+            let pod = self.world().pod(&name.namespace, &name.name);
+            let new = pod.and_then(|pod| pods::compile(self.world(), pod, self.set_of(&name.namespace)));
             let old = match &new {
                 Some(new) if self.plan.pods.get(&name) == Some(new) => continue,
                 Some(new) => {
@@ -356,10 +249,10 @@ impl Planner {
     /// The capture set of a namespace's pods: the shared namespaces towards which they inject.
     fn set_of(&self, namespace: &Arc<str>) -> CaptureSet {
         let injects = |pair: &&Pair| {
-            let coverage = self.groups.get(*pair).and_then(|group| group.coverage.as_ref());
+            let coverage = self.judge.group(pair).and_then(|group| group.coverage.as_ref());
             coverage.is_some_and(|coverage| coverage.inject == Inject::FromPods)
         };
-        let set = pairs_of(&self.groups, namespace).filter(injects).map(|pair| pair.shared.clone()).collect();
+        let set = self.judge.pairs_of(namespace).filter(injects).map(|pair| pair.shared.clone()).collect();
         // The one copy of it, which compares at once.
         self.sets.get_key_value(&set).map_or(set, |(known, _)| known.clone())
     }
@@ -384,13 +277,4 @@ fn merge(shares: &[Share], set: &CaptureSet) -> Option<Arc<Target>> {
         merged.reconnect |= share.target.reconnect;
     }
     Some(Arc::new(merged))
-}
-
-/// The pairs whose developer is that namespace.
-fn pairs_of<'a>(
-    groups: &'a BTreeMap<Pair, Group>,
-    developer: &'a Arc<str>,
-) -> impl Iterator<Item = &'a Pair> {
-    let first = Pair { developer: developer.clone(), shared: "".into() };
-    groups.range(first..).map(|(pair, _)| pair).take_while(move |pair| pair.developer == *developer)
 }

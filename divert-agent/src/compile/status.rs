@@ -1,7 +1,6 @@
 //! What people are told: conditions of each Divert, and a row for each service it asks for.
 //! Nothing here gates anything.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -10,6 +9,7 @@ use super::Settings;
 use super::acceptance::Group;
 use super::endpoints::available;
 use super::hosts::HostRow;
+use super::judge::Judge;
 use super::ports::may_be_http;
 use crate::plan::Unavailable;
 use crate::world::{Asks, Divert, DivertRef, Pair, Service, World};
@@ -86,49 +86,45 @@ impl DivertStatus {
 }
 
 /// The status of each Divert of a pair, in the order in which they merge.
-pub(super) fn of_group(
-    world: &World,
-    settings: &Settings,
-    pair: &Pair,
-    group: &Group,
-    hosts: &BTreeMap<DivertRef, Vec<HostRow>>,
-) -> Vec<DivertStatus> {
-    let mut statuses = Vec::new();
-    for (name, verdict) in &group.verdicts {
-        let mut status = DivertStatus {
-            divert: name.clone(),
-            shared_namespace: pair.shared.clone(),
-            conditions: Vec::new(),
-            services: Vec::new(),
-            hosts: hosts.get(name).cloned().unwrap_or_default(),
-        };
-        let divert = world.diverts(pair).find(|divert| divert.divert == *name);
-        match (verdict, divert) {
-            (Ok(()), Some(divert)) => {
-                status.conditions.push(Condition {
-                    kind: "Accepted",
-                    status: true,
-                    reason: "Accepted",
-                    message: format!(
-                        "requests to {} with the key {} go to {1} where it runs the service",
-                        pair.shared, pair.developer
-                    ),
-                });
-                status.services = rows(world, settings, pair, divert);
-                status.conditions.push(readiness(pair, &status.services));
-            }
-            (Err(refusal), _) => status.conditions.push(Condition {
+pub(super) fn of_group(judge: &Judge, pair: &Pair, group: &Group) -> Vec<DivertStatus> {
+    let known = |name| judge.world().divert(name);
+    let diverts = group.verdicts.iter().filter_map(|(name, _)| known(name));
+    diverts.filter_map(|divert| of_divert(judge, pair, group, divert)).collect()
+}
+
+/// The status of a Divert of a pair.
+pub(super) fn of_divert(judge: &Judge, pair: &Pair, group: &Group, divert: &Divert) -> Option<DivertStatus> {
+    let name = &divert.divert;
+    let (_, verdict) = group.verdicts.iter().find(|(known, _)| known == name)?;
+    let mut status = DivertStatus {
+        divert: name.clone(),
+        shared_namespace: pair.shared.clone(),
+        conditions: Vec::new(),
+        services: Vec::new(),
+        hosts: judge.host_rows(name).to_vec(),
+    };
+    match verdict {
+        Ok(()) => {
+            status.conditions.push(Condition {
                 kind: "Accepted",
-                status: false,
-                reason: refusal.reason(),
-                message: refusal.to_string(),
-            }),
-            // Judged from the same world, so it is there.
-            (Ok(()), None) => continue,
+                status: true,
+                reason: "Accepted",
+                message: format!(
+                    "requests to {} with the key {} go to {1} where it runs the service",
+                    pair.shared, pair.developer
+                ),
+            });
+            status.services = rows(judge.world(), judge.settings(), pair, divert);
+            status.conditions.push(readiness(pair, &status.services));
         }
-        statuses.push(status);
+        Err(refusal) => status.conditions.push(Condition {
+            kind: "Accepted",
+            status: false,
+            reason: refusal.reason(),
+            message: refusal.to_string(),
+        }),
     }
-    statuses
+    Some(status)
 }
 
 fn readiness(pair: &Pair, rows: &[ServiceRow]) -> Condition {

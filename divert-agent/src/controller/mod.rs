@@ -7,23 +7,29 @@
 //! | part | one concept |
 //! |---|---|
 //! | `lease` | which of several controllers writes |
-//! | `conditions`, `nodes` | pure: what a status is to be |
-//! | `names` | pure: what to do about ExternalName Services |
-//! | `reconcile` | pure: from the world to what is wanted |
-//! | `write` | the requests, each after a look at the lease |
 //! | `cache` | what is known beside the world |
+//! | `known` | all that is known, and what a change makes worth another look |
+//! | `queue`, `pace` | pure: what is looked at next, and how fast is written |
+//! | `conditions`, `nodes` | pure: what a status is to be |
+//! | `wishes` | pure: which names are to resolve in which namespace |
+//! | `names` | pure: what to do about one of them |
+//! | `reconcile` | pure: from what is known to what is to be written about one thing |
+//! | `write` | the requests, each after a look at the lease |
 //! | `uninstall` | takes back what was made, when nobody is to write any more |
 
 mod cache;
 mod conditions;
+mod known;
 mod lease;
 mod names;
 mod nodes;
+mod pace;
+mod queue;
 mod reconcile;
 mod uninstall;
+mod wishes;
 mod write;
 
-use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -32,32 +38,38 @@ use std::time::Duration;
 
 use clap::Args;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use kube::Api;
-use kube::api::DynamicObject;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::channel;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use self::cache::{Cache, Key};
+use self::cache::BriefPod;
+use self::known::{Change, Known, Marks};
 use self::lease::Elector;
+use self::names::Action;
+use self::pace::Pace;
+use self::queue::{Queue, Work};
+use self::reconcile::{Job, Told};
 pub use self::uninstall::{UninstallArgs, run as uninstall};
-use self::write::Writer;
+use self::write::{Outcome, Writer};
 use crate::api;
-use crate::compile::{EndpointTrust, Planner, Settings, SettingsArgs};
+use crate::compile::{EndpointTrust, Settings, SettingsArgs};
 use crate::kubernetes::source::Source;
 use crate::kubernetes::{Cluster, ConnectError};
-use crate::world::{ObjectRef, WorldChange};
 
 /// Changes that come together are written together.
 const SETTLE: Duration = Duration::from_millis(100);
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
-/// A name that somebody deleted is left free for so long: `kubectl delete svc X && helm upgrade --install`.
-const LEFT_FREE: Duration = Duration::from_secs(60);
 /// Name of the Lease, if no other is said.
 const DEFAULT_LEASE: &str = "divert-controller";
+/// Writes under way at a time.
+const AT_ONCE: usize = 16;
+/// Looks that may find nothing to write, before the watches have their turn.
+const LOOKS: usize = 256;
 
 /// Options of `divert-agent controller`.
 #[derive(Args, Clone, Debug)]
@@ -77,6 +89,13 @@ pub struct ControllerArgs {
     /// Most ExternalName Services in one namespace.
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub max_names: usize,
+    /// Seconds for which a name is left free that somebody else took away:
+    /// `kubectl delete svc X && helm upgrade --install`.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, hide = true)]
+    pub names_left_free: u64,
+    /// Most writes a second to the API server.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub kube_api_qps: u32,
     /// The same as the agents'.
     #[command(flatten)]
     pub settings: SettingsArgs,
@@ -136,28 +155,6 @@ pub fn run(args: ControllerArgs) -> Result<(), ControllerError> {
     })
 }
 
-/// What the watches beside the world's say.
-enum Change {
-    Name(Event<Service>),
-    Pod(Event<Pod>),
-    Agent(Event<Pod>),
-}
-
-/// What is known.
-struct Known {
-    planner: Planner,
-    /// Diverts as they are: UID, generation, status.
-    diverts: HashMap<ObjectRef, DynamicObject>,
-    /// Services that bear our label.
-    names: Cache<Service>,
-    /// Nodes of pods that are to be served.
-    pods: Cache<Arc<str>>,
-    /// Nodes of agents' pods that are ready.
-    agents: Cache<Option<Arc<str>>>,
-    /// Names that somebody else deleted, and until when they are left free.
-    left_free: HashMap<Key, Instant>,
-}
-
 async fn control(
     args: ControllerArgs,
     cluster: Cluster,
@@ -181,116 +178,137 @@ async fn control(
     let config = watcher::Config::default;
     let names = Api::<Service>::all(client.clone());
     let _names = cache::watch(names, config().labels(api::EXTERNAL_NAME), sender.clone(), Change::Name);
-    let pods = Api::<Pod>::all(client.clone());
+    let pods = Api::<BriefPod>::all(client.clone());
     let running = config().fields("status.phase!=Succeeded,status.phase!=Failed");
     let _pods = cache::watch(pods, running, sender.clone(), Change::Pod);
-    let agents = Api::<Pod>::namespaced(client.clone(), &namespace);
+    let agents = Api::<BriefPod>::namespaced(client.clone(), &namespace);
     let _agents = cache::watch(agents, config().labels(&args.agents), sender, Change::Agent);
 
     let settings =
         Settings { endpoint_trust: EndpointTrust::PodsOfController, ..args.settings.clone().into() };
-    let mut known = Known::new(settings);
     let see = format!("kubectl get pods -n {namespace} -l {} -o wide", args.agents);
-    let options = reconcile::Options { max_names: args.max_names, see };
-    let mut writer = Writer::new(client, leadership, identity);
-    let mut due: Option<Instant> = None;
+    let free_for = Duration::from_secs(args.names_left_free);
+    let mut known = Known::new(settings, see, free_for);
+    let mut desk = Desk {
+        writer: Writer::new(client, leadership, identity),
+        queue: Queue::default(),
+        pace: Pace::new(args.kube_api_qps, Instant::now()),
+        running: JoinSet::new(),
+        told: Told::default(),
+    };
     loop {
-        let at = due.unwrap_or_else(Instant::now);
-        tokio::select! {
-            batch = source.next(known.planner.world()) => {
-                for change in &batch.changes {
-                    if let WorldChange::Delete(reference) = change {
-                        known.diverts.remove(reference);
-                    }
-                }
-                known.diverts.extend(batch.originals.into_iter().map(|(it, original)| (it, *original)));
-                known.planner.update(batch.changes);
+        let wake = desk.work(&mut known, &source).into_iter().chain(known.wake()).min();
+        let at = wake.unwrap_or_else(Instant::now);
+        let marks = tokio::select! {
+            batch = source.next(known.judge.world()) => known.take_world(batch),
+            Some(change) = changes.recv() => known.take(change),
+            Some(Ok(ended)) = desk.running.join_next() => {
+                desk.ended(ended, &mut known);
+                Marks::new()
             }
-            Some(change) = changes.recv() => known.take(change, &writer.deleted),
-            Ok(()) = led.changed() => {}
+            Ok(()) = led.changed() => Marks::new(),
+            () = sleep_until(at), if wake.is_some() => known.take_time(Instant::now()),
             () = &mut end => break,
-            () = sleep_until(at), if due.is_some() => {
-                due = None;
-                if !source.is_complete() || !known.is_complete() || !*led.borrow() {
-                    continue;
-                }
-                let began = Instant::now();
-                let todo = reconcile::plan(&mut known, source.invalid(), &options);
-                let again = writer.carry_out(todo).await;
-                due = again.then(|| began + RETRY).into_iter().chain(known.next_free()).min();
-                continue;
+        };
+        let leads = source.is_complete() && known.is_complete() && *led.borrow();
+        match (leads, known.wishes.is_some()) {
+            (true, false) => {
+                let all = known.begin(args.max_names);
+                desk.mark(all);
             }
+            (true, true) => desk.mark(marks),
+            (false, true) => {
+                known.wishes = None;
+                desk.queue.clear();
+            }
+            (false, false) => {}
         }
-        let soon = Instant::now() + SETTLE;
-        due = Some(due.map_or(soon, |due| due.min(soon)));
     }
     electing.abort();
     elector.release().await;
     Ok(())
 }
 
+/// What is being done.
+struct Desk {
+    writer: Writer,
+    queue: Queue,
+    pace: Pace,
+    running: JoinSet<Ended>,
+    told: Told,
+}
+
+/// A write that has ended.
+struct Ended {
+    work: Work,
+    job: Job,
+    outcome: Outcome,
+    requests: u32,
+}
+
+impl Desk {
+    fn mark(&mut self, marks: Marks) {
+        let soon = Instant::now() + SETTLE;
+        for (work, delay) in marks {
+            self.queue.mark(work, soon + delay);
+        }
+    }
+
+    /// Begins what may begin. Gives when there is more to begin, unless that is when something ends.
+    fn work(&mut self, known: &mut Known, source: &Source) -> Option<Instant> {
+        let now = Instant::now();
+        for _ in 0..LOOKS {
+            if self.running.len() >= AT_ONCE {
+                return None;
+            }
+            let free_at = self.pace.free_at();
+            if free_at > now {
+                return self.queue.wake().map(|wake| wake.max(free_at));
+            }
+            let Some(work) = self.queue.next(now) else { return self.queue.wake() };
+            let job = match &work {
+                Work::Tell(object) => reconcile::tell(known, source.invalid(), object, &mut self.told),
+                Work::Name { namespace, name } => reconcile::name(known, namespace, name),
+            };
+            let Some(job) = job else {
+                self.queue.done(work, None);
+                continue;
+            };
+            if let Some(uid) = lets_go(&job) {
+                known.let_go.insert(uid.to_owned());
+            }
+            self.pace.take(1, now);
+            let writer = self.writer.clone();
+            self.running.spawn(async move {
+                let (outcome, requests) = writer.carry_out(&job).await;
+                Ended { work, job, outcome, requests }
+            });
+        }
+        self.queue.wake()
+    }
+
+    fn ended(&mut self, ended: Ended, known: &mut Known) {
+        let Ended { work, job, outcome, requests } = ended;
+        let now = Instant::now();
+        self.pace.take(requests.saturating_sub(1), now);
+        if let (Some(uid), true) = (lets_go(&job), outcome != Outcome::Done) {
+            known.let_go.remove(uid);
+        }
+        if let (Work::Tell(object), Job::News(_), Outcome::Failed) = (&work, &job, outcome) {
+            self.told.forget(object);
+        }
+        self.queue.done(work, (outcome == Outcome::Failed).then(|| now + RETRY));
+    }
+}
+
+/// The Service that is no longer ours when it is done.
+fn lets_go(job: &Job) -> Option<&str> {
+    match job {
+        Job::Name(_, Action::Delete { uid, .. } | Action::Release { uid, .. }) => Some(uid),
+        _ => None,
+    }
+}
+
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-impl Known {
-    fn new(settings: Settings) -> Self {
-        Self {
-            planner: Planner::new(settings),
-            diverts: HashMap::new(),
-            names: Cache::default(),
-            pods: Cache::default(),
-            agents: Cache::default(),
-            left_free: HashMap::new(),
-        }
-    }
-
-    fn is_complete(&self) -> bool {
-        self.names.is_synced() && self.pods.is_synced() && self.agents.is_synced()
-    }
-
-    fn take(&mut self, change: Change, deleted: &BTreeSet<String>) {
-        match change {
-            Change::Name(event) => {
-                for (key, service) in self.names.take(event, Some) {
-                    // Neither by us, nor by the garbage collector after the Divert that it was for.
-                    let by_us = service.metadata.uid.as_ref().is_some_and(|uid| deleted.contains(uid));
-                    let mut owners = service.metadata.owner_references.iter().flatten();
-                    let needed = owners.any(|owner| {
-                        self.diverts.values().any(|it| {
-                            it.metadata.uid.as_ref() == Some(&owner.uid)
-                                && it.metadata.deletion_timestamp.is_none()
-                        })
-                    });
-                    if needed && !by_us {
-                        self.left_free.insert(key, Instant::now() + LEFT_FREE);
-                    }
-                }
-            }
-            Change::Pod(event) => drop(self.pods.take(event, served_on)),
-            Change::Agent(event) => drop(self.agents.take(event, |pod| Some(ready_on(pod)))),
-        }
-    }
-
-    /// When a name is no longer left free.
-    fn next_free(&self) -> Option<Instant> {
-        self.left_free.values().min().copied()
-    }
-}
-
-/// The node of a pod that an agent is to serve.
-fn served_on(pod: Pod) -> Option<Arc<str>> {
-    let spec = pod.spec?;
-    let labels = pod.metadata.labels.unwrap_or_default();
-    let left_alone = labels.get(api::CAPTURE).is_some_and(|value| value == "false");
-    let has_address = pod.status.and_then(|status| status.pod_ip).is_some_and(|ip| !ip.is_empty());
-    let served = !spec.host_network.unwrap_or_default() && !left_alone && has_address;
-    spec.node_name.filter(|_| served).map(Arc::from)
-}
-
-/// The node of an agent's pod that is ready.
-fn ready_on(pod: Pod) -> Option<Arc<str>> {
-    let conditions = pod.status.and_then(|status| status.conditions).unwrap_or_default();
-    let ready = conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True");
-    pod.spec?.node_name.filter(|_| ready && pod.metadata.deletion_timestamp.is_none()).map(Arc::from)
 }

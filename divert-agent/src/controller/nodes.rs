@@ -3,16 +3,148 @@
 //! Agents write nothing; they are known by their Pods, in the controller's own namespace, where no tenant
 //! can make one. An agent's readiness probe asks its /readyz, which says that a plan is in effect.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt};
+
+use super::cache::{BriefPod, Cache};
 use super::conditions::Said;
+use crate::api;
 
 /// Nodes named in a message.
 const NAMED: usize = 5;
 
+/// The nodes that matter.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    /// Nodes of pods that are to be served.
+    pods: Cache<Arc<str>>,
+    /// Nodes of agents' pods, if ready.
+    agents: Cache<Option<Arc<str>>>,
+    served: Count,
+    ready: Count,
+    /// What shows the agents.
+    see: String,
+    said: Said,
+}
+
+/// How much a change changes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Turn {
+    /// Nothing.
+    Same,
+    /// The sentence: for people who look, and nobody waits for it.
+    Sentence,
+    /// The condition.
+    Condition,
+}
+
+/// How many pods each node has.
+#[derive(Debug, Default)]
+struct Count(BTreeMap<Arc<str>, usize>);
+
+impl Count {
+    /// Whether the nodes are others now.
+    fn step(&mut self, from: Option<Arc<str>>, to: Option<Arc<str>>) -> bool {
+        if from == to {
+            return false;
+        }
+        let mut changed = false;
+        if let Some(node) = from
+            && let Some(count) = self.0.get_mut(&node)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(&node);
+                changed = true;
+            }
+        }
+        if let Some(node) = to {
+            let count = self.0.entry(node).or_default();
+            changed |= *count == 0;
+            *count += 1;
+        }
+        changed
+    }
+
+    fn nodes(&self) -> BTreeSet<Arc<str>> {
+        self.0.keys().cloned().collect()
+    }
+}
+
+impl Nodes {
+    pub(super) fn new(see: String) -> Self {
+        let said = programmed(&BTreeSet::new(), &BTreeSet::new(), &see);
+        Self {
+            pods: Cache::default(),
+            agents: Cache::default(),
+            served: Count::default(),
+            ready: Count::default(),
+            see,
+            said,
+        }
+    }
+
+    pub(super) fn is_synced(&self) -> bool {
+        self.pods.is_synced() && self.agents.is_synced()
+    }
+
+    /// The condition.
+    pub(super) fn said(&self) -> &Said {
+        &self.said
+    }
+
+    pub(super) fn take_pod(&mut self, event: Event<BriefPod>) -> Turn {
+        let mut changed = false;
+        for (key, before) in self.pods.take(event, served_on) {
+            changed |= self.served.step(before, self.pods.get(&key).cloned());
+        }
+        self.turn(changed)
+    }
+
+    pub(super) fn take_agent(&mut self, event: Event<BriefPod>) -> Turn {
+        let mut changed = false;
+        for (key, before) in self.agents.take(event, |pod| Some(ready_on(pod))) {
+            changed |= self.ready.step(before.flatten(), self.agents.get(&key).cloned().flatten());
+        }
+        self.turn(changed)
+    }
+
+    fn turn(&mut self, changed: bool) -> Turn {
+        if !changed {
+            return Turn::Same;
+        }
+        let said = programmed(&self.served.nodes(), &self.ready.nodes(), &self.see);
+        let before = std::mem::replace(&mut self.said, said);
+        match &self.said {
+            said if *said == before => Turn::Same,
+            said if said.reason == before.reason => Turn::Sentence,
+            _ => Turn::Condition,
+        }
+    }
+}
+
+/// The node of a pod that an agent is to serve.
+fn served_on(pod: BriefPod) -> Option<Arc<str>> {
+    let labels = pod.labels();
+    let left_alone = labels.get(api::CAPTURE).is_some_and(|value| value == "false");
+    let has_address = pod.status.pod_ip.is_some_and(|ip| !ip.is_empty());
+    let served = !pod.spec.host_network && !left_alone && has_address;
+    pod.spec.node_name.filter(|_| served).map(Arc::from)
+}
+
+/// The node of an agent's pod that is ready.
+fn ready_on(pod: BriefPod) -> Option<Arc<str>> {
+    let mut conditions = pod.status.conditions.iter();
+    let ready = conditions.any(|it| it.type_ == "Ready" && it.status == "True");
+    let leaving = pod.meta().deletion_timestamp.is_some();
+    pod.spec.node_name.filter(|_| ready && !leaving).map(Arc::from)
+}
+
 /// The condition, from the nodes that have pods to serve and those that have a ready agent.
-pub(super) fn programmed(served: &BTreeSet<Arc<str>>, ready: &BTreeSet<Arc<str>>, see: &str) -> Said {
+fn programmed(served: &BTreeSet<Arc<str>>, ready: &BTreeSet<Arc<str>>, see: &str) -> Said {
     let without: Vec<_> = served.difference(ready).map(|node| &**node).collect();
     let (status, reason, message) = match without.len() {
         0 => {
@@ -36,7 +168,32 @@ pub(super) fn programmed(served: &BTreeSet<Arc<str>>, ready: &BTreeSet<Arc<str>>
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn pod(name: &str, node: &str, ready: bool) -> BriefPod {
+        let condition = json!({"type": "Ready", "status": if ready { "True" } else { "False" }});
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "a"}, "spec": {"nodeName": node},
+            "status": {"podIP": "10.0.0.1", "conditions": [condition]},
+        });
+        serde_json::from_value(pod).unwrap()
+    }
+
+    #[test]
+    fn only_a_node_that_comes_or_goes_turns_the_condition() {
+        let mut nodes = Nodes::new(String::new());
+        assert_eq!(nodes.take_pod(Event::Apply(pod("p", "n1", false))), Turn::Condition);
+        assert_eq!(nodes.take_pod(Event::Apply(pod("q", "n1", true))), Turn::Same);
+        assert_eq!(nodes.take_pod(Event::Apply(pod("r", "n2", true))), Turn::Sentence);
+        assert_eq!(nodes.said().reason, "AgentsNotReady");
+        assert_eq!(nodes.take_agent(Event::Apply(pod("a1", "n1", false))), Turn::Same);
+        assert_eq!(nodes.take_agent(Event::Apply(pod("a1", "n1", true))), Turn::Sentence);
+        assert_eq!(nodes.take_pod(Event::Delete(pod("q", "n1", true))), Turn::Same);
+        assert_eq!(nodes.take_pod(Event::Delete(pod("r", "n2", true))), Turn::Condition);
+        assert_eq!(nodes.said().reason, "Programmed");
+    }
 
     #[test]
     fn nodes_without_a_ready_agent_are_named() {

@@ -4,21 +4,21 @@
 //! The controllers still run. Whoever holds the lease writes, so it is taken from them, for long enough that all of
 //! them are gone before it expires.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use futures_util::StreamExt;
+use futures_util::stream::iter;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::ListParams;
 use kube::{Api, Client};
 use tokio::time::sleep;
 
-use super::lease;
-use super::names;
-use super::reconcile::Todo;
+use super::names::{self, Existing};
+use super::reconcile::Job;
 use super::write::Writer;
-use super::{ControllerError, host_name, system};
+use super::{AT_ONCE, ControllerError, host_name, lease, system};
 use crate::api;
 use crate::kubernetes::{Cluster, describe};
 
@@ -96,18 +96,22 @@ async fn take_back(args: UninstallArgs, cluster: &Cluster) -> Result<(), Control
 /// Deletes or releases all names that are ours; says how many there were.
 async fn remove(client: &Client, identity: &str) -> kube::Result<usize> {
     let ours = ListParams::default().labels(api::EXTERNAL_NAME);
-    let mut existing: BTreeMap<String, BTreeMap<String, Service>> = BTreeMap::new();
-    for service in Api::<Service>::all(client.clone()).list(&ours).await? {
-        let metadata = &service.metadata;
-        let (namespace, name) =
-            (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
-        existing.entry(namespace).or_default().insert(name, service);
+    let services = Api::<Service>::all(client.clone()).list(&ours).await?;
+    let writer = Writer::new(client.clone(), lease::Leadership::taken(), identity.to_owned());
+    let jobs = services.into_iter().filter_map(|service| {
+        let namespace = service.metadata.namespace.clone().unwrap_or_default();
+        let name = service.metadata.name.clone().unwrap_or_default();
+        let action = names::action(&name, None, Some(&Existing::new(service)))?;
+        Some(Job::Name(namespace.into(), action))
+    });
+    let mut count = 0;
+    let written = iter(jobs).map(|job| {
+        let writer = writer.clone();
+        async move { writer.carry_out(&job).await }
+    });
+    let mut written = written.buffer_unordered(AT_ONCE);
+    while written.next().await.is_some() {
+        count += 1;
     }
-    let actions = |services| names::plan(BTreeMap::new(), services, &BTreeSet::new(), 0).actions;
-    let names: Vec<_> =
-        existing.iter().map(|(namespace, services)| (namespace.clone(), actions(services))).collect();
-    let count = names.iter().map(|(_, actions)| actions.len()).sum();
-    let mut writer = Writer::new(client.clone(), lease::Leadership::taken(), identity.to_owned());
-    writer.carry_out(Todo { names, ..Todo::default() }).await;
     Ok(count)
 }

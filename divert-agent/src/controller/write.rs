@@ -1,9 +1,5 @@
 //! The requests, each after a look at the lease.
 
-use std::collections::BTreeSet;
-
-use futures_util::StreamExt;
-use futures_util::stream::iter;
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
@@ -12,29 +8,25 @@ use serde_json::json;
 
 use super::conditions::Said;
 use super::lease::Leadership;
-use super::names::{Action, FIELD_MANAGER};
-use super::reconcile::{News, StatusUpdate, Todo};
+use super::names::{self, Action, FIELD_MANAGER};
+use super::reconcile::{Job, News, StatusUpdate};
 use crate::api::{self, Divert};
 use crate::kubernetes::describe;
 
-/// Requests at a time.
-const AT_ONCE: usize = 16;
 /// The longest note of an Event.
 const NOTE: usize = 1024;
 
 /// Writes.
+#[derive(Clone)]
 pub(super) struct Writer {
     client: Client,
     leadership: Leadership,
     reporter: Reporter,
-    /// UIDs of Services that we have deleted: who else deletes one wants its name.
-    pub(super) deleted: BTreeSet<String>,
-    /// What was last told about objects without a status.
-    told: BTreeSet<(String, String, String, String)>,
 }
 
 /// How a write ended.
-enum Outcome {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outcome {
     Done,
     /// Somebody was faster: what they did comes by a watch.
     Superseded,
@@ -44,58 +36,42 @@ enum Outcome {
 impl Writer {
     pub(super) fn new(client: Client, leadership: Leadership, identity: String) -> Self {
         let reporter = Reporter { controller: FIELD_MANAGER.to_owned(), instance: Some(identity) };
-        Self { client, leadership, reporter, deleted: BTreeSet::new(), told: BTreeSet::new() }
+        Self { client, leadership, reporter }
     }
 
-    /// Writes everything; says whether something failed that is to be tried again.
-    pub(super) async fn carry_out(&mut self, todo: Todo) -> bool {
-        let mut failed = false;
-        for (_, actions) in &todo.names {
-            self.deleted.extend(actions.iter().filter_map(|action| match action {
-                Action::Delete { uid, .. } => Some(uid.clone()),
-                _ => None,
-            }));
-        }
-        let news = self.untold(todo.news);
-        let this = &*self;
-        let statuses = iter(&todo.statuses).map(|(update, news)| async move {
-            let outcome = this.status(update).await;
-            if matches!(outcome, Outcome::Done) {
-                for news in news {
-                    this.tell(&news.about, &news.said).await;
+    /// Writes; also gives the number of requests that it may have taken.
+    pub(super) async fn carry_out(&self, job: &Job) -> (Outcome, u32) {
+        let events = |news: &[News]| u32::try_from(news.len()).unwrap_or(u32::MAX);
+        match job {
+            Job::Status(update, news) => {
+                let outcome = self.status(update).await;
+                if outcome != Outcome::Done {
+                    return (outcome, 1);
                 }
+                for News { about, said } in news {
+                    self.tell(about, said).await;
+                }
+                (outcome, events(news).saturating_add(1))
             }
-            outcome
-        });
-        let mut statuses = statuses.buffer_unordered(AT_ONCE);
-        while let Some(outcome) = statuses.next().await {
-            failed |= matches!(outcome, Outcome::Failed);
+            Job::News(news) => {
+                let mut outcome = Outcome::Done;
+                for News { about, said } in news {
+                    if !self.tell(about, said).await {
+                        outcome = Outcome::Failed;
+                    }
+                }
+                (outcome, events(news))
+            }
+            Job::Name(namespace, action) => {
+                let requests = match action {
+                    Action::Create(_) | Action::Delete { .. } | Action::Update { adopt: None, .. } => 1,
+                    // And its event.
+                    Action::Release { .. } => 2,
+                    Action::Update { adopt: Some(_), .. } => 3,
+                };
+                (self.name(namespace, action).await, requests)
+            }
         }
-        let actions =
-            todo.names.iter().flat_map(|(namespace, actions)| actions.iter().map(move |it| (namespace, it)));
-        let mut names =
-            iter(actions).map(|(namespace, action)| this.name(namespace, action)).buffer_unordered(AT_ONCE);
-        while let Some(outcome) = names.next().await {
-            failed |= matches!(outcome, Outcome::Failed);
-        }
-        for News { about, said } in &news {
-            this.tell(about, said).await;
-        }
-        failed
-    }
-
-    /// News that have not been told as they are.
-    fn untold(&mut self, news: Vec<News>) -> Vec<News> {
-        let key = |about: &ObjectReference| {
-            let text = |it: &Option<String>| it.clone().unwrap_or_default();
-            (text(&about.kind) + &text(&about.api_version), text(&about.namespace), text(&about.name))
-        };
-        let key = |it: &News| {
-            let (kind, namespace, name) = key(&it.about);
-            (kind, namespace, name, it.said.message.clone())
-        };
-        let before = std::mem::replace(&mut self.told, news.iter().map(key).collect());
-        news.into_iter().filter(|it| !before.contains(&key(it))).collect()
     }
 
     async fn status(&self, update: &StatusUpdate) -> Outcome {
@@ -129,8 +105,16 @@ impl Writer {
             }
             Action::Update { name, adopt, apply } => {
                 let doing = || format!("updating Service {namespace}/{name}");
-                if let Some(adopt) = adopt {
-                    match outcome(services.patch(name, &merge, &Patch::Merge(adopt)).await, doing) {
+                if let Some(version) = adopt {
+                    // Whoever owns which field is much to keep for each, and is asked for when it is needed.
+                    let created = match services.get(name).await {
+                        Ok(service) if service.metadata.resource_version.as_ref() == Some(version) => service,
+                        // What it is now comes by the watch.
+                        Ok(_) => return Outcome::Superseded,
+                        Err(error) => return outcome::<()>(Err(error), doing),
+                    };
+                    let patch = Patch::Merge(names::adopt(&created.metadata));
+                    match outcome(services.patch(name, &merge, &patch).await, doing) {
                         Outcome::Done => {}
                         other => return other,
                     }
@@ -138,7 +122,7 @@ impl Writer {
                 let params = PatchParams::apply(FIELD_MANAGER);
                 outcome(services.patch(name, &params, &Patch::Apply(&**apply)).await, doing)
             }
-            Action::Release { name, patch } => {
+            Action::Release { name, patch, .. } => {
                 let released = services.patch(name, &merge, &Patch::Merge(patch)).await;
                 if let Ok(service) = &released {
                     let about = ObjectReference {
@@ -170,9 +154,10 @@ impl Writer {
         }
     }
 
-    async fn tell(&self, about: &ObjectReference, said: &Said) {
+    /// Whether it was told, or is no longer ours to tell.
+    async fn tell(&self, about: &ObjectReference, said: &Said) -> bool {
         if !self.leadership.is_held() {
-            return;
+            return true;
         }
         let mut note = said.message.clone();
         note.truncate(note.floor_char_boundary(NOTE));
@@ -186,8 +171,14 @@ impl Writer {
         // One that is kept counts a second event of the same reason as the first again, and drops its note:
         // of two refused hosts only one would be told.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        if let Err(error) = recorder.publish(&event, about).await {
-            tracing::debug!("an event could not be told: {}", describe(&error));
+        match recorder.publish(&event, about).await {
+            Ok(()) => true,
+            // Events of a namespace that is gone are nobody's.
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => true,
+            Err(error) => {
+                tracing::debug!("an event could not be told: {}", describe(&error));
+                false
+            }
         }
     }
 }

@@ -164,6 +164,11 @@ impl World {
         self.contents.values().flat_map(|contents| contents.ingresses.values())
     }
 
+    /// The Divert of that name.
+    pub fn divert(&self, divert: &DivertRef) -> Option<&Divert> {
+        self.contents.get(&divert.namespace)?.diverts.get(divert)
+    }
+
     /// The Diverts of a pair of namespaces, in no meaningful order.
     pub fn diverts(&self, pair: &Pair) -> impl Iterator<Item = &Divert> {
         let contents = self.contents.get(&pair.developer);

@@ -1,0 +1,306 @@
+//! What is known, and what of it a change makes worth another look: pure, but for the clock.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::DynamicObject;
+use kube::runtime::watcher::Event;
+use tokio::time::Instant;
+
+use super::cache::{BriefPod, Cache, Key};
+use super::names::Existing;
+use super::nodes::{Nodes, Turn};
+use super::queue::Work;
+use super::wishes::{Wishes, wants_names};
+use crate::api::{self, DivertStatus};
+use crate::compile::{Judge, Judged, Settings};
+use crate::kubernetes::source::Batch;
+use crate::world::{Asks, DivertApi, DivertRef, IngressRef, ObjectKind, ObjectRef, Pair, WorldChange};
+
+/// Sentences about nodes change with each node that comes or goes, in every Divert: so often at most.
+const SENTENCES: Duration = Duration::from_secs(10);
+
+/// What the watches beside the world's say.
+pub(super) enum Change {
+    Name(Event<Service>),
+    Pod(Event<BriefPod>),
+    Agent(Event<BriefPod>),
+}
+
+/// What is to be looked at, and how much later than at once.
+pub(super) type Marks = Vec<(Work, Duration)>;
+
+/// A Divert as it is in the cluster.
+#[derive(Debug)]
+pub(super) struct Original {
+    pub(super) uid: Option<String>,
+    pub(super) resource_version: Option<String>,
+    pub(super) generation: Option<i64>,
+    is_going: bool,
+    pub(super) status: DivertStatus,
+}
+
+impl Original {
+    fn new(object: DynamicObject) -> Self {
+        let status = object.data.get("status").cloned().unwrap_or_default();
+        Self {
+            uid: object.metadata.uid,
+            resource_version: object.metadata.resource_version,
+            generation: object.metadata.generation,
+            is_going: object.metadata.deletion_timestamp.is_some(),
+            // Whoever spoilt it, it is written anew.
+            status: serde_json::from_value(status).unwrap_or_default(),
+        }
+    }
+}
+
+/// What is known.
+pub(super) struct Known {
+    pub(super) judge: Judge,
+    pub(super) diverts: HashMap<ObjectRef, Original>,
+    /// Services that bear our label.
+    pub(super) names: Cache<Existing>,
+    pub(super) nodes: Nodes,
+    /// While we lead.
+    pub(super) wishes: Option<Wishes>,
+    /// UIDs of Services that we delete or release: who else takes one away wants its name.
+    pub(super) let_go: HashSet<String>,
+    /// Names that somebody else took away, and until when they are left free.
+    left_free: HashMap<Key, Instant>,
+    /// For how long.
+    free_for: Duration,
+}
+
+impl Known {
+    pub(super) fn new(settings: Settings, see: String, free_for: Duration) -> Self {
+        Self {
+            judge: Judge::new(settings),
+            diverts: HashMap::new(),
+            names: Cache::default(),
+            nodes: Nodes::new(see),
+            wishes: None,
+            let_go: HashSet::new(),
+            left_free: HashMap::new(),
+            free_for,
+        }
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.names.is_synced() && self.nodes.is_synced()
+    }
+
+    /// Begins to lead: everything is to be looked at.
+    pub(super) fn begin(&mut self, max_names: usize) -> Marks {
+        self.wishes = Some(Wishes::new(max_names));
+        let mut marks: Marks =
+            self.diverts.keys().map(|it| (Work::Tell(it.clone()), Duration::ZERO)).collect();
+        self.mark_ingresses(&mut marks);
+        let wanting = self.judge.groups().map(|(pair, _)| pair.developer.clone());
+        let having = self.names.keys().map(|(namespace, _)| namespace.clone());
+        let namespaces: BTreeSet<_> = wanting.chain(having).collect();
+        for namespace in namespaces {
+            self.rebuild(&namespace, &mut marks);
+        }
+        marks
+    }
+
+    /// Takes what the world's watches say.
+    pub(super) fn take_world(&mut self, batch: Batch) -> Marks {
+        let mut marks = Marks::new();
+        let mut mark = |object| marks.push((Work::Tell(object), Duration::ZERO));
+        let mut gone = Vec::new();
+        for change in &batch.changes {
+            let WorldChange::Delete(object) = change else { continue };
+            match object.kind {
+                ObjectKind::Divert(_) => {
+                    self.diverts.remove(object);
+                    mark(object.clone());
+                }
+                ObjectKind::Service => {
+                    let is_there = self.judge.world().service(&object.namespace, &object.name).is_some();
+                    gone.extend(is_there.then(|| (object.namespace.clone(), object.name.clone())));
+                }
+                _ => {}
+            }
+        }
+        for (object, original) in batch.originals {
+            mark(object.clone());
+            self.diverts.insert(object, Original::new(*original));
+        }
+        let judged = self.judge.update(batch.changes);
+        for key in gone {
+            self.leave_free(key);
+        }
+        self.mark_judged(&judged, &mut marks);
+        marks
+    }
+
+    /// Takes what another watch says.
+    pub(super) fn take(&mut self, change: Change) -> Marks {
+        let mut marks = Marks::new();
+        let turn = match change {
+            Change::Pod(event) => self.nodes.take_pod(event),
+            Change::Agent(event) => self.nodes.take_agent(event),
+            Change::Name(event) => {
+                for (key, before) in self.names.take(event, |it| Some(Existing::new(it))) {
+                    if let Some(before) = before.filter(|_| self.names.get(&key).is_none())
+                        && !self.let_go.remove(before.uid())
+                        // Not by the garbage collector either, after the Divert that it was for.
+                        && before.diverts().any(|owner| self.is_live(&key.0, owner))
+                    {
+                        self.leave_free(key.clone());
+                    }
+                    self.look(&key.0, &key.1, &mut marks);
+                }
+                Turn::Same
+            }
+        };
+        let delay = match turn {
+            Turn::Same => return marks,
+            Turn::Sentence => SENTENCES,
+            Turn::Condition => Duration::ZERO,
+        };
+        marks.extend(self.diverts.keys().map(|it| (Work::Tell(it.clone()), delay)));
+        marks
+    }
+
+    /// Ends the time of names that were left free.
+    pub(super) fn take_time(&mut self, now: Instant) -> Marks {
+        let mut over = Vec::new();
+        self.left_free.retain(|key, until| {
+            let stays = *until > now;
+            over.extend((!stays).then(|| key.clone()));
+            stays
+        });
+        let mut marks = Marks::new();
+        for (namespace, name) in over {
+            self.look(&namespace, &name, &mut marks);
+        }
+        marks
+    }
+
+    /// When there is something for [`Self::take_time`].
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.left_free.values().min().copied()
+    }
+
+    fn leave_free(&mut self, key: Key) {
+        let wants = |pair| self.judge.group(pair).is_some_and(wants_names);
+        let wanted = self.judge.pairs_of(&key.0).any(wants);
+        if wanted {
+            self.left_free.insert(key, Instant::now() + self.free_for);
+        }
+    }
+
+    fn is_live(&self, namespace: &Arc<str>, owner: &OwnerReference) -> bool {
+        let api = if owner.api_version == api::DIVERT_API { DivertApi::Divert } else { DivertApi::Okteto };
+        let name = owner.name.as_str().into();
+        let object = ObjectRef { kind: ObjectKind::Divert(api), namespace: namespace.clone(), name };
+        self.diverts.get(&object).is_some_and(|it| !it.is_going && it.uid.as_ref() == Some(&owner.uid))
+    }
+
+    fn mark_judged(&mut self, judged: &Judged, marks: &mut Marks) {
+        for divert in &judged.hosts {
+            marks.push((Work::Tell(divert.into()), Duration::ZERO));
+        }
+        if judged.ingresses {
+            self.mark_ingresses(marks);
+        }
+        marks.extend(judged.touched.ingresses.iter().map(tell_ingress));
+        let mut namespaces: BTreeSet<Arc<str>> = judged.touched.namespaces.clone();
+        for pair in &judged.pairs {
+            self.mark_pair(pair, marks);
+            namespaces.insert(pair.developer.clone());
+        }
+        for namespace in &namespaces {
+            self.rebuild(namespace, marks);
+        }
+        let mut names = BTreeSet::new();
+        for service in &judged.touched.services {
+            for pair in self.judge.pairs_of(&service.namespace) {
+                self.mark_pair(pair, marks);
+                names.insert((pair.developer.clone(), &service.name));
+            }
+            for k in self.judge.developers_of(&service.namespace) {
+                let pair = Pair { developer: k.clone(), shared: service.namespace.clone() };
+                if self.is_row(&pair, &service.name) {
+                    self.mark_pair(&pair, marks);
+                }
+                names.insert((k.clone(), &service.name));
+            }
+        }
+        for (namespace, name) in names {
+            self.look(&namespace, name, marks);
+        }
+    }
+
+    /// Whether a Service of a shared namespace has a row in the status of a Divert of the pair.
+    fn is_row(&self, pair: &Pair, service: &str) -> bool {
+        let world = self.judge.world();
+        world.service(&pair.developer, service).is_some()
+            || world.diverts(pair).any(|divert| match &divert.asks {
+                Asks::Divert { services, .. } => services.iter().flatten().any(|it| **it == *service),
+                Asks::Okteto { .. } => false,
+            })
+    }
+
+    fn mark_pair(&self, pair: &Pair, marks: &mut Marks) {
+        let diverts = self.judge.world().diverts(pair);
+        marks.extend(diverts.map(|it| (Work::Tell((&it.divert).into()), Duration::ZERO)));
+    }
+
+    fn mark_ingresses(&self, marks: &mut Marks) {
+        marks.extend(self.judge.ingresses().iter().map(|it| tell_ingress(&it.ingress)));
+    }
+
+    /// What is wanted in a namespace may be altogether different.
+    fn rebuild(&mut self, namespace: &Arc<str>, marks: &mut Marks) {
+        let Some(wishes) = &mut self.wishes else { return };
+        let free = &self.left_free;
+        let is_free = |namespace: &Arc<str>, name: &Arc<str>| is_left_free(free, namespace, name);
+        let mut names = wishes.rebuild(&self.judge, namespace, is_free);
+        if !wishes.has(namespace) {
+            self.left_free.retain(|(its, _), _| its != namespace);
+        }
+        names.extend(self.names.of(namespace).map(|(name, _)| name.clone()));
+        let work = |name| (Work::Name { namespace: namespace.clone(), name }, Duration::ZERO);
+        marks.extend(names.into_iter().map(work));
+        for pair in self.judge.pairs_of(namespace) {
+            self.mark_pair(pair, marks);
+        }
+    }
+
+    /// Somebody did something about a name.
+    fn look(&mut self, namespace: &Arc<str>, name: &Arc<str>, marks: &mut Marks) {
+        let Some(wishes) = &mut self.wishes else { return };
+        let free = &self.left_free;
+        let is_free = |namespace: &Arc<str>, name: &Arc<str>| is_left_free(free, namespace, name);
+        let (names, told) = wishes.look(&self.judge, namespace, name, is_free);
+        let work = |name| (Work::Name { namespace: namespace.clone(), name }, Duration::ZERO);
+        marks.extend(names.into_iter().map(work));
+        if told {
+            for pair in self.judge.pairs_of(namespace) {
+                self.mark_pair(pair, marks);
+            }
+        }
+    }
+}
+
+fn tell_ingress(ingress: &IngressRef) -> (Work, Duration) {
+    let IngressRef { namespace, name } = ingress.clone();
+    (Work::Tell(ObjectRef { kind: ObjectKind::Ingress, namespace, name }), Duration::ZERO)
+}
+
+fn is_left_free(free: &HashMap<Key, Instant>, namespace: &Arc<str>, name: &Arc<str>) -> bool {
+    !free.is_empty() && free.contains_key(&(namespace.clone(), name.clone()))
+}
+
+impl From<&DivertRef> for ObjectRef {
+    fn from(divert: &DivertRef) -> Self {
+        let DivertRef { api, namespace, name } = divert;
+        Self { kind: ObjectKind::Divert(*api), namespace: namespace.clone(), name: name.clone() }
+    }
+}

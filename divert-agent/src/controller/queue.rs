@@ -1,0 +1,217 @@
+//! What is to be looked at, and in which order: pure.
+//!
+//! As a work queue of client-go: each thing is in it once, is looked at by one at a time, and what changes
+//! meanwhile is looked at again. In two lanes that take turns, so that a status does not wait for ten thousand
+//! names; of the names each namespace has its turn, so that the first who asks for many does not hold up the others.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::world::ObjectRef;
+
+/// Something to look at.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub(super) enum Work {
+    /// What the author of an object is told.
+    Tell(ObjectRef),
+    /// A name that is to resolve in a namespace, or no longer.
+    Name {
+        /// The developer's.
+        namespace: Arc<str>,
+        /// Of the Service.
+        name: Arc<str>,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    /// Not before then.
+    Later(Instant),
+    /// In its lane.
+    Waiting,
+    /// Being looked at; to be looked at again, not before then.
+    UnderWay(Option<Instant>),
+}
+
+/// The queue.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    states: HashMap<Work, State>,
+    later: BTreeSet<(Instant, Work)>,
+    objects: VecDeque<ObjectRef>,
+    names: BTreeMap<Arc<str>, VecDeque<Arc<str>>>,
+    /// Namespaces of `names`, in the order of their turns.
+    turns: VecDeque<Arc<str>>,
+    /// Whether it is the names' turn.
+    names_next: bool,
+}
+
+impl Queue {
+    /// Has something looked at, at that time or before.
+    pub(super) fn mark(&mut self, work: Work, at: Instant) {
+        match self.states.get_mut(&work) {
+            Some(State::Waiting) => {}
+            Some(State::UnderWay(again)) => *again = Some(again.map_or(at, |other| other.min(at))),
+            Some(State::Later(other)) if *other <= at => {}
+            Some(State::Later(other)) => {
+                let old = std::mem::replace(other, at);
+                self.later.remove(&(old, work.clone()));
+                self.later.insert((at, work));
+            }
+            None => {
+                self.later.insert((at, work.clone()));
+                self.states.insert(work, State::Later(at));
+            }
+        }
+    }
+
+    /// What is to be looked at now. It is under way until it is [`Self::done`].
+    pub(super) fn next(&mut self, now: Instant) -> Option<Work> {
+        while let Some((at, _)) = self.later.first()
+            && *at <= now
+            && let Some((_, work)) = self.later.pop_first()
+        {
+            self.enter(&work);
+            self.states.insert(work, State::Waiting);
+        }
+        let names_first = self.names_next;
+        let work = if names_first {
+            self.next_name().or_else(|| self.next_object())
+        } else {
+            self.next_object().or_else(|| self.next_name())
+        }?;
+        self.names_next = matches!(work, Work::Tell(_));
+        self.states.insert(work.clone(), State::UnderWay(None));
+        Some(work)
+    }
+
+    /// Ends what was given to be looked at; it is looked at again when it was marked meanwhile, or at a time.
+    pub(super) fn done(&mut self, work: Work, again: Option<Instant>) {
+        let Some(State::UnderWay(marked)) = self.states.remove(&work) else { return };
+        if let Some(at) = marked.into_iter().chain(again).min() {
+            self.mark(work, at);
+        }
+    }
+
+    /// When there is something to look at.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        if self.objects.is_empty() && self.turns.is_empty() {
+            return self.later.first().map(|(at, _)| *at);
+        }
+        Some(Instant::now())
+    }
+
+    /// Forgets all that is not under way.
+    pub(super) fn clear(&mut self) {
+        let mut states = std::mem::take(&mut self.states);
+        states.retain(|_, state| matches!(state, State::UnderWay(_)));
+        *self = Self { states, ..Self::default() };
+    }
+
+    fn enter(&mut self, work: &Work) {
+        match work {
+            Work::Tell(object) => self.objects.push_back(object.clone()),
+            Work::Name { namespace, name } => {
+                let names = self.names.entry(namespace.clone()).or_default();
+                if names.is_empty() {
+                    self.turns.push_back(namespace.clone());
+                }
+                names.push_back(name.clone());
+            }
+        }
+    }
+
+    fn next_object(&mut self) -> Option<Work> {
+        self.objects.pop_front().map(Work::Tell)
+    }
+
+    fn next_name(&mut self) -> Option<Work> {
+        let namespace = self.turns.pop_front()?;
+        let names = self.names.get_mut(&namespace)?;
+        let name = names.pop_front()?;
+        if names.is_empty() {
+            self.names.remove(&namespace);
+        } else {
+            self.turns.push_back(namespace.clone());
+        }
+        Some(Work::Name { namespace, name })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::world::{DivertApi, ObjectKind};
+
+    fn tell(name: &str) -> Work {
+        let kind = ObjectKind::Divert(DivertApi::Divert);
+        Work::Tell(ObjectRef { kind, namespace: "a".into(), name: name.into() })
+    }
+
+    fn name(namespace: &str, name: &str) -> Work {
+        Work::Name { namespace: namespace.into(), name: name.into() }
+    }
+
+    fn all(queue: &mut Queue, now: Instant) -> Vec<Work> {
+        std::iter::from_fn(|| queue.next(now)).collect()
+    }
+
+    #[test]
+    fn statuses_and_names_take_turns_and_so_do_namespaces() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let many = ["1", "2", "3"].map(|it| name("a", it));
+        for work in many.into_iter().chain([name("b", "1"), tell("x"), tell("y"), tell("z")]) {
+            queue.mark(work, now);
+        }
+        let expected =
+            [tell("x"), name("a", "1"), tell("y"), name("b", "1"), tell("z"), name("a", "2"), name("a", "3")];
+        assert_eq!(all(&mut queue, now), expected);
+    }
+
+    #[test]
+    fn what_changes_while_it_is_looked_at_is_looked_at_again() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.mark(tell("x"), now);
+        queue.mark(tell("x"), now);
+        assert_eq!(all(&mut queue, now), [tell("x")], "once");
+        queue.mark(tell("x"), now);
+        assert_eq!(queue.next(now), None, "by one at a time");
+        queue.done(tell("x"), None);
+        assert_eq!(all(&mut queue, now), [tell("x")]);
+        queue.done(tell("x"), None);
+        assert_eq!((queue.next(now), queue.wake()), (None, None));
+        assert!(queue.states.is_empty());
+    }
+
+    #[test]
+    fn the_sooner_of_two_times_counts() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        let [soon, late] = [1, 5].map(|seconds| now + Duration::from_secs(seconds));
+        queue.mark(tell("x"), late);
+        assert_eq!((queue.next(now), queue.wake()), (None, Some(late)));
+        queue.mark(tell("x"), soon);
+        queue.mark(tell("x"), late);
+        assert_eq!((queue.next(now), queue.wake()), (None, Some(soon)));
+        assert_eq!(all(&mut queue, soon), [tell("x")]);
+        queue.mark(tell("x"), late);
+        queue.done(tell("x"), Some(soon));
+        assert_eq!(queue.wake(), Some(soon));
+    }
+
+    #[test]
+    fn what_is_under_way_outlasts_forgetting() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.mark(tell("x"), now);
+        queue.mark(name("a", "1"), now);
+        assert_eq!(queue.next(now), Some(tell("x")));
+        queue.clear();
+        queue.mark(tell("x"), now);
+        assert_eq!(queue.next(now), None);
+        queue.done(tell("x"), None);
+        assert_eq!(all(&mut queue, now), [tell("x")]);
+    }
+}

@@ -1,0 +1,326 @@
+//! Which names are to resolve in which developer's namespace. Pure.
+//!
+//! Kept by name, so that a Service that comes to a shared namespace costs a look-up for each of its developers,
+//! and not another pass over all that they have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::conditions::Said;
+use crate::api::Names;
+use crate::compile::Judge;
+use crate::compile::acceptance::Group;
+use crate::world::Pair;
+
+/// Never made: every namespace's pods find the API server by variables and by this name of `default`.
+const KUBERNETES: &str = "kubernetes";
+
+/// The names of all developers' namespaces.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    /// Most names in one namespace.
+    limit: usize,
+    developers: BTreeMap<Arc<str>, Wish>,
+}
+
+/// The names of one.
+#[derive(Debug, Default)]
+struct Wish {
+    /// Whose names are wanted, the oldest first.
+    pairs: Vec<Pair>,
+    /// All that nobody else has there.
+    names: BTreeSet<Arc<str>>,
+    /// The first that is too many.
+    beyond: Option<Arc<str>>,
+}
+
+/// Whether somebody wants to have a name of a namespace left free for now.
+pub(super) trait LeftFree: Fn(&Arc<str>, &Arc<str>) -> bool {}
+impl<F: Fn(&Arc<str>, &Arc<str>) -> bool> LeftFree for F {}
+
+impl Wishes {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, developers: BTreeMap::new() }
+    }
+
+    /// Whether anything is wanted in a namespace.
+    pub(super) fn has(&self, developer: &Arc<str>) -> bool {
+        self.developers.contains_key(developer)
+    }
+
+    /// Works out the names of a namespace anew. Gives those that were or are wanted.
+    pub(super) fn rebuild(
+        &mut self,
+        judge: &Judge,
+        developer: &Arc<str>,
+        is_left_free: impl LeftFree,
+    ) -> BTreeSet<Arc<str>> {
+        let old = self.developers.remove(developer).unwrap_or_default();
+        let mut affected = old.names;
+        let pairs = pairs(judge, developer);
+        if !pairs.is_empty() {
+            let mut wish = Wish { pairs, ..Wish::default() };
+            let services = wish.pairs.iter().flat_map(|pair| judge.world().services(&pair.shared));
+            let names: BTreeSet<_> = services
+                .map(|service| service.service.name.clone())
+                .filter(|name| wish.wants(judge, developer, name) && !is_left_free(developer, name))
+                .collect();
+            affected.extend(names.iter().cloned());
+            wish.names = names;
+            wish.limit(self.limit);
+            self.developers.insert(developer.clone(), wish);
+        }
+        affected
+    }
+
+    /// Looks at one name of a namespace anew. Gives the names that may have come or gone for it, and whether
+    /// what is said of names is another now.
+    pub(super) fn look(
+        &mut self,
+        judge: &Judge,
+        developer: &Arc<str>,
+        name: &Arc<str>,
+        is_left_free: impl LeftFree,
+    ) -> (Vec<Arc<str>>, bool) {
+        let Some(wish) = self.developers.get_mut(developer) else { return (vec![name.clone()], false) };
+        if wish.wants(judge, developer, name) && !is_left_free(developer, name) {
+            wish.names.insert(name.clone());
+        } else {
+            wish.names.remove(name);
+        }
+        let before = wish.limit(self.limit);
+        let mut affected = vec![name.clone()];
+        let several = wish.pairs.len() > 1;
+        if before == wish.beyond {
+            return (affected, several);
+        }
+        let told = several || before.is_none() != wish.beyond.is_none();
+        // The limit has moved across these.
+        let first = before.iter().chain(&wish.beyond).min();
+        let last = before.iter().zip(&wish.beyond).map(|(a, b)| a.max(b)).next();
+        if let Some(first) = first {
+            let behind = wish.names.range(first.clone()..);
+            affected.extend(behind.take_while(|name| last.is_none_or(|last| *name <= last)).cloned());
+        }
+        (affected, told)
+    }
+
+    /// The pair for which a name is to resolve in a namespace; `None` when it is not to.
+    pub(super) fn pair(&self, judge: &Judge, developer: &Arc<str>, name: &Arc<str>) -> Option<&Pair> {
+        let wish = self.developers.get(developer)?;
+        let within = wish.beyond.as_ref().is_none_or(|beyond| name < beyond);
+        let wanted = within && wish.names.contains(name);
+        wish.pairs.iter().find(|pair| wanted && judge.world().service(&pair.shared, name).is_some())
+    }
+
+    /// What the authors of a pair's Diverts are told about names.
+    pub(super) fn said(&self, judge: &Judge, pair: &Pair) -> Option<Said> {
+        let Pair { developer: k, shared: n } = pair;
+        let wish = self.developers.get(k)?;
+        let older = wish.pairs.iter().take_while(|other| *other != pair);
+        let older: Vec<_> = older.collect();
+        if older.len() == wish.pairs.len() {
+            return None;
+        }
+        let said = |status, reason, message| Some(Said { kind: "Names", status, reason, message });
+        if wish.beyond.is_some() {
+            let message = format!(
+                "{k} lacks more names than the {} that are made in one namespace: only the first by name resolve; \
+                 for the others write NAME.NAMESPACE, or set names: None",
+                self.limit
+            );
+            return said(false, "TooMany", message);
+        }
+        let world = judge.world();
+        let elsewhere = |name: &Arc<str>| {
+            let first = older.iter().find(|other| world.service(&other.shared, name).is_some());
+            first.filter(|_| wish.names.contains(name)).map(|other| (name.clone(), other.shared.clone()))
+        };
+        let mut elsewhere =
+            world.services(n).filter(|_| !older.is_empty()).filter_map(|it| elsewhere(&it.service.name));
+        let Some((name, other)) = elsewhere.next() else {
+            return said(true, "Resolve", format!("every Service of {n} resolves in {k} by its short name"));
+        };
+        let more = match elsewhere.count() {
+            0 => String::new(),
+            count => format!(" (and {count} more)"),
+        };
+        let message = format!(
+            "{name}{more} resolves to {other} in {k}, whose Divert is older: use {name}.{n} for the other"
+        );
+        said(false, "ResolvedElsewhere", message)
+    }
+}
+
+impl Wish {
+    /// Whether a name is one of theirs, and free.
+    fn wants(&self, judge: &Judge, developer: &Arc<str>, name: &Arc<str>) -> bool {
+        let world = judge.world();
+        **name != *KUBERNETES
+            && world.service(developer, name).is_none()
+            && self.pairs.iter().any(|pair| world.service(&pair.shared, name).is_some())
+    }
+
+    /// Finds the first name that is too many. Gives what it was before.
+    fn limit(&mut self, limit: usize) -> Option<Arc<str>> {
+        let beyond = (self.names.len() > limit).then(|| self.names.iter().nth(limit).cloned()).flatten();
+        std::mem::replace(&mut self.beyond, beyond)
+    }
+}
+
+/// The pairs of a developer that want names, the oldest first; none in a namespace that is on its way out.
+fn pairs(judge: &Judge, developer: &Arc<str>) -> Vec<Pair> {
+    let world = judge.world();
+    if world.namespace(developer).is_none_or(|namespace| namespace.terminating) {
+        return Vec::new();
+    }
+    let wants = |pair: &&Pair| judge.group(pair).is_some_and(wants_names);
+    let mut pairs: Vec<_> = judge.pairs_of(developer).filter(wants).cloned().collect();
+    pairs.sort_by_cached_key(|pair| {
+        let oldest = world.diverts(pair).map(|it| (it.created, it.divert.clone())).min();
+        (oldest, pair.shared.clone())
+    });
+    pairs
+}
+
+/// Whether the Diverts of a pair want names together.
+pub(super) fn wants_names(group: &Group) -> bool {
+    group.coverage.as_ref().is_some_and(|it| it.names == Names::All)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::Settings;
+    use crate::manifests::testing::objects;
+    use crate::world::{ObjectKind, ObjectRef, WorldChange};
+
+    fn namespace(name: &str, labels: &str) -> String {
+        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n---\n")
+    }
+
+    fn service(namespace: &str, name: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{clusterIP: None, ports: [{{port: 80}}]}}\n---\n"
+        )
+    }
+
+    fn divert(name: &str, spec: &str) -> String {
+        format!(
+            "apiVersion: divert.dev/v1alpha1\nkind: Divert\nmetadata: {{name: {name}, namespace: alice}}\n\
+             spec: {{sharedNamespace: {spec}}}\n---\n"
+        )
+    }
+
+    /// Namespaces s and t, which are shared, with these Services, and alice's.
+    fn town(services: &[(&str, &str)], diverts: &[String]) -> Judge {
+        let shared = "divert.dev/shared: 'true'";
+        let mut text = namespace("alice", "") + &namespace("s", shared) + &namespace("t", shared);
+        text.extend(services.iter().map(|(namespace, name)| service(namespace, name)));
+        text.extend(diverts.iter().cloned());
+        let mut judge = Judge::new(Settings::default());
+        judge.update(objects(&text));
+        judge
+    }
+
+    fn alice() -> Arc<str> {
+        "alice".into()
+    }
+
+    fn nothing_is_left_free(_: &Arc<str>, _: &Arc<str>) -> bool {
+        false
+    }
+
+    fn wishes(judge: &Judge, limit: usize) -> Wishes {
+        let mut wishes = Wishes::new(limit);
+        wishes.rebuild(judge, &alice(), nothing_is_left_free);
+        wishes
+    }
+
+    /// Each name that resolves, with the shared namespace.
+    fn resolving(wishes: &Wishes, judge: &Judge) -> Vec<String> {
+        let names = ["a", "b", "c", "d", "kubernetes"].map(Arc::<str>::from);
+        let pair = |name: &Arc<str>| Some(format!("{name}.{}", wishes.pair(judge, &alice(), name)?.shared));
+        names.iter().filter_map(pair).collect()
+    }
+
+    fn reason(wishes: &Wishes, judge: &Judge, shared: &str) -> Option<(&'static str, String)> {
+        let pair = Pair { developer: alice(), shared: shared.into() };
+        let said = wishes.said(judge, &pair)?;
+        assert_eq!(said.status, said.reason == "Resolve");
+        Some((said.reason, said.message))
+    }
+
+    #[test]
+    fn names_that_she_lacks_resolve_but_never_kubernetes() {
+        let services = [("s", "a"), ("s", "b"), ("s", "kubernetes"), ("alice", "b")];
+        let judge = town(&services, &[divert("s", "s")]);
+        let wishes = wishes(&judge, 9);
+        assert_eq!(resolving(&wishes, &judge), ["a.s"]);
+        assert_eq!(reason(&wishes, &judge, "s").unwrap().0, "Resolve");
+        assert_eq!(reason(&wishes, &judge, "t"), None);
+        let none = town(&services, &[divert("s", "s, names: None")]);
+        assert!(!self::wishes(&none, 9).has(&alice()));
+        let refused = town(&services, &[divert("s", "nowhere")]);
+        assert!(!self::wishes(&refused, 9).has(&alice()));
+    }
+
+    #[test]
+    fn beyond_the_limit_the_first_by_name_resolve() {
+        let mut judge = town(&[("s", "b"), ("s", "c"), ("s", "d")], &[divert("s", "s")]);
+        let mut wishes = wishes(&judge, 2);
+        assert_eq!(resolving(&wishes, &judge), ["b.s", "c.s"]);
+        let (reason, message) = reason(&wishes, &judge, "s").unwrap();
+        assert_eq!(reason, "TooMany");
+        assert!(message.contains("lacks more names than the 2 that are made"), "{message}");
+
+        // Who comes before the limit moves another beyond it, and who goes makes room.
+        let look = |wishes: &mut Wishes, judge: &Judge, name: &str| {
+            let (names, told) = wishes.look(judge, &alice(), &name.into(), nothing_is_left_free);
+            let names: BTreeSet<String> = names.iter().map(|name| name.to_string()).collect();
+            (names.into_iter().collect::<Vec<_>>(), told)
+        };
+        judge.update(objects(&service("s", "a")));
+        let (names, told) = look(&mut wishes, &judge, "a");
+        assert!(!told && names.contains(&"a".into()) && names.contains(&"c".into()), "{names:?}");
+        assert_eq!(resolving(&wishes, &judge), ["a.s", "b.s"]);
+        let gone = |name: &str| {
+            let reference = ObjectRef { kind: ObjectKind::Service, namespace: "s".into(), name: name.into() };
+            [WorldChange::Delete(reference)]
+        };
+        judge.update(gone("b"));
+        let (names, told) = look(&mut wishes, &judge, "b");
+        assert!(!told && names.contains(&"c".into()), "{names:?}");
+        judge.update(gone("a"));
+        let (names, told) = look(&mut wishes, &judge, "a");
+        assert!(told && names.contains(&"d".into()), "all there is room for: {names:?}");
+        assert_eq!(resolving(&wishes, &judge), ["c.s", "d.s"]);
+        assert_eq!(self::reason(&wishes, &judge, "s").unwrap().0, "Resolve");
+    }
+
+    #[test]
+    fn the_older_divert_has_a_name_that_two_shared_namespaces_have() {
+        let services =
+            [("s", "a"), ("s", "b"), ("t", "b"), ("t", "c"), ("t", "kubernetes"), ("s", "kubernetes")];
+        let judge = town(&services, &[divert("first", "s"), divert("second", "t")]);
+        let wishes = wishes(&judge, 9);
+        assert_eq!(resolving(&wishes, &judge), ["a.s", "b.s", "c.t"]);
+        assert_eq!(reason(&wishes, &judge, "s").unwrap().0, "Resolve");
+        let (reason, message) = reason(&wishes, &judge, "t").unwrap();
+        assert_eq!(reason, "ResolvedElsewhere");
+        assert!(message.starts_with("b resolves to s in alice"), "{message}");
+    }
+
+    #[test]
+    fn a_name_that_is_left_free_is_not_wanted_for_now() {
+        let judge = town(&[("s", "a"), ("s", "b")], &[divert("s", "s")]);
+        let mut wishes = Wishes::new(9);
+        wishes.rebuild(&judge, &alice(), |_: &Arc<str>, name: &Arc<str>| **name == *"a");
+        assert_eq!(resolving(&wishes, &judge), ["b.s"]);
+        wishes.look(&judge, &alice(), &"a".into(), nothing_is_left_free);
+        assert_eq!(resolving(&wishes, &judge), ["a.s", "b.s"]);
+        wishes.look(&judge, &alice(), &"a".into(), |_: &Arc<str>, _: &Arc<str>| true);
+        assert_eq!(resolving(&wishes, &judge), ["b.s"]);
+    }
+}
