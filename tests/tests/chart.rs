@@ -52,6 +52,7 @@ const CHANGED: &[(&str, &str)] = &[
     ("agent.log=debug", r#""value":"debug,kube_client=off""#),
     ("controller.replicas=3", r#""replicas":3"#),
     ("controller.maxNames=100000", "--max-names=100000"),
+    ("controller.kubeApiQps=7", "--kube-api-qps=7"),
     ("controller.adminAddress=0.0.0.0", "--admin=0.0.0.0:9465"),
     ("controller.adminPort=9001", "--admin=[::]:9001"),
     ("controller.terminationGracePeriodSeconds=7", r#""terminationGracePeriodSeconds":7"#),
@@ -121,6 +122,7 @@ fn a_wrong_value_is_refused_and_named() -> Result<()> {
     for (value, says) in [
         ("agent.kyes={a}", "'kyes' not allowed"),
         ("agent.keys={}", "/agent/keys"),
+        ("agent.keys=null", "missing property 'keys'"),
         ("agent.adminPort=http", "/agent/adminPort"),
         ("agent.adminAddress=::", "/agent/adminAddress"),
         ("agent.terminationGracePeriodSeconds=10", "/agent/terminationGracePeriodSeconds"),

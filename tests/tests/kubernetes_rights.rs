@@ -71,10 +71,11 @@ const READS: [&str; 16] = [
     "watch networking.k8s.io/ingresses",
     "watch okteto.com/diverts",
 ];
-const WRITES: [&str; 6] = [
+const WRITES: [&str; 7] = [
     "create /services",
     "create events.k8s.io/events",
     "delete /services",
+    "get /services",
     "patch /services",
     "patch divert.dev/diverts/status",
     "patch events.k8s.io/events",

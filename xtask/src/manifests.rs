@@ -6,12 +6,12 @@
 //! | deploy/divert.yaml | the chart, with its default values, for those who do without Helm |
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{build, command, workspace};
+use crate::{build, cluster, command, workspace};
 
 const CHART: &str = "deploy/chart/divert";
 const CRD: &str = "deploy/crd.yaml";
@@ -63,7 +63,7 @@ fn make(check: bool, agent: &Path) -> Result<()> {
 }
 
 fn render() -> Result<String> {
-    let mut helm = Command::new(helm()?);
+    let mut helm = Command::new(cluster::helm()?);
     helm.current_dir(workspace::root()).args(["template", "divert", CHART]);
     // What only Helm does, it cannot do here.
     helm.args(["--namespace", "divert-system", "--kube-version", KUBERNETES, "--no-hooks"]);
@@ -78,12 +78,6 @@ fn render() -> Result<String> {
         text.push('\n');
     }
     Ok(text)
-}
-
-fn helm() -> Result<PathBuf> {
-    let path = workspace::target().join("cluster/helm");
-    ensure!(path.is_file(), "there is no Helm at {}", path.display());
-    Ok(path)
 }
 
 fn output(program: &mut Command) -> Result<String> {

@@ -105,7 +105,7 @@ fn find<'a>(
 
 /// The Service of a shared namespace whose name is made to resolve in a developer's.
 fn lent<'a>(planner: &'a Planner, developer: &str, name: &str) -> Option<&'a Service> {
-    planner.groups().filter(|(pair, _)| &*pair.developer == developer).find_map(|(pair, group)| {
+    planner.judge().groups().filter(|(pair, _)| &*pair.developer == developer).find_map(|(pair, group)| {
         let coverage = group.coverage.as_ref().filter(|coverage| coverage.names == Names::All);
         coverage.and_then(|_| planner.world().service(&pair.shared, name))
     })
@@ -179,7 +179,7 @@ pub(super) fn why_not(planner: &Planner, service: &ServiceRef, port: u16, key: O
     let mut why = Vec::new();
     if let Some(found) = world.service(&service.namespace, &service.name) {
         let ports = found.ports.iter().filter(|it| it.number == port);
-        for port in ports.filter(|it| !may_be_http(planner.settings(), it)) {
+        for port in ports.filter(|it| !may_be_http(planner.judge().settings(), it)) {
             let declared = match (&port.app_protocol, &*port.name) {
                 (Some(protocol), _) => format!("its appProtocol is {protocol}"),
                 (None, "") => {
