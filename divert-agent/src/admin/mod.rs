@@ -1,6 +1,7 @@
 //! The admin address: /healthz, /readyz and what else a part of Divert has to say over HTTP.
 
 pub mod agent;
+pub mod controller;
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -32,6 +32,7 @@ mod write;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,10 +56,11 @@ use self::queue::{Queue, Work};
 use self::reconcile::{Job, Told};
 pub use self::uninstall::{UninstallArgs, run as uninstall};
 use self::write::{Outcome, Writer};
-use crate::api;
+use crate::admin::controller::Standing;
 use crate::compile::{EndpointTrust, Settings, SettingsArgs};
 use crate::kubernetes::source::Source;
 use crate::kubernetes::{Cluster, ConnectError};
+use crate::{admin, api};
 
 /// Changes that come together are written together.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -96,6 +98,9 @@ pub struct ControllerArgs {
     /// Most writes a second to the API server.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub kube_api_qps: u32,
+    /// Address of /healthz and /readyz. Default: none.
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
     /// The same as the agents'.
     #[command(flatten)]
     pub settings: SettingsArgs,
@@ -108,6 +113,14 @@ pub enum ControllerError {
     /// No cluster.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The admin address.
+    #[error("listening on the admin address {address}: {source}; choose another with --admin")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
     /// The system has no descriptor left.
     #[error("{doing}: {source}")]
     System {
@@ -161,6 +174,13 @@ async fn control(
     end: impl Future<Output = ()>,
 ) -> Result<(), ControllerError> {
     let client = cluster.client()?;
+    let standing = Arc::new(Standing::default());
+    if let Some(address) = args.admin {
+        let listener =
+            admin::bind(address).await.map_err(|source| ControllerError::Admin { address, source })?;
+        let standing = standing.clone();
+        tokio::spawn(admin::serve(listener, move |path, _| std::future::ready(standing.answer(&path))));
+    }
     let namespace = args.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(host_name);
     tracing::info!("controlling the cluster of {} from namespace {namespace}, as {identity}", cluster.url());
@@ -210,7 +230,9 @@ async fn control(
             () = sleep_until(at), if wake.is_some() => known.take_time(Instant::now()),
             () = &mut end => break,
         };
-        let leads = source.is_complete() && known.is_complete() && *led.borrow();
+        let synced = source.is_complete() && known.is_complete();
+        let leads = synced && *led.borrow();
+        standing.set(synced, leads);
         match (leads, known.wishes.is_some()) {
             (true, false) => {
                 let all = known.begin(args.max_names);
