@@ -117,6 +117,8 @@ fn without_any_of_them_it_does_not() -> Result<()> {
     let server = ApiServer::shared()?;
     let town = town(&server, "less-staging", "less-alice")?;
     let all = capabilities()?;
+    let rest: Vec<_> = all.iter().filter(|name| *name != "bpf").cloned().collect();
+    launch(&town, server.admin(), &rest)?.wait_ready()?;
     for missing in all.iter().filter(|name| *name != "bpf") {
         let rest: Vec<_> = all.iter().filter(|name| *name != missing).cloned().collect();
         let mut agent = launch(&town, server.admin(), &rest)?;

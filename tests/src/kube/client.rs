@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::kind::{self, Kind, NAMESPACE, SERVICE_ACCOUNT};
 use super::program;
 use super::rest::{Request, Rest};
-use crate::wait;
+use crate::{chart, wait};
 
 /// The field manager of [`Client::apply`].
 const FIELD_MANAGER: &str = "divert-tests";
@@ -84,6 +84,24 @@ impl Client {
         command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments).env("HOME", &self.home);
         let line = format!("kubectl {}", arguments.join(" "));
         let output = self.output(command, input).with_context(|| format!("running {line}"))?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{line}, as {}: {}", self.user, error.trim_end());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs Helm with these arguments, and gives what it prints.
+    ///
+    /// # Errors
+    /// With what it says, when it fails.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(chart::program()?);
+        // Whatever the user's own settings are.
+        command.args(arguments).env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.home);
+        for folder in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(folder, self.home.join("helm"));
+        }
+        let line = format!("helm {}", arguments.join(" "));
+        let output = self.output(command, "").with_context(|| format!("running {line}"))?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{line}, as {}: {}", self.user, error.trim_end());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
