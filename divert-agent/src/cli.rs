@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use divert_common::label;
 
 use crate::compile::SettingsArgs;
-use crate::controller::ControllerArgs;
+use crate::controller::{ControllerArgs, UninstallArgs};
 use crate::inspect::{ExplainArgs, StatusArgs};
 use crate::okteto::{DownArgs, UpArgs};
 use crate::plan_view::PlanArgs;
@@ -32,6 +32,8 @@ pub enum Command {
     Crd,
     /// Write status, events and names for Diverts of a cluster; one for all nodes.
     Controller(ControllerArgs),
+    /// Take back the names that controllers made, before they are uninstalled.
+    Uninstall(UninstallArgs),
     /// Show the agents that run, and the pods that they cannot serve and why.
     Status(StatusArgs),
     /// Say where a request of a pod goes, and why: the agent of the pod's node answers.
@@ -56,7 +58,8 @@ pub struct RunArgs {
     /// pods of the kubelet, else the root of cgroup2.
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
-    /// Where the node's cgroup2 hierarchy is mounted. Default: as /proc/self/mountinfo says.
+    /// Where the node's cgroup2 hierarchy is mounted, or the folder whose `unified` it is, beside cgroups v1.
+    /// Default: as /proc/self/mountinfo says.
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Data plane threads. Default: one for each core.

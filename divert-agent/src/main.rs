@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(*args).map_err(anyhow::Error::from),
         Command::Crd => crd::yaml().map(|yaml| print!("{yaml}")).map_err(anyhow::Error::from),
         Command::Controller(args) => controller::run(args).map_err(anyhow::Error::from),
+        Command::Uninstall(args) => controller::uninstall(args).map_err(anyhow::Error::from),
         Command::Status(args) => inspect::status(args).map_err(anyhow::Error::from),
         Command::Explain(args) => inspect::explain(args).map_err(anyhow::Error::from),
         Command::Up(args) => okteto::up(args).map_err(anyhow::Error::from),

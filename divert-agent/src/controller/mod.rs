@@ -15,6 +15,7 @@
 //! | `names` | pure: what to do about one of them |
 //! | `reconcile` | pure: from what is known to what is to be written about one thing |
 //! | `write` | the requests, each after a look at the lease |
+//! | `uninstall` | takes back what was made, when nobody is to write any more |
 
 mod cache;
 mod conditions;
@@ -27,6 +28,7 @@ mod queue;
 mod reconcile;
 #[cfg(test)]
 mod tests;
+mod uninstall;
 mod wishes;
 mod write;
 
@@ -54,6 +56,7 @@ use self::names::Action;
 use self::pace::Pace;
 use self::queue::{Queue, Work};
 use self::reconcile::{Job, Told};
+pub use self::uninstall::{UninstallArgs, run as uninstall};
 use self::write::{Outcome, Writer};
 use crate::admin::controller::Standing;
 use crate::compile::{EndpointTrust, Settings, SettingsArgs};
@@ -65,6 +68,8 @@ use crate::{admin, api};
 const SETTLE: Duration = Duration::from_millis(100);
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
+/// Name of the Lease, if no other is said.
+const DEFAULT_LEASE: &str = "divert-controller";
 /// Writes under way at a time.
 const AT_ONCE: usize = 16;
 /// Looks that may find nothing to write, before the watches have their turn.
@@ -80,7 +85,7 @@ pub struct ControllerArgs {
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub identity: Option<String>,
     /// Name of the Lease by which one of several controllers leads.
-    #[arg(long, value_name = "NAME", default_value = "divert-controller")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_LEASE)]
     pub lease: String,
     /// Label selector of the agents' Pods in that namespace.
     #[arg(long, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=divert-agent")]
@@ -125,6 +130,16 @@ pub enum ControllerError {
         doing: &'static str,
         /// Why not.
         source: io::Error,
+    },
+    /// Names are left behind.
+    #[error(
+        "{problem}, after two minutes; `kubectl get services -A -l {}` shows what is left, which \
+         can be deleted by hand once no controller runs",
+        api::EXTERNAL_NAME
+    )]
+    NotTakenBack {
+        /// What is in the way.
+        problem: String,
     },
 }
 
