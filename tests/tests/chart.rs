@@ -152,7 +152,9 @@ fn values_schema_and_this_test_know_the_same_values() -> Result<()> {
     fn leaves(value: &Value, at: &str, into: &mut BTreeSet<String>) {
         match value.as_object().filter(|fields| !fields.is_empty()) {
             // What is Kubernetes' own has a default that is an object.
-            Some(fields) if !["resources", "seLinuxOptions", "nodeSelector"].iter().any(|it| at.ends_with(it)) => {
+            Some(fields)
+                if !["resources", "seLinuxOptions", "nodeSelector"].iter().any(|it| at.ends_with(it)) =>
+            {
                 for (name, value) in fields {
                     leaves(value, format!("{at}.{name}").trim_start_matches('.'), into);
                 }
@@ -197,9 +199,9 @@ fn the_program_understands_its_arguments() -> Result<()> {
     let all: Vec<_> = CHANGED.iter().flat_map(|(value, _)| ["--set", value]).collect();
     for values in [&[][..], &all] {
         let objects = chart::render(values)?;
-        let workloads = objects.iter().filter(|it| {
-            ["DaemonSet", "Deployment", "Job"].iter().any(|kind| it["kind"] == *kind)
-        });
+        let workloads = objects
+            .iter()
+            .filter(|it| ["DaemonSet", "Deployment", "Job"].iter().any(|kind| it["kind"] == *kind));
         let mut seen = 0;
         for workload in workloads {
             let arguments = chart::arguments(workload);

@@ -38,7 +38,9 @@ fn helm_installs_upgrades_and_leaves_the_definition_and_the_diverts_alone() -> R
     let folder = folder.to_str().context("a path in UTF-8")?;
     let namespace = ["--namespace", chart::NAMESPACE];
     let said = admin.helm(&[&["install", RELEASE, folder, "--create-namespace"], &namespace[..]].concat())?;
-    for hint in ["pod-security.kubernetes.io/enforce=privileged", "divert.dev/shared=true", "kubectl get diverts"] {
+    for hint in
+        ["pod-security.kubernetes.io/enforce=privileged", "divert.dev/shared=true", "kubectl get diverts"]
+    {
         ensure!(said.contains(hint), "the notes do not speak of {hint}:\n{said}");
     }
     admin.create_namespace(&manifest::namespace("alice"))?;
@@ -58,7 +60,8 @@ fn helm_installs_upgrades_and_leaves_the_definition_and_the_diverts_alone() -> R
     admin.helm(&[&["uninstall", RELEASE, "--no-hooks"], &namespace[..]].concat())?;
     let kept = admin.get(DIVERT, "alice", "staging")?;
     assert_eq!(kept["metadata"]["uid"], divert["metadata"]["uid"]);
-    let names = ["customresourcedefinition.apiextensions.k8s.io/diverts.divert.dev", "namespace/divert-system"];
+    let names =
+        ["customresourcedefinition.apiextensions.k8s.io/diverts.divert.dev", "namespace/divert-system"];
     let expected: BTreeSet<_> = names.iter().map(|&it| it.to_owned()).collect();
     let mut left = left(admin)?;
     left.remove("divert.divert.dev/staging");
@@ -82,7 +85,8 @@ fn the_api_server_takes_what_is_rendered() -> Result<()> {
                agent.resources.limits.memory=1Gi,agent.podAnnotations.a=b,controller.podLabels.a=b,\
                controller.priorityClassName=system-cluster-critical,agent.adminAddress=0.0.0.0";
     for values in [&[][..], &["--set", all]] {
-        let objects = json!({"apiVersion": "v1", "kind": "List", "items": chart::render(values)?}).to_string();
+        let objects =
+            json!({"apiVersion": "v1", "kind": "List", "items": chart::render(values)?}).to_string();
         let said = admin.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", "-"], &objects)?;
         ensure!(said.lines().count() >= 17 && !said.contains("arning"), "{said}");
     }

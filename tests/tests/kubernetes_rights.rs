@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail, ensure};
 use divert_tests::kube::{
-    ApiServer, CLUSTER_ROLE, CONFIG_MAP, Client, DIVERT, EVENT, Kind, LEASE, NAMESPACE, Options, POD, Refusal, SECRET,
-    SERVICE, install_accounts,
+    ApiServer, CLUSTER_ROLE, CONFIG_MAP, Client, DIVERT, EVENT, Kind, LEASE, NAMESPACE, Options, POD,
+    Refusal, SECRET, SERVICE, install_accounts,
 };
 use divert_tests::{chart, manifest, wait};
 use serde_json::{Value, json};
@@ -42,7 +42,9 @@ fn rights(user: &Client, namespace: &str) -> Result<BTreeSet<String>> {
                 continue;
             }
             for resource in list(rule, "resources") {
-                rights.extend(list(rule, "verbs").iter().map(|verb| format!("{verb} {group}/{resource}{names}")));
+                rights.extend(
+                    list(rule, "verbs").iter().map(|verb| format!("{verb} {group}/{resource}{names}")),
+                );
             }
         }
     }
@@ -218,11 +220,17 @@ fn the_controller_may_write_services_that_are_its_own_and_no_others() -> Result<
 
     // The controller's own.
     controllers.create(&ours)?;
-    patch("api", json!({"spec": {"externalName": "api.qa.svc.cluster.local", "ports": [{"port": 81, "name": "x"}]}}))?;
+    patch(
+        "api",
+        json!({"spec": {"externalName": "api.qa.svc.cluster.local", "ports": [{"port": 81, "name": "x"}]}}),
+    )?;
     let seen = admin.get(SERVICE, "alice", "api")?;
-    patch("api", json!({"metadata": {
-        "resourceVersion": seen["metadata"]["resourceVersion"], "managedFields": seen["metadata"]["managedFields"],
-    }}))?;
+    patch(
+        "api",
+        json!({"metadata": {
+            "resourceVersion": seen["metadata"]["resourceVersion"], "managedFields": seen["metadata"]["managedFields"],
+        }}),
+    )?;
     let off = json!({OURS: null});
     for (what, change) in [
         ("a load balancer", json!({"spec": {"type": "LoadBalancer", "externalName": null}})),
@@ -232,24 +240,39 @@ fn the_controller_may_write_services_that_are_its_own_and_no_others() -> Result<
         ("a selector", json!({"spec": {"selector": {"app": "mallory"}}})),
         ("the label off, the owner on", json!({"metadata": {"labels": off}})),
         ("the owner off, the label on", json!({"metadata": {"ownerReferences": null}})),
-        ("released as a load balancer", json!({
-            "metadata": {"labels": off, "ownerReferences": null}, "spec": {"type": "LoadBalancer", "externalName": null},
-        })),
-        ("released with external IPs", json!({
-            "metadata": {"labels": off, "ownerReferences": null},
-            "spec": {"type": "ClusterIP", "externalName": null, "externalIPs": ["192.0.2.1"]},
-        })),
-        ("released with a selector", json!({
-            "metadata": {"labels": off, "ownerReferences": null},
-            "spec": {"type": "ClusterIP", "externalName": null, "selector": {"app": "mallory"}},
-        })),
-        ("released with other ports", json!({
-            "metadata": {"labels": off, "ownerReferences": null},
-            "spec": {"type": "ClusterIP", "externalName": null, "ports": [{"port": 82}]},
-        })),
-        ("released to elsewhere", json!({
-            "metadata": {"labels": off, "ownerReferences": null}, "spec": {"externalName": "mallory.example.com"},
-        })),
+        (
+            "released as a load balancer",
+            json!({
+                "metadata": {"labels": off, "ownerReferences": null}, "spec": {"type": "LoadBalancer", "externalName": null},
+            }),
+        ),
+        (
+            "released with external IPs",
+            json!({
+                "metadata": {"labels": off, "ownerReferences": null},
+                "spec": {"type": "ClusterIP", "externalName": null, "externalIPs": ["192.0.2.1"]},
+            }),
+        ),
+        (
+            "released with a selector",
+            json!({
+                "metadata": {"labels": off, "ownerReferences": null},
+                "spec": {"type": "ClusterIP", "externalName": null, "selector": {"app": "mallory"}},
+            }),
+        ),
+        (
+            "released with other ports",
+            json!({
+                "metadata": {"labels": off, "ownerReferences": null},
+                "spec": {"type": "ClusterIP", "externalName": null, "ports": [{"port": 82}]},
+            }),
+        ),
+        (
+            "released to elsewhere",
+            json!({
+                "metadata": {"labels": off, "ownerReferences": null}, "spec": {"externalName": "mallory.example.com"},
+            }),
+        ),
     ] {
         refused(what, patch("api", change))?;
     }
@@ -258,12 +281,20 @@ fn the_controller_may_write_services_that_are_its_own_and_no_others() -> Result<
     patch("api", release.clone())?;
     let released = admin.get(SERVICE, "alice", "api")?;
     assert_eq!(released["spec"]["type"], "ClusterIP");
-    refused("writing it once more", patch("api", json!({"spec": {"type": "ExternalName", "externalName": "x.example"}})))?;
+    refused(
+        "writing it once more",
+        patch("api", json!({"spec": {"type": "ExternalName", "externalName": "x.example"}})),
+    )?;
     refused("deleting what it has released", controllers.delete(SERVICE, "alice", "api"))?;
 
     // One that somebody has made a Service of their own of.
     controllers.create(&with(ours.clone(), "/metadata/name", json!("taken")))?;
-    admin.patch(SERVICE, "alice", "taken", &json!({"spec": {"type": "NodePort", "selector": {"app": "taken"}}}))?;
+    admin.patch(
+        SERVICE,
+        "alice",
+        "taken",
+        &json!({"spec": {"type": "NodePort", "selector": {"app": "taken"}}}),
+    )?;
     refused("deleting it", controllers.delete(SERVICE, "alice", "taken"))?;
     refused("making it an alias again", patch("taken", json!({"spec": {"type": "ExternalName"}})))?;
     let mut keep_type = release;
@@ -357,7 +388,8 @@ fn who_may_edit_a_namespace_may_divert_and_never_write_status() -> Result<()> {
         wait::until("the role to let Diverts be created", || user.create(&divert).is_ok())?;
         user.patch(DIVERT, "alice", "staging", &change)?;
         assert_eq!(code(user.patch_status(DIVERT, "alice", "staging", &status))?, 403);
-        let written = user.patch(DIVERT, "alice", "staging", &json!({"status": {"observedGeneration": 7}}))?;
+        let written =
+            user.patch(DIVERT, "alice", "staging", &json!({"status": {"observedGeneration": 7}}))?;
         assert_eq!(written["status"], Value::Null, "status is written by its own way alone");
         assert_eq!(code(user.create(&manifest::divert("bob", "staging")))?, 403);
         user.delete(DIVERT, "alice", "staging")?;
