@@ -96,10 +96,8 @@ fn the_agent_does_all_it_does_with_what_the_chart_gives_it() -> Result<()> {
     })
     .with_context(|| agent.process().output())?;
     assert_eq!(town.asks(false)?, town.server(&town.shared));
-    wait::until("the old connection to be closed", || {
-        old.stream().take_error().ok().flatten().is_some()
-    })
-    .with_context(|| agent.process().output())?;
+    wait::until("the old connection to be closed", || old.stream().take_error().ok().flatten().is_some())
+        .with_context(|| agent.process().output())?;
     // In its namespace only privileged ports were free.
     let traces = agent.traces_in(&town.client())?;
     let port = traces.iter().find_map(|it| it.strip_prefix("listener 0100007F:"));

@@ -57,7 +57,10 @@ pub(crate) fn write(name: &str, program: &Path, output: &Path) -> Result<String>
         // The controller's pods say another.
         .user("0")
         .label("org.opencontainers.image.title", "divert-agent")
-        .label("org.opencontainers.image.description", "Steers requests between namespaces by the baggage they carry")
+        .label(
+            "org.opencontainers.image.description",
+            "Steers requests between namespaces by the baggage they carry",
+        )
         .label("org.opencontainers.image.version", VERSION)
         .label("org.opencontainers.image.licenses", env!("CARGO_PKG_LICENSE"))
         .program("/divert-agent", program);

@@ -15,9 +15,9 @@ use super::server::ApiServer;
 use crate::agent::{Agent, Options};
 use crate::http::Http;
 use crate::lab::{ClusterIps, Family, Lab, Pod};
-use crate::{manifest, wait};
 use crate::process::{Place, Process};
 use crate::server::Echo;
+use crate::{manifest, wait};
 
 /// The port of every service.
 pub const PORT: u16 = 8080;
