@@ -36,6 +36,15 @@ impl Cgroup {
         Ok(path)
     }
 
+    /// Ends all that runs in it, and makes it anew, empty: by the same name another one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn remake(&self) -> Result<()> {
+        remove_tree(&self.path);
+        fs::create_dir(&self.path).with_context(|| format!("making the cgroup {} again", self.path.display()))
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path

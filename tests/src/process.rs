@@ -174,8 +174,8 @@ impl Drop for Process {
     }
 }
 
-/// Has the child move itself before exec.
-fn enter_before_exec(command: &mut Command, setting: Setting) {
+/// Has a child move itself before exec, and end with the thread that starts it.
+pub fn enter_before_exec(command: &mut Command, setting: Setting) {
     let parent = rustix::process::getpid();
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;

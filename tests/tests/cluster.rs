@@ -1,7 +1,7 @@
 //! The cluster itself: two nodes, real pods, names, and nothing left of it.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -213,9 +213,14 @@ fn name_of_cluster(pid: u32) -> Option<String> {
 struct Held {
     name: String,
     folder: PathBuf,
-    /// Inodes of its namespaces.
+    /// Its namespaces, as links in /proc name them.
     namespaces: BTreeSet<PathBuf>,
+    /// As long as they are open, nobody else's get these names.
+    _open: Vec<File>,
 }
+
+/// Of namespaces that tell whether a process was the cluster's. Not its mounts, which are to go with the last process.
+const KINDS: [&str; 3] = ["net", "uts", "cgroup"];
 
 impl Held {
     fn of(cluster: &Cluster) -> Result<Self> {
@@ -230,13 +235,17 @@ impl Held {
             name: name.to_owned(),
             folder: std::env::temp_dir().join(name),
             namespaces: BTreeSet::new(),
+            _open: Vec::new(),
         };
         for pid in held.processes().unwrap_or_default() {
-            for kind in ["mnt", "net", "uts", "cgroup"] {
-                held.namespaces.extend(fs::read_link(format!("/proc/{pid}/ns/{kind}")));
+            for kind in KINDS {
+                let path = format!("/proc/{pid}/ns/{kind}");
+                let (Ok(link), Ok(open)) = (fs::read_link(&path), File::open(&path)) else { continue };
+                held.namespaces.insert(link);
+                held._open.push(open);
             }
         }
-        for kind in ["mnt", "net", "uts", "cgroup"] {
+        for kind in KINDS {
             let own = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap_or_default();
             held.namespaces.remove(&own);
         }

@@ -176,12 +176,66 @@ fn an_older_divert_has_the_name_that_two_shared_namespaces_have() -> Result<()> 
     admin.create(&manifest::divert("both-alice", "both-a"))?;
     wait_ours(admin, "both-alice", "web")?;
     let later = admin.create(&manifest::divert("both-alice", "both-b"))?;
-    admin.wait_condition(&later, "Names", "ResolvedElsewhere", "web resolves to both-a in both-alice")?;
+    let says = "web resolves to both-a in both-alice";
+    let seen = admin.wait_condition(&later, "Names", "ResolvedElsewhere", says)?;
+    admin.wait_event(&seen, "Warning", "ResolvedElsewhere", says)?;
     let web = admin.get(SERVICE, "both-alice", "web")?;
     assert_eq!(web["spec"]["externalName"], "web.both-a.svc.cluster.local");
     assert_eq!(Refusal::of(admin.get(SERVICE, "both-alice", "kubernetes"))?.code, 404);
     admin.delete(DIVERT, "both-alice", "both-a")?;
     let moved = |it: &Value| it["spec"]["externalName"] == "web.both-b.svc.cluster.local";
     admin.wait_for(SERVICE, "both-alice", "web", "to move to the other", moved)?;
+    Ok(())
+}
+
+/// Every version of a Service since one, as far as the API server has come.
+fn versions_since(admin: &Client, namespace: &str, name: &str, version: &Value) -> Result<Vec<Value>> {
+    let version = version["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+    let path = format!(
+        "{}?watch=1&fieldSelector=metadata.name={name}&resourceVersion={version}&timeoutSeconds=1",
+        SERVICE.collection(namespace)
+    );
+    let events = admin.request("GET", &path, "application/json", None)?;
+    let events = match &events {
+        Value::String(lines) => {
+            serde_json::Deserializer::from_str(lines).into_iter().collect::<Result<_, _>>()?
+        }
+        one => vec![one.clone()],
+    };
+    Ok(events.into_iter().map(|mut event: Value| event["object"].take()).collect())
+}
+
+#[test]
+fn a_service_is_handed_over_in_one_write() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    let names = ["client-side", "server-side", "helm", "moved"];
+    town(admin, "one-staging", "one-alice", &names)?;
+    admin.create(&manifest::divert("one-alice", "one-staging"))?;
+    for name in names {
+        wait_ours(admin, "one-alice", name)?;
+        let wanted = service("one-alice", name).to_string();
+        let helm = json!({"metadata": {"annotations": {"meta.helm.sh/release-name": "app"}}});
+        let elsewhere = json!({"spec": {"externalName": "elsewhere.example.com"}});
+        let theirs = match name {
+            "client-side" => {
+                serde_json::from_str(&admin.kubectl(&["apply", "-o", "json", "-f", "-"], &wanted)?)?
+            }
+            "server-side" => serde_json::from_str(
+                &admin.kubectl(&["apply", "--server-side", "-o", "json", "-f", "-"], &wanted)?,
+            )?,
+            "helm" => admin.patch(SERVICE, "one-alice", name, &helm)?,
+            _ => admin.patch(SERVICE, "one-alice", name, &elsewhere)?,
+        };
+        let released = |it: &Value| !is_ours(it);
+        let released = admin.wait_for(SERVICE, "one-alice", name, "to be theirs", released)?;
+        let versions = versions_since(admin, "one-alice", name, &theirs)?;
+        assert_eq!(versions, [released], "{name}: one write after theirs");
+        let after = &versions[0];
+        assert_eq!(after["metadata"]["ownerReferences"], Value::Null, "{name}");
+        assert_eq!(after["metadata"]["annotations"]["divert.okteto.com/namespace"], Value::Null, "{name}");
+        let alias = if name == "moved" { json!("elsewhere.example.com") } else { Value::Null };
+        assert_eq!(after["spec"]["externalName"], alias, "{name}");
+    }
     Ok(())
 }

@@ -20,6 +20,8 @@ use std::{env, fs, thread};
 use anyhow::{Context, Result, bail, ensure};
 use divert_common::netns::NetNs;
 use divert_tests::{kube, run};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::{interrupt, kubernetes, packages, workspace};
 use state::{Cluster, State};
@@ -105,27 +107,28 @@ pub(crate) fn build() -> Result<PathBuf> {
 fn up(state: &State, args: &serve::Args) -> Result<()> {
     build()?;
     interrupt::catch()?;
-    if state.holder()?.is_some() {
-        let cluster = state.cluster()?;
+    let mut started = None;
+    if state.holder()?.is_none() {
+        run::sweep();
+        state.prepare()?;
+        started = Some(start_holder(state, args)?);
+    } else if state.try_cluster()?.is_some() {
         println!("The cluster is up already. To have another, `cargo xtask cluster down` before.");
-        explain(state, &cluster);
-        return Ok(());
     }
-    run::sweep();
-    state.prepare()?;
-    let mut holder = start_holder(state, args)?;
-    match follow(state, &mut holder) {
-        Ok(cluster) => {
-            explain(state, &cluster);
-            Ok(())
-        }
+    match follow(state, started.as_mut()) {
+        Ok(cluster) => explain(state, &cluster),
         Err(error) => {
+            // It may not have come as far as to be known as the holder.
+            if let Some(mut started) = started.filter(|_| state.holder().is_ok_and(|holder| holder.is_none()))
+            {
+                started.kill()?;
+                started.wait()?;
+            }
             end(state)?;
-            // Ours to wait for; the signal that ends it has been sent, or it has ended.
-            let _ = holder.wait();
-            Err(error)
+            return Err(error);
         }
     }
+    Ok(())
 }
 
 /// Starts the process that holds the cluster, out of reach of the terminal's signals.
@@ -138,21 +141,25 @@ fn start_holder(state: &State, args: &serve::Args) -> Result<Child> {
     holder.spawn().context("starting the process that holds the cluster")
 }
 
-/// Shows what the holder says until the cluster is usable.
-fn follow(state: &State, holder: &mut Child) -> Result<Cluster> {
+/// Shows what the holder says until the cluster is usable. It may be another's, who has not waited for it.
+fn follow(state: &State, mut started: Option<&mut Child>) -> Result<Cluster> {
     let mut log = fs::File::open(state.log())?;
-    let mut show = || -> Result<()> {
+    loop {
+        // In this order: what it has said before the end, or before the cluster was usable, is to be shown.
+        let ended = match &mut started {
+            Some(child) => child.try_wait()?.is_some(),
+            None => state.holder()?.is_none(),
+        };
+        let cluster = state.try_cluster()?;
         let mut news = Vec::new();
         log.read_to_end(&mut news)?;
-        Ok(std::io::stderr().write_all(&news)?)
-    };
-    loop {
-        let (ended, cluster) = (holder.try_wait()?, state.try_cluster()?);
-        show()?;
-        match (cluster, ended) {
-            (Some(cluster), None) => return Ok(cluster),
-            (_, Some(status)) => bail!("the cluster has not come up ({status})"),
-            (None, None) => interrupt::check()?,
+        if started.is_some() || cluster.is_none() {
+            std::io::stderr().write_all(&news)?;
+        }
+        match cluster {
+            _ if ended => bail!("the cluster has not come up"),
+            Some(cluster) => return Ok(cluster),
+            None => interrupt::check()?,
         }
         thread::sleep(PACE);
     }
@@ -187,14 +194,14 @@ fn down(state: &State) -> Result<()> {
 fn end(state: &State) -> Result<bool> {
     let holder = state.holder()?;
     if let Some(holder) = holder {
-        let deadline = Instant::now() + END;
-        rustix::process::kill_process(holder, rustix::process::Signal::TERM).context("ending the cluster")?;
-        while state.holder()?.is_some() {
-            if Instant::now() > deadline {
-                rustix::process::kill_process(holder, rustix::process::Signal::KILL)
-                    .context("ending the cluster")?;
+        let process = pidfd_open(holder, PidfdFlags::empty()).context("looking for who holds the cluster")?;
+        for signal in [Signal::TERM, Signal::KILL] {
+            pidfd_send_signal(&process, signal).context("ending the cluster")?;
+            // Readable when it has ended, and with it all daemons.
+            let mut ended = [PollFd::new(&process, PollFlags::IN)];
+            if poll(&mut ended, Some(&END.try_into()?))? > 0 {
+                break;
             }
-            thread::sleep(PACE);
         }
     }
     run::sweep();

@@ -18,6 +18,7 @@ mod labels;
 pub mod live;
 mod pods;
 pub mod reconnect;
+mod resting;
 mod served;
 mod sets;
 pub mod status;

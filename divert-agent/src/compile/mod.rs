@@ -23,7 +23,7 @@ mod service;
 mod settings;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use hosts::{HostReason, HostRow, IngressStatus};
 pub use judge::{Judge, Judged};

@@ -150,4 +150,70 @@ mod tests {
         let (none, _) = next(&fourth, 2, &[], &[], 6).unwrap();
         assert!(none.conditions.is_empty(), "what is no longer said is taken back");
     }
+
+    #[test]
+    fn a_host_that_fares_otherwise_is_news_unless_it_fares_well() {
+        let host = |reason| [("a.example", reason)];
+        let turns = [
+            (HostReason::Ready, None),
+            (HostReason::TakenBy, Some("TakenBy")),
+            (HostReason::NoRoute, Some("NoRoute")),
+            (HostReason::NotAllowed, Some("NotAllowed")),
+            (HostReason::Ready, None),
+        ];
+        let mut old = DivertStatus::default();
+        for (reason, expected) in turns {
+            let (status, news) = next(&old, 1, &[], &host(reason), 1).unwrap();
+            assert_eq!(status.hosts[0].reason, host_reason(reason));
+            assert_eq!(news.first().map(|news| news.reason), expected, "{reason:?}");
+            assert!(news.iter().all(|news| !news.status && news.kind == "Hosts" && news.message == "why"));
+            old = status;
+        }
+    }
+
+    #[test]
+    fn each_row_is_written_as_it_is_named_and_no_sentence_is_too_long() {
+        use compile::RowReason::*;
+        let row = |reason| compile::ServiceRow {
+            name: format!("{reason:?}").into(),
+            ready: 2,
+            reason,
+            message: "why".into(),
+        };
+        let reasons = [
+            Ready,
+            ServiceMissing,
+            NotInShared,
+            NoReadyEndpoints,
+            PortMismatch,
+            NotHTTP,
+            ExternalName,
+            EndpointsNotPods,
+        ];
+        let rows = compile::DivertStatus {
+            divert: DivertRef { api: DivertApi::Divert, namespace: "alice".into(), name: "staging".into() },
+            shared_namespace: "staging".into(),
+            conditions: Vec::new(),
+            services: reasons.into_iter().map(row).collect(),
+            hosts: Vec::new(),
+        };
+        // Not to be cut in the middle of a letter.
+        let long = Said { message: "é".repeat(MESSAGE), ..said(true, "Ready").remove(0) };
+        let (status, _) =
+            super::next(&DivertStatus::default(), None, &[long], &rows, Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(status.conditions[0].message.len(), MESSAGE);
+        let expected = [
+            "Ready",
+            "ServiceMissing",
+            "NotInShared",
+            "NoReadyEndpoints",
+            "PortMismatch",
+            "NotHTTP",
+            "ExternalName",
+            "EndpointsNotPods",
+        ];
+        let written: Vec<_> = status.services.iter().map(|row| row.reason.as_str()).collect();
+        assert_eq!(written, expected);
+        assert!(status.services.iter().all(|row| row.ready_endpoints == 2 && row.message == "why"));
+    }
 }

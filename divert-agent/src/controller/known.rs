@@ -25,7 +25,7 @@ const SENTENCES: Duration = Duration::from_secs(10);
 
 /// What the watches beside the world's say.
 pub(super) enum Change {
-    Name(Event<Service>),
+    Name(Box<Event<Service>>),
     Pod(Event<BriefPod>),
     Agent(Event<BriefPod>),
 }
@@ -145,7 +145,7 @@ impl Known {
             Change::Pod(event) => self.nodes.take_pod(event),
             Change::Agent(event) => self.nodes.take_agent(event),
             Change::Name(event) => {
-                for (key, before) in self.names.take(event, |it| Some(Existing::new(it))) {
+                for (key, before) in self.names.take(*event, |it| Some(Existing::new(it))) {
                     if let Some(before) = before.filter(|_| self.names.get(&key).is_none())
                         && !self.let_go.remove(before.uid())
                         // Not by the garbage collector either, after the Divert that it was for.

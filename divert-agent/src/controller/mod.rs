@@ -26,6 +26,8 @@ mod nodes;
 mod pace;
 mod queue;
 mod reconcile;
+#[cfg(test)]
+mod tests;
 mod uninstall;
 mod wishes;
 mod write;
@@ -184,7 +186,8 @@ async fn control(
     let namespace = args.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(host_name);
     tracing::info!("controlling the cluster of {} from namespace {namespace}, as {identity}", cluster.url());
-    let leases = Api::<Lease>::namespaced(client.clone(), &namespace);
+    let leases = cluster.prompt_client(lease::WRITE, Arc::new(|| true))?;
+    let leases = Api::<Lease>::namespaced(leases, &namespace);
     let (elector, leadership, mut led) = Elector::new(leases, &args.lease, identity.clone());
     let elector = Arc::new(elector);
     let electing = tokio::spawn({
@@ -197,7 +200,9 @@ async fn control(
     let (sender, mut changes) = channel(1024);
     let config = watcher::Config::default;
     let names = Api::<Service>::all(client.clone());
-    let _names = cache::watch(names, config().labels(api::EXTERNAL_NAME), sender.clone(), Change::Name);
+    let _names = cache::watch(names, config().labels(api::EXTERNAL_NAME), sender.clone(), |event| {
+        Change::Name(Box::new(event))
+    });
     let pods = Api::<BriefPod>::all(client.clone());
     let running = config().fields("status.phase!=Succeeded,status.phase!=Failed");
     let _pods = cache::watch(pods, running, sender.clone(), Change::Pod);
@@ -209,8 +214,13 @@ async fn control(
     let see = format!("kubectl get pods -n {namespace} -l {} -o wide", args.agents);
     let free_for = Duration::from_secs(args.names_left_free);
     let mut known = Known::new(settings, see, free_for);
+    let is_held = {
+        let leadership = leadership.clone();
+        move || leadership.is_held()
+    };
+    let writing = cluster.prompt_client(lease::WRITE, Arc::new(is_held))?;
     let mut desk = Desk {
-        writer: Writer::new(client, leadership, identity),
+        writer: Writer::new(writing, leadership.clone(), identity),
         queue: Queue::default(),
         pace: Pace::new(args.kube_api_qps, Instant::now()),
         running: JoinSet::new(),
@@ -247,6 +257,9 @@ async fn control(
         }
     }
     electing.abort();
+    leadership.resign();
+    // Those on their way; no other is begun.
+    while desk.running.join_next().await.is_some() {}
     elector.release().await;
     Ok(())
 }

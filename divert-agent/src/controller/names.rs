@@ -35,8 +35,8 @@ pub(super) struct Wanted {
 pub(super) enum Action {
     /// POST: whoever was first keeps the name.
     Create(Box<Service>),
-    /// Apply without force; before, if it is still of this resource version, [`adopt`] what we created.
-    Update { name: String, adopt: Option<String>, apply: Box<Service> },
+    /// A JSON patch that makes what we created ours to apply, then apply without force.
+    Update { name: String, adopt: Option<Value>, apply: Box<Service> },
     /// One merge patch, after which it is theirs.
     Release { name: String, uid: String, patch: Value },
     /// With both as preconditions.
@@ -54,8 +54,8 @@ pub(super) struct Existing {
     owners: Vec<OwnerReference>,
     /// Somebody else owns a field under spec, or Helm holds it.
     claim: Option<Claim>,
-    /// We are its creator to the API server, not yet its applier.
-    is_created: bool,
+    /// Our entry of the managed fields, while we are the creator to the API server and not yet the applier.
+    created: Option<usize>,
     is_alias: bool,
     external_name: Option<String>,
     ports: Vec<(i32, String)>,
@@ -84,7 +84,7 @@ impl Existing {
         ports.sort();
         Self {
             claim,
-            is_created: metadata.managed_fields.iter().flatten().any(is_our_update),
+            created: metadata.managed_fields.iter().flatten().position(is_our_update),
             shared: annotations.and_then(|it| it.get(api::OKTETO_NAMESPACE)).cloned(),
             is_going: metadata.deletion_timestamp.is_some(),
             uid: metadata.uid.unwrap_or_default(),
@@ -164,7 +164,7 @@ pub(super) fn action(name: &str, wanted: Option<&Wanted>, existing: Option<&Exis
     let mut apply = body(&name, wanted);
     // Of another Service by that name, the API server says Conflict.
     apply.metadata.uid = Some(uid);
-    let adopt = existing.is_created.then_some(resource_version);
+    let adopt = existing.created.map(|entry| adopt(entry, &resource_version));
     Some(Action::Update { name, adopt, apply: Box::new(apply) })
 }
 
@@ -179,30 +179,20 @@ fn foreign_specs(metadata: &ObjectMeta) -> impl Iterator<Item = &Value> {
     foreign.filter_map(|entry| entry.fields_v1.as_ref()?.0.get("f:spec"))
 }
 
-fn is_ours(entry: &ManagedFieldsEntry) -> bool {
-    entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.subresource.is_none()
-}
-
 fn is_our_update(entry: &ManagedFieldsEntry) -> bool {
-    is_ours(entry) && entry.operation.as_deref() == Some("Update")
+    entry.manager.as_deref() == Some(FIELD_MANAGER)
+        && entry.subresource.is_none()
+        && entry.operation.as_deref() == Some("Update")
 }
 
 /// What we create by POST belongs to us as an updater, and apply is another manager by the same name, which
-/// would conflict with it: a merge patch turns the entry of the one into one of the other.
-pub(super) fn adopt(metadata: &ObjectMeta) -> Value {
-    let entries = metadata.managed_fields.iter().flatten().cloned().map(|mut entry| {
-        if is_ours(&entry) {
-            entry.operation = Some("Apply".to_owned());
-        }
-        entry
-    });
-    json!({
-        "metadata": {
-            "uid": metadata.uid,
-            "resourceVersion": metadata.resource_version,
-            "managedFields": entries.collect::<Vec<_>>(),
-        },
-    })
+/// would conflict with it: our entry of the managed fields is turned into one of apply. Of another resource
+/// version, where it may be another's, the API server says Conflict.
+fn adopt(entry: usize, resource_version: &str) -> Value {
+    json!([
+        {"op": "replace", "path": "/metadata/resourceVersion", "value": resource_version},
+        {"op": "replace", "path": format!("/metadata/managedFields/{entry}/operation"), "value": "Apply"},
+    ])
 }
 
 fn body(name: &str, wanted: &Wanted) -> Service {
@@ -301,17 +291,18 @@ mod tests {
     fn what_is_as_wanted_is_left_alone_and_what_is_not_is_applied() {
         assert_eq!(todo(Some(wanted()), Some(existing(json!([])))), None);
         let changed = Wanted { ports: vec![(80, String::new())], ..wanted() };
-        let Some(Action::Update { adopt: Some(version), apply, .. }) =
+        let Some(Action::Update { adopt: Some(adopt), apply, .. }) =
             todo(Some(changed), Some(existing(json!([]))))
         else {
             panic!()
         };
-        assert_eq!(version, "7");
-        let adopt = adopt(&existing(json!([])).metadata);
+        let expected = json!([
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": "7"},
+            {"op": "replace", "path": "/metadata/managedFields/0/operation", "value": "Apply"},
+        ]);
+        assert_eq!(adopt, expected);
         assert_eq!(apply.metadata.uid.as_deref(), Some("s1"), "of this one Service");
         assert_eq!(apply.metadata.resource_version, None, "apply needs none");
-        assert_eq!(adopt["metadata"]["managedFields"][0]["operation"], "Apply");
-        assert_eq!(adopt["metadata"]["resourceVersion"], "7");
         let mut second = owner();
         second.uid = "d2".into();
         let more = Wanted { owners: vec![owner(), second], ..wanted() };

@@ -8,11 +8,12 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 
 use super::conditions::{self, Said};
-use super::known::{Known, Original};
+use super::known::Known;
 use super::names::{self, Action, Wanted};
 use crate::api::{self, DivertStatus};
 use crate::compile::acceptance::Group;
-use crate::compile::{HostReason, may_be_http};
+use crate::compile::{self, HostReason, may_be_http};
+use crate::kubernetes::Invalid;
 use crate::world::{DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, ServiceKind};
 
 /// Something to be written.
@@ -32,6 +33,8 @@ pub(super) struct StatusUpdate {
     pub(super) namespace: Arc<str>,
     pub(super) name: Arc<str>,
     pub(super) uid: Option<String>,
+    /// Of the Divert that it was made for.
+    pub(super) resource_version: Option<String>,
     pub(super) status: DivertStatus,
 }
 
@@ -66,7 +69,7 @@ impl Told {
 /// What its author is to be told about an object.
 pub(super) fn tell(
     known: &Known,
-    invalid: &BTreeMap<ObjectRef, String>,
+    invalid: &BTreeMap<ObjectRef, Invalid>,
     object: &ObjectRef,
     told: &mut Told,
 ) -> Option<Job> {
@@ -75,9 +78,21 @@ pub(super) fn tell(
         return status(known, object);
     }
     let news = told.untold(object, said(known, invalid, object));
-    let about = about(object, known.diverts.get(object));
-    let news: Vec<_> = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
+    let mut about = about(known, object);
+    if let Some(invalid) = invalid.get(object) {
+        about.uid.clone_from(&invalid.uid);
+    }
+    let news = news_of(known, &about, news);
     (!news.is_empty()).then_some(Job::News(news))
+}
+
+/// What can be told about an object: where nothing can be created any more, an Event cannot, either.
+fn news_of(known: &Known, about: &ObjectReference, said: Vec<Said>) -> Vec<News> {
+    let namespace = about.namespace.as_deref().and_then(|name| known.judge.world().namespace(name));
+    if namespace.is_none_or(|namespace| namespace.terminating) {
+        return Vec::new();
+    }
+    said.into_iter().map(|said| News { about: about.clone(), said }).collect()
 }
 
 fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
@@ -88,27 +103,32 @@ fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
     let mut said: Vec<Said> = status.conditions.iter().map(Said::from).collect();
     if status.accepted() {
         said.push(known.nodes.said().clone());
-        let pair = Pair { developer: object.namespace.clone(), shared: status.shared_namespace.clone() };
-        said.extend(known.wishes.as_ref().and_then(|wishes| wishes.said(&known.judge, &pair)));
+        said.extend(said_of_names(known, &status));
     }
     let (new, news) =
         conditions::next(&original.status, original.generation, &said, &status, Timestamp::now())?;
-    let about = about(object, Some(original));
-    let news = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
+    let news = news_of(known, &about(known, object), news);
     let update = StatusUpdate {
         namespace: object.namespace.clone(),
         name: object.name.clone(),
         uid: original.uid.clone(),
+        resource_version: original.resource_version.clone(),
         status: new,
     };
     Some(Job::Status(Box::new(update), news))
 }
 
+/// What the author of an accepted Divert is told about names.
+pub(super) fn said_of_names(known: &Known, status: &compile::DivertStatus) -> Option<Said> {
+    let pair = Pair { developer: status.divert.namespace.clone(), shared: status.shared_namespace.clone() };
+    known.wishes.as_ref()?.said(&known.judge, &pair)
+}
+
 /// What is to be said about an object that has no status; nothing when all is well.
-fn said(known: &Known, invalid: &BTreeMap<ObjectRef, String>, object: &ObjectRef) -> Vec<Said> {
+fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Vec<Said> {
     let no = |kind, reason, message: &str| Said { kind, status: false, reason, message: message.to_owned() };
-    if let Some(problem) = invalid.get(object) {
-        return vec![no("Accepted", "Invalid", problem)];
+    if let Some(invalid) = invalid.get(object) {
+        return vec![no("Accepted", "Invalid", &invalid.problem)];
     }
     match object.kind {
         ObjectKind::Divert(api) => {
@@ -132,17 +152,27 @@ fn said(known: &Known, invalid: &BTreeMap<ObjectRef, String>, object: &ObjectRef
     }
 }
 
-fn about(object: &ObjectRef, original: Option<&Original>) -> ObjectReference {
+/// With its UID, by which kubectl describe finds events.
+fn about(known: &Known, object: &ObjectRef) -> ObjectReference {
     let (api_version, kind) = match object.kind {
         ObjectKind::Divert(api) => (api_version(api), "Divert"),
         _ => ("networking.k8s.io/v1", "Ingress"),
+    };
+    let original = known.diverts.get(object);
+    let ingress = || {
+        let mut ingresses = known.judge.world().ingresses(&object.namespace);
+        ingresses.find(|it| it.ingress.name == object.name)?.uid.as_deref().map(str::to_owned)
+    };
+    let uid = match object.kind {
+        ObjectKind::Ingress => ingress(),
+        _ => original.and_then(|it| it.uid.clone()),
     };
     ObjectReference {
         api_version: Some(api_version.to_owned()),
         kind: Some(kind.to_owned()),
         namespace: Some(object.namespace.to_string()),
         name: Some(object.name.to_string()),
-        uid: original.and_then(|it| it.uid.clone()),
+        uid,
         resource_version: original.and_then(|it| it.resource_version.clone()),
         ..ObjectReference::default()
     }
@@ -160,14 +190,15 @@ pub(super) fn name(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Opti
     let world = known.judge.world();
     // In one that is on its way out nothing is written.
     world.namespace(namespace).filter(|it| !it.terminating)?;
-    let wishes = known.wishes.as_ref()?;
-    let wanted = wishes.pair(&known.judge, namespace, name).and_then(|pair| wanted(known, pair, name));
+    let wanted = wanted(known, namespace, name);
     let existing = known.names.get(&(namespace.clone(), name.clone()));
     let action = names::action(name, wanted.as_ref(), existing)?;
     Some(Job::Name(namespace.clone(), action))
 }
 
-fn wanted(known: &Known, pair: &Pair, name: &str) -> Option<Wanted> {
+/// What a name in a developer's namespace is to resolve to, if at all.
+pub(super) fn wanted(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Option<Wanted> {
+    let pair = known.wishes.as_ref()?.pair(&known.judge, namespace, name)?;
     let shared = known.judge.world().service(&pair.shared, name)?;
     let owners = owners(known, known.judge.group(pair)?);
     if owners.is_empty() {

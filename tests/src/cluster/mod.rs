@@ -64,7 +64,7 @@ pub struct Cluster {
     // Dropped in this order: daemons, nodes, then with the cgroups all that still runs, then the files.
     daemons: Vec<Process>,
     nodes: Vec<Node>,
-    cgroups: Cgroups,
+    _cgroups: Cgroups,
     admin: Client,
     programs: Programs,
     folder: TempDir,
@@ -101,7 +101,8 @@ impl Cluster {
         let first = NetNs::open(&Path::new(named_netns::FOLDER).join(nodes[0].netns().name()))?;
         let nobody = nobody(&keys.authority, first, folder.path())?;
         let admin = user(&keys.authority, &nobody, "admin", Some("system:masters"), "admin")?;
-        let mut cluster = Self { daemons: Vec::new(), nodes, cgroups, admin, programs, folder, name };
+        let mut cluster =
+            Self { daemons: Vec::new(), nodes, _cgroups: cgroups, admin, programs, folder, name };
         cluster.start_daemons(&keys, &steps).map_err(|error| cluster.explain(error))?;
         Ok(cluster)
     }
@@ -243,7 +244,7 @@ impl Cluster {
     }
 
     fn spawn(&mut self, node: usize, name: &str, command: Command) -> Result<()> {
-        let process = self.nodes[node].spawn(name, command, &self.cgroups)?;
+        let process = self.nodes[node].spawn(name, command)?;
         self.daemons.push(process);
         Ok(())
     }

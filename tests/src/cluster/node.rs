@@ -9,7 +9,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
@@ -18,7 +18,7 @@ use rustix::thread::{UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use super::cgroups::Cgroups;
 use crate::cgroup::Hierarchy;
 use crate::named_netns::NamedNetNs;
-use crate::process::{Process, Setting};
+use crate::process::{Process, Setting, enter_before_exec};
 
 /// What the kubelet would set for the whole machine: it writes to files instead.
 const SYSCTLS: [&str; 6] = [
@@ -45,6 +45,8 @@ pub struct Node {
     holder: Process,
     /// In the order in which they are entered.
     namespaces: Vec<OwnedFd>,
+    /// `cgroup.procs` of where daemons run.
+    sys: Vec<File>,
     netns: NamedNetNs,
     folder: PathBuf,
 }
@@ -73,13 +75,14 @@ impl Node {
             new_namespaces: UnshareFlags::NEWNS | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP,
         };
         let holder = Process::spawn_in(&format!("holder of {name}"), sleep, setting)?;
-        for mut procs in cgroups.open(&format!("{name}/sys"))? {
-            io::Write::write_all(&mut procs, holder.pid().to_string().as_bytes())?;
+        let sys = cgroups.open(&format!("{name}/sys"))?;
+        for procs in &sys {
+            rustix::io::write(procs, holder.pid().to_string().as_bytes())?;
         }
         cgroups.delegate(name);
         let open = |kind| Ok(OwnedFd::from(File::open(format!("/proc/{}/ns/{kind}", holder.pid()))?));
         let namespaces = ["net", "uts", "cgroup", "mnt"].map(open).into_iter().collect::<io::Result<_>>()?;
-        let node = Self { name: name.to_owned(), address, holder, namespaces, netns, folder };
+        let node = Self { name: name.to_owned(), address, holder, namespaces, sys, netns, folder };
         let hierarchies = cgroups.hierarchies();
         node.enter(|| set_up(&node.name, &node.folder, hierarchies))?
             .with_context(|| format!("making {name} look like a machine"))?;
@@ -131,15 +134,14 @@ impl Node {
         }
     }
 
-    /// Runs a program inside of the node to its end, and gives what it prints. It is in the caller's cgroup.
+    /// Runs a program inside of the node to its end, and gives what it prints.
     ///
     /// # Errors
     /// With what it says when it fails.
-    pub fn run(&self, command: &mut Command) -> Result<String> {
+    pub fn run(&self, mut command: Command) -> Result<String> {
         let program = command.get_program().to_string_lossy().into_owned();
-        command.stdin(Stdio::null());
-        let output: Output =
-            self.enter(|| command.output())?.with_context(|| format!("running {program}"))?;
+        enter_before_exec(&mut command, self.setting()?);
+        let output = command.stdin(Stdio::null()).output().with_context(|| format!("running {program}"))?;
         let error = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{program} on {}: {}", self.name, error.trim_end());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -151,18 +153,22 @@ impl Node {
     /// [`Self::run`]'s.
     pub fn exec(&self, words: &[&str]) -> Result<String> {
         let [program, arguments @ ..] = words else { bail!("there is nothing to run on {}", self.name) };
-        self.run(Command::new(program).args(arguments))
+        let mut command = Command::new(program);
+        command.args(arguments);
+        self.run(command)
     }
 
     /// Starts a daemon of the node.
-    pub(super) fn spawn(&self, name: &str, command: Command, cgroups: &Cgroups) -> Result<Process> {
-        let namespaces = self.namespaces.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?;
-        let setting = Setting {
-            cgroups: cgroups.open(&format!("{}/sys", self.name))?,
-            namespaces,
+    pub(super) fn spawn(&self, name: &str, command: Command) -> Result<Process> {
+        Process::spawn_in(&format!("{name} of {}", self.name), command, self.setting()?)
+    }
+
+    fn setting(&self) -> io::Result<Setting> {
+        Ok(Setting {
+            cgroups: self.sys.iter().map(File::try_clone).collect::<io::Result<_>>()?,
+            namespaces: self.namespaces.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>()?,
             new_namespaces: UnshareFlags::empty(),
-        };
-        Process::spawn_in(&format!("{name} of {}", self.name), command, setting)
+        })
     }
 }
 

@@ -90,7 +90,9 @@ fn connection(number: u8) -> String {
 pub(super) fn wait_ready(programs: &Programs, node: &Node) -> Result<()> {
     let mut last = None;
     wait::until_within(PATIENCE, &format!("containerd of {} to answer", node.name()), || {
-        match node.run(ctr(programs).arg("version")) {
+        let mut version = ctr(programs);
+        version.arg("version");
+        match node.run(version) {
             Ok(_) => return true,
             Err(error) => last = Some(error),
         }
@@ -104,17 +106,17 @@ pub(super) fn wait_ready(programs: &Programs, node: &Node) -> Result<()> {
 pub(super) fn import(programs: &Programs, node: &Node, archive: &Path) -> Result<()> {
     let mut import = ctr(programs);
     import.args(["images", "import", "--snapshotter=overlayfs"]).arg(archive);
-    let said = node.run(&mut import).with_context(|| format!("importing {}", archive.display()))?;
+    let said = node.run(import).with_context(|| format!("importing {}", archive.display()))?;
     // `unpacking NAME (sha256:…)...done`
     let names: Vec<_> =
         said.lines().filter_map(|line| line.strip_prefix("unpacking ")?.split(' ').next()).collect();
     ensure!(!names.is_empty(), "there is no image in {}: {said}", archive.display());
     for name in names {
         // containerd hands an image on to its part that kubelets speak to a moment later, and marks it then.
-        let mut list = ctr(programs);
-        list.args(["images", "list", &format!("name=={name}")]);
         wait::until_within(PATIENCE, &format!("{name} to be seen on {}", node.name()), || {
-            node.run(&mut list).is_ok_and(|list| list.contains("io.cri-containerd.image=managed"))
+            let mut list = ctr(programs);
+            list.args(["images", "list", &format!("name=={name}")]);
+            node.run(list).is_ok_and(|list| list.contains("io.cri-containerd.image=managed"))
         })?;
     }
     Ok(())

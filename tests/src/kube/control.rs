@@ -73,6 +73,11 @@ impl Control {
         Ok(Self { process, server: Arc::clone(server) })
     }
 
+    /// Its process ID.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// What it has printed.
     pub fn output(&self) -> String {
         self.process.output()
@@ -146,6 +151,14 @@ impl Client {
         self.create(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}))?;
         let status = json!({"conditions": [{"type": "Ready", "status": "True"}]});
         self.patch_status(NODE, "", name, &status)?;
+        self.create_agent_pod(name)
+    }
+
+    /// An agent's Pod on a node, ready, whatever runs there.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn create_agent_pod(&self, name: &str) -> Result<()> {
         let mut pod = manifest::pod_with_ips(SYSTEM, &format!("agent-{name}"), &[]);
         pod["metadata"]["labels"] = json!({"app.kubernetes.io/name": "divert-agent"});
         self.create(&placed(pod, name))?;

@@ -10,6 +10,8 @@ use super::pki::{Authority, Identity, TokenKeys};
 use super::program;
 use super::server::{ADDRESS, Options, PORT};
 
+/// Where etcd listens, in the namespace of the parts.
+pub(super) const ETCD_ADDRESS: &str = "127.0.0.1:2379";
 pub(crate) const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 /// Beside the ranges of labs: `kubernetes.default` gets the first address, which in a lab is a pod's.

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use std::{fs, process, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use divert_tests::cluster::{Cluster, Options};
 use divert_tests::named_netns;
 
@@ -28,11 +28,12 @@ pub(super) fn run(state: &State, args: &Args) -> Result<()> {
     interrupt::catch()?;
     let (started, starting) = mpsc::channel();
     let options = Options { nodes: args.nodes };
-    thread::Builder::new().name("start".into()).spawn(move || started.send(Cluster::start(&options)))?;
+    let start = move || drop(started.send(Cluster::start(&options)));
+    thread::Builder::new().name("start".into()).spawn(start)?;
     let cluster = loop {
         match starting.recv_timeout(PACE) {
             Ok(cluster) => break cluster?,
-            Err(RecvTimeoutError::Disconnected) => anyhow::bail!("the start has panicked"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the start has panicked"),
             // Whoever asked for the end sweeps: what a start has made so far is known by its name, and daemons end
             // with this process.
             Err(RecvTimeoutError::Timeout) if interrupt::check().is_err() => process::exit(1),

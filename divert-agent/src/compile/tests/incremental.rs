@@ -16,7 +16,7 @@ fn any_namespace() -> impl Strategy<Value = &'static str> {
     prop_oneof![Just("staging"), Just("qa"), Just("alice"), Just("bob")]
 }
 
-fn any_document() -> impl Strategy<Value = String> {
+pub(crate) fn any_document() -> impl Strategy<Value = String> {
     let services = (any_namespace(), name(), 0..7_u8).prop_map(|(namespace, name, form)| {
         let (net, host) = (namespace.len(), name.as_bytes()[0]);
         let spec = match form {
@@ -58,13 +58,14 @@ fn any_document() -> impl Strategy<Value = String> {
         let header = if form == 2 { format!("divert.okteto.com/header: {own}") } else { String::new() };
         ingress(own, name, &header, &[&format!("{host}>{service}")])
     });
-    let namespaces = (any_namespace(), 0..5_u8).prop_map(|(name, form)| {
+    let namespaces = (any_namespace(), 0..6_u8).prop_map(|(name, form)| {
         let metadata = match form {
             0 => format!("name: {name}"),
             1 => format!("name: {name}, labels: {{divert.dev/capture: 'false'}}"),
             2 => format!(
                 "name: {name}, labels: {{divert.dev/shared: 'true'}}, annotations: {{divert.dev/hosts: '*.e.com'}}"
             ),
+            3 => format!("name: {name}, deletionTimestamp: '2026-01-01T00:00:00Z'"),
             _ => format!("name: {name}, labels: {{divert.dev/shared: 'true'}}"),
         };
         document("v1", "Namespace", &metadata, "")
@@ -97,7 +98,7 @@ fn any_document() -> impl Strategy<Value = String> {
 }
 
 /// Objects without the slices that files derive: here, a source that says everything itself.
-fn object(document: &str) -> Object {
+pub(crate) fn object(document: &str) -> Object {
     let of_document = |change| match change {
         WorldChange::Upsert(object) => object,
         WorldChange::Delete(_) => unreachable!("a file deletes nothing"),

@@ -5,7 +5,7 @@ mod consent;
 mod endpoints;
 mod from_pods;
 mod hosts;
-mod incremental;
+pub(crate) mod incremental;
 mod merging;
 mod pods;
 mod ports;
@@ -30,6 +30,9 @@ fn planner_with(settings: Settings, documents: &[String]) -> Planner {
     let mut plan = Plan::default();
     plan.apply(change);
     assert_eq!(plan, *planner.plan());
+    let mut whole = Plan::default();
+    whole.apply(planner.whole_plan());
+    assert_eq!(whole, plan, "who begins with the whole plan has the same");
     planner
 }
 

@@ -1,0 +1,120 @@
+//! Looking at what a change touches comes to the same as looking at everything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{DynamicObject, ObjectMeta};
+use proptest::prelude::*;
+use tokio::time::Instant;
+
+use super::conditions::Said;
+use super::known::{Known, Marks};
+use super::names::Wanted;
+use super::queue::Work;
+use super::reconcile;
+use super::wishes::Wishes;
+use crate::compile::tests::incremental::{any_document, object};
+use crate::compile::{DivertStatus, IngressStatus, Settings};
+use crate::kubernetes::source::Batch;
+use crate::world::{Object, ObjectKind, ObjectRef, WorldChange};
+
+/// Fewer than there are names.
+const MAX_NAMES: usize = 2;
+
+/// All that is to be written, whatever is there.
+#[derive(PartialEq, Debug)]
+struct All {
+    diverts: BTreeMap<ObjectRef, (DivertStatus, Option<Said>)>,
+    ingresses: BTreeMap<ObjectRef, IngressStatus>,
+    names: BTreeMap<(Arc<str>, Arc<str>), Wanted>,
+}
+
+fn all(known: &Known) -> All {
+    let diverts = known.judge.statuses().into_iter().map(|status| {
+        let said = reconcile::said_of_names(known, &status);
+        ((&status.divert).into(), (status, said))
+    });
+    let ingresses = known.judge.ingresses().iter().map(|status| {
+        let (namespace, name) = (status.ingress.namespace.clone(), status.ingress.name.clone());
+        (ObjectRef { kind: ObjectKind::Ingress, namespace, name }, status.clone())
+    });
+    let mut names = BTreeMap::new();
+    for namespace in ["staging", "qa", "alice", "bob"].map(Arc::<str>::from) {
+        for name in ["a", "b", "c"].map(Arc::<str>::from) {
+            let wanted = reconcile::wanted(known, &namespace, &name);
+            names.extend(wanted.map(|it| ((namespace.clone(), name), it)));
+        }
+    }
+    All { diverts: diverts.collect(), ingresses: ingresses.collect(), names }
+}
+
+/// What differs is to be looked at.
+fn changed(before: &All, after: &All) -> BTreeSet<Work> {
+    fn keys<K: Ord + Clone, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> Vec<K> {
+        let all: BTreeSet<&K> = before.keys().chain(after.keys()).collect();
+        all.into_iter().filter(|key| before.get(key) != after.get(key)).cloned().collect()
+    }
+    let objects = keys(&before.diverts, &after.diverts).into_iter();
+    let objects = objects.chain(keys(&before.ingresses, &after.ingresses)).map(Work::Tell);
+    let names = keys(&before.names, &after.names).into_iter();
+    objects.chain(names.map(|(namespace, name)| Work::Name { namespace, name })).collect()
+}
+
+/// What the watches would say; a Divert has a UID of its own from when it comes until it goes.
+fn batch(documents: Vec<(String, bool)>, uids: &mut (BTreeMap<ObjectRef, u32>, u32)) -> Batch {
+    let mut batch = Batch::default();
+    for (document, delete) in documents {
+        let object = object(&document);
+        let reference = object.reference();
+        if delete {
+            uids.0.remove(&reference);
+            batch.changes.push(WorldChange::Delete(reference));
+            continue;
+        }
+        if let Object::Divert(_) = &object {
+            uids.1 += 1;
+            let uid = uids.0.entry(reference.clone()).or_insert(uids.1);
+            let metadata = ObjectMeta { uid: Some(uid.to_string()), ..ObjectMeta::default() };
+            let original = DynamicObject { types: None, metadata, data: serde_json::Value::Null };
+            batch.originals.push((reference, Box::new(original)));
+        }
+        batch.changes.push(WorldChange::Upsert(object));
+    }
+    batch
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_a_change_makes_different_is_looked_at(
+        start in proptest::collection::vec(any_document(), 0..60),
+        batches in proptest::collection::vec(
+            proptest::collection::vec((any_document(), any::<bool>()), 1..4), 0..20),
+    ) {
+        let mut known = Known::new(Settings::default(), String::new(), Duration::ZERO);
+        known.begin(MAX_NAMES);
+        let mut before = all(&known);
+        let mut uids = (BTreeMap::new(), 0);
+        let start = start.into_iter().map(|document| (document, false)).collect();
+        for documents in std::iter::once(start).chain(batches) {
+            let mut marks: Marks = known.take_world(batch(documents, &mut uids));
+            // Names that were left free are so no longer.
+            marks.extend(known.take_time(Instant::now() + Duration::from_secs(1)));
+            let marked: BTreeSet<Work> = marks.into_iter().map(|(work, _)| work).collect();
+            let after = all(&known);
+            let changed = changed(&before, &after);
+            prop_assert!(changed.is_subset(&marked), "{:?}", changed.difference(&marked));
+            // And it is the same as from the beginning.
+            let kept = known.wishes.replace(Wishes::new(MAX_NAMES));
+            let marked: BTreeSet<Work> = known.begin(MAX_NAMES).into_iter().map(|(work, _)| work).collect();
+            prop_assert_eq!(&after, &all(&known));
+            let nothing = All { diverts: BTreeMap::new(), ingresses: BTreeMap::new(), names: BTreeMap::new() };
+            let everything = self::changed(&nothing, &after);
+            prop_assert!(everything.is_subset(&marked), "{:?}", everything.difference(&marked));
+            known.wishes = kept;
+            before = after;
+        }
+    }
+}
