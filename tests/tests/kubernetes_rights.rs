@@ -1,11 +1,12 @@
 //! The rights that Divert is installed with: each part may do what it needs and nothing else.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 use divert_tests::kube::{
-    ApiServer, CLUSTER_ROLE, CONFIG_MAP, Client, DIVERT, EVENT, Kind, LEASE, NAMESPACE, Options, POD,
-    Refusal, SECRET, SERVICE, install_accounts,
+    ApiServer, CLUSTER_ROLE, CONFIG_MAP, Client, DIVERT, EVENT, Kind, LEASE, NAMESPACE, POD, Refusal, SECRET,
+    SERVICE, install_accounts,
 };
 use divert_tests::{chart, manifest, wait};
 use serde_json::{Value, json};
@@ -13,10 +14,16 @@ use serde_json::{Value, json};
 const OURS: &str = "divert.dev/external-name";
 const SERVICE_CIDR: Kind = Kind::new("networking.k8s.io/v1", "ServiceCIDR");
 
-/// A cluster with Divert installed, and its two accounts.
-fn installed() -> Result<(ApiServer, Client, Client)> {
-    let server = ApiServer::start(Options { controllers: true, ..Options::default() })?;
-    let [agents, controllers] = install_accounts(&server)?;
+/// A cluster with Divert installed, and its two accounts. The tests here share it, in namespaces of their own.
+fn installed() -> Result<(Arc<ApiServer>, Client, Client)> {
+    // Not the server: whoever holds it keeps it from ending in order.
+    static ACCOUNTS: Mutex<Option<[Client; 2]>> = Mutex::new(None);
+    let mut accounts = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = ApiServer::shared()?;
+    let [agents, controllers] = match &*accounts {
+        Some(accounts) => accounts.clone(),
+        None => accounts.insert(install_accounts(&server)?).clone(),
+    };
     Ok((server, agents, controllers))
 }
 
@@ -88,19 +95,19 @@ const LEADS: [&str; 3] = [
     "update coordination.k8s.io/leases divert-controller",
 ];
 
-fn service(name: &str) -> Value {
+fn service(namespace: &str, name: &str) -> Value {
     json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "alice"},
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
         "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]},
     })
 }
 
 /// As the controller makes it.
-fn alias(name: &str, divert: &Value) -> Value {
+fn alias(namespace: &str, name: &str, divert: &Value) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {
-            "name": name, "namespace": "alice",
+            "name": name, "namespace": namespace,
             "labels": {OURS: "true"},
             "annotations": {"divert.okteto.com/namespace": "staging"},
             "ownerReferences": [{
@@ -143,8 +150,8 @@ fn refused(what: &str, result: Result<impl Sized>) -> Result<()> {
 fn agents_and_controller_have_the_rights_they_need_and_no_others() -> Result<()> {
     let (server, agents, controllers) = installed()?;
     let admin = server.admin();
-    admin.create_namespace(&manifest::namespace("alice"))?;
-    for namespace in ["alice", chart::NAMESPACE, "kube-system"] {
+    admin.create_namespace(&manifest::namespace("rights"))?;
+    for namespace in ["rights", chart::NAMESPACE, "kube-system"] {
         assert_eq!(rights(&agents, namespace)?, set(&READS), "the agents' in {namespace}");
         let mut expected = set(&[&READS[..], &WRITES].concat());
         if namespace == chart::NAMESPACE {
@@ -161,25 +168,25 @@ fn agents_and_controller_have_the_rights_they_need_and_no_others() -> Result<()>
         for kind in [SECRET, CONFIG_MAP, CLUSTER_ROLE, SERVICE_CIDR] {
             assert_eq!(forbidden(account.list(kind, "").map(drop))?, expected, "{}", kind.kind);
         }
-        let divert = manifest::divert("alice", "staging");
+        let divert = manifest::divert("rights", "staging");
         assert_eq!(forbidden(account.create(&divert).map(drop))?, expected);
         let shared = json!({"metadata": {"labels": {"divert.dev/shared": "true"}}});
-        assert_eq!(forbidden(account.patch(NAMESPACE, "", "alice", &shared).map(drop))?, expected);
+        assert_eq!(forbidden(account.patch(NAMESPACE, "", "rights", &shared).map(drop))?, expected);
     }
-    assert_eq!(forbidden(agents.create(&service("web")).map(drop))?, expected);
+    assert_eq!(forbidden(agents.create(&service("rights", "web")).map(drop))?, expected);
     let status = json!({"conditions": []});
-    let divert = admin.create(&manifest::divert("alice", "staging"))?;
-    let lie = |user: &Client| user.patch_status(DIVERT, "alice", "staging", &status).map(drop);
+    let divert = admin.create(&manifest::divert("rights", "staging"))?;
+    let lie = |user: &Client| user.patch_status(DIVERT, "rights", "staging", &status).map(drop);
     assert_eq!(forbidden(lie(&agents))?, expected);
     lie(&controllers)?;
     let other = json!({
         "apiVersion": LEASE.api_version, "kind": "Lease", "metadata": {"name": "x", "namespace": "kube-system"},
     });
     assert_eq!(forbidden(controllers.create(&other).map(drop))?, expected);
-    let owned = alias("api", &divert);
+    let owned = alias("rights", "api", &divert);
     assert_eq!(forbidden(agents.create(&owned).map(drop))?, expected);
     controllers.create(&owned)?;
-    assert_eq!(forbidden(controllers.list(EVENT, "alice").map(drop))?, expected);
+    assert_eq!(forbidden(controllers.list(EVENT, "rights").map(drop))?, expected);
     Ok(())
 }
 
@@ -190,15 +197,15 @@ fn the_controller_may_write_services_that_are_its_own_and_no_others() -> Result<
     admin.create_namespace(&manifest::namespace("alice"))?;
     admin.create_namespace(&manifest::shared_namespace("staging"))?;
     let divert = admin.create(&manifest::divert("alice", "staging"))?;
-    let ours = alias("api", &divert);
+    let ours = alias("alice", "api", &divert);
     let owner = ours["metadata"]["ownerReferences"].clone();
     let patch = |name: &str, patch: Value| controllers.patch(SERVICE, "alice", name, &patch);
 
     creating(&controllers, &ours)?;
 
     // Somebody's own.
-    admin.create(&service("web"))?;
-    let mut labelled = service("labelled");
+    admin.create(&service("alice", "web"))?;
+    let mut labelled = service("alice", "labelled");
     labelled["metadata"]["labels"] = json!({OURS: "true"});
     admin.create(&labelled)?;
     admin.create(&with(ours.clone(), "/metadata/name", json!("theirs")))?;
@@ -311,10 +318,10 @@ fn creating(controllers: &Client, ours: &Value) -> Result<()> {
     let mut other_owner = owner.clone();
     other_owner[0]["kind"] = json!("ConfigMap");
     other_owner[0]["apiVersion"] = json!("v1");
-    let mut plain = service("api");
+    let mut plain = service("alice", "api");
     plain["metadata"] = ours["metadata"].clone();
     for (what, object) in [
-        ("a plain one", service("api")),
+        ("a plain one", service("alice", "api")),
         ("one with a cluster IP, labelled and owned", plain),
         ("one without the label", with(ours.clone(), "/metadata/labels", Value::Null)),
         ("one labelled false", with(ours.clone(), "/metadata/labels", json!({OURS: "false"}))),
@@ -333,7 +340,7 @@ fn creating(controllers: &Client, ours: &Value) -> Result<()> {
         let path = "/api/v1/namespaces/alice/services/api?fieldManager=divert-controller";
         controllers.request("PATCH", path, "application/apply-patch+yaml", Some(object))
     };
-    refused("applying a plain one", apply(&service("api")))?;
+    refused("applying a plain one", apply(&service("alice", "api")))?;
     apply(ours)?;
     controllers.delete(SERVICE, "alice", "api")
 }
@@ -343,7 +350,7 @@ fn creating(controllers: &Client, ours: &Value) -> Result<()> {
 fn the_policy_is_about_nobody_but_the_controller() -> Result<()> {
     let (server, _, _) = installed()?;
     let admin = server.admin();
-    for namespace in ["alice", "other"] {
+    for namespace in ["namesake", "other"] {
         admin.create_namespace(&manifest::namespace(namespace))?;
     }
     admin.create(&json!({
@@ -355,49 +362,48 @@ fn the_policy_is_about_nobody_but_the_controller() -> Result<()> {
         "subjects": [{"kind": "ServiceAccount", "name": "divert-controller", "namespace": "other"}],
     }))?;
     let namesake = server.service_account("other", "divert-controller")?;
-    wait::until("the role to be bound", || namesake.create(&service("web")).is_ok())?;
-    namesake.patch(SERVICE, "alice", "web", &json!({"spec": {"type": "LoadBalancer"}}))?;
-    namesake.delete(SERVICE, "alice", "web")
+    wait::until("the role to be bound", || namesake.create(&service("namesake", "web")).is_ok())?;
+    namesake.patch(SERVICE, "namesake", "web", &json!({"spec": {"type": "LoadBalancer"}}))?;
+    namesake.delete(SERVICE, "namesake", "web")
 }
 
 #[test]
 fn who_may_edit_a_namespace_may_divert_and_never_write_status() -> Result<()> {
     let (server, _, _) = installed()?;
     let admin = server.admin();
-    for namespace in ["alice", "bob"] {
+    for namespace in ["edit", "edit-bob"] {
         admin.create_namespace(&manifest::namespace(namespace))?;
     }
     let bind = |user: &str, role: &str| {
         admin.create(&json!({
             "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-            "metadata": {"name": user, "namespace": "alice"},
+            "metadata": {"name": user, "namespace": "edit"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
         }))?;
         let user = server.user(user, None)?;
         // A controller adds the rules to the role.
-        wait::until(&format!("{role} to have rights to Diverts"), || user.list(DIVERT, "alice").is_ok())?;
+        wait::until(&format!("{role} to have rights to Diverts"), || user.list(DIVERT, "edit").is_ok())?;
         Ok::<_, anyhow::Error>(user)
     };
     let code = |result: Result<Value>| Refusal::of(result).map(|it| it.code);
-    let divert = manifest::divert("alice", "staging");
+    let divert = manifest::divert("edit", "staging");
     let change = json!({"spec": {"services": ["web"]}});
     let status = json!({"conditions": []});
     for role in ["edit", "admin"] {
         let user = bind(role, role)?;
         wait::until("the role to let Diverts be created", || user.create(&divert).is_ok())?;
-        user.patch(DIVERT, "alice", "staging", &change)?;
-        assert_eq!(code(user.patch_status(DIVERT, "alice", "staging", &status))?, 403);
-        let written =
-            user.patch(DIVERT, "alice", "staging", &json!({"status": {"observedGeneration": 7}}))?;
+        user.patch(DIVERT, "edit", "staging", &change)?;
+        assert_eq!(code(user.patch_status(DIVERT, "edit", "staging", &status))?, 403);
+        let written = user.patch(DIVERT, "edit", "staging", &json!({"status": {"observedGeneration": 7}}))?;
         assert_eq!(written["status"], Value::Null, "status is written by its own way alone");
-        assert_eq!(code(user.create(&manifest::divert("bob", "staging")))?, 403);
-        user.delete(DIVERT, "alice", "staging")?;
+        assert_eq!(code(user.create(&manifest::divert("edit-bob", "staging")))?, 403);
+        user.delete(DIVERT, "edit", "staging")?;
     }
     admin.create(&divert)?;
     let viewer = bind("view", "view")?;
-    assert_eq!(code(viewer.patch(DIVERT, "alice", "staging", &change))?, 403);
-    assert_eq!(code(viewer.create(&manifest::divert("alice", "qa")))?, 403);
+    assert_eq!(code(viewer.patch(DIVERT, "edit", "staging", &change))?, 403);
+    assert_eq!(code(viewer.create(&manifest::divert("edit", "qa")))?, 403);
     Ok(())
 }
 
