@@ -39,14 +39,38 @@ fn status_kib(pid: u32, field: &str) -> Result<u64> {
 /// # Errors
 /// When the process is gone.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
-    // Nanoseconds on a processor, for each thread; /proc/PID/stat counts in ticks of 10 ms.
-    let mut nanos = 0;
+    Ok(cpu_by_thread(pid)?.iter().map(|(_, time)| *time).sum())
+}
+
+/// Processor time of each thread so far, by name.
+///
+/// # Errors
+/// When the process is gone.
+pub fn cpu_by_thread(pid: u32) -> Result<Vec<(String, Duration)>> {
+    schedstat(pid, 0)
+}
+
+/// How long each thread has been ready to run and had no processor so far, by name. The kernel counts a wait when
+/// it is over.
+///
+/// # Errors
+/// When the process is gone.
+pub fn processor_waits(pid: u32) -> Result<Vec<(String, Duration)>> {
+    schedstat(pid, 1)
+}
+
+fn schedstat(pid: u32, field: usize) -> Result<Vec<(String, Duration)>> {
+    let mut times = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let times = fs::read_to_string(thread?.path().join("schedstat"))?;
-        let first = times.split(' ').next().and_then(|field| field.parse::<u64>().ok());
-        nanos += first.with_context(|| format!("schedstat of a thread of {pid}: {times:?}"))?;
+        let path = thread?.path();
+        let name = fs::read_to_string(path.join("comm"))?.trim_end().to_owned();
+        // Nanoseconds; /proc/PID/stat counts in ticks of 10 ms.
+        let text = fs::read_to_string(path.join("schedstat"))?;
+        let nanos = text.split(' ').nth(field).and_then(|field| field.parse().ok());
+        let nanos = nanos.with_context(|| format!("{}: schedstat {text:?}", path.display()))?;
+        times.push((name, Duration::from_nanos(nanos)));
     }
-    Ok(Duration::from_nanos(nanos))
+    Ok(times)
 }
 
 /// Soft and hard limit of open files.

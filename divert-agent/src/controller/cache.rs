@@ -1,14 +1,16 @@
 //! Objects that the controller needs beside the world, as few fields as it needs.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 
 use futures_util::StreamExt;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
+
+use crate::kubernetes::objects::{BackOff, objects};
 
 /// Namespace and name.
 pub(super) type Key = (String, String);
@@ -79,15 +81,23 @@ where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
     tokio::spawn(async move {
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = pin!(objects(api, config));
+        let mut back_off = BackOff::default();
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
+                    // That a list begins is said before anything is asked of the server.
+                    if !matches!(event, Event::Init) {
+                        back_off.reset();
+                    }
                     if sender.send(wrap(event)).await.is_err() {
                         return;
                     }
                 }
-                Err(error) => tracing::debug!("a watch of the controller: {error}"),
+                Err(error) => {
+                    tracing::debug!("a watch of the controller: {error}");
+                    back_off.pause().await;
+                }
             }
         }
     })

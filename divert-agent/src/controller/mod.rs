@@ -152,7 +152,8 @@ async fn control(
     let namespace = args.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(host_name);
     tracing::info!("controlling the cluster of {} from namespace {namespace}, as {identity}", cluster.url());
-    let leases = Api::<Lease>::namespaced(client.clone(), &namespace);
+    let leases = cluster.prompt_client(lease::WRITE, Arc::new(|| true))?;
+    let leases = Api::<Lease>::namespaced(leases, &namespace);
     let (elector, leadership, mut led) = Elector::new(leases, &args.lease, identity.clone());
     let elector = Arc::new(elector);
     let electing = tokio::spawn({
@@ -177,7 +178,12 @@ async fn control(
     let mut known = Known::new(settings);
     let see = format!("kubectl get pods -n {namespace} -l {} -o wide", args.agents);
     let options = reconcile::Options { max_names: args.max_names, see };
-    let mut writer = Writer::new(client, leadership, identity);
+    let is_held = {
+        let leadership = leadership.clone();
+        move || leadership.is_held()
+    };
+    let writing = cluster.prompt_client(lease::WRITE, Arc::new(is_held))?;
+    let mut writer = Writer::new(writing, leadership.clone(), identity);
     let mut due: Option<Instant> = None;
     loop {
         let at = due.unwrap_or_else(Instant::now);
@@ -201,7 +207,17 @@ async fn control(
                 }
                 let began = Instant::now();
                 let todo = reconcile::plan(&mut known, source.invalid(), &options);
-                let again = writer.carry_out(todo).await;
+                let mut writes = pin!(writer.carry_out(todo));
+                let again = tokio::select! {
+                    again = &mut writes => again,
+                    () = &mut end => {
+                        electing.abort();
+                        leadership.resign();
+                        // Those on their way; no other is begun.
+                        writes.await;
+                        break;
+                    }
+                };
                 due = again.then(|| began + RETRY).into_iter().chain(known.next_free()).min();
                 continue;
             }

@@ -31,6 +31,8 @@ pub(super) struct StatusUpdate {
     pub(super) namespace: String,
     pub(super) name: String,
     pub(super) uid: Option<String>,
+    /// Of the Divert that it was made for.
+    pub(super) resource_version: Option<String>,
     pub(super) status: DivertStatus,
 }
 
@@ -92,6 +94,7 @@ pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, Invalid>, op
             namespace: status.divert.namespace.to_string(),
             name: status.divert.name.to_string(),
             uid: original.metadata.uid.clone(),
+            resource_version: original.metadata.resource_version.clone(),
             status: new,
         };
         todo.statuses.push((update, news));
@@ -134,6 +137,14 @@ pub(super) fn plan(known: &mut Known, invalid: &BTreeMap<ObjectRef, Invalid>, op
         };
         todo.news.push(News { about, said });
     }
+    // Where nothing can be created any more, an Event cannot, either.
+    let takes_events = |news: &News| {
+        let namespace =
+            news.about.namespace.as_deref().and_then(|name| known.planner.world().namespace(name));
+        namespace.is_some_and(|namespace| !namespace.terminating)
+    };
+    todo.news.retain(takes_events);
+    todo.statuses.iter_mut().for_each(|(_, news)| news.retain(takes_events));
     todo
 }
 

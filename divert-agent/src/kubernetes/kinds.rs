@@ -4,11 +4,12 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
+use super::objects::objects;
 use super::sync::Invalid;
 use super::watch::{Converted, Message, Task, forward};
 use crate::api;
@@ -42,7 +43,7 @@ fn watch<K>(client: &Client, kind: ObjectKind, config: watcher::Config, steps: &
 where
     K: Resource<DynamicType = ()> + Convert + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client.clone()), config);
+    let stream = objects(Api::<K>::all(client.clone()), config);
     let steps = steps.clone();
     Task::spawn(async move { forward(kind, stream, convert::<K>, steps).await })
 }
@@ -61,7 +62,7 @@ fn convert<K: Resource<DynamicType = ()> + Convert>(object: K) -> Converted {
 pub(super) fn watch_diverts(client: &Client, group: DivertApi, steps: &Sender<Message>) -> Task {
     let resource = resource(group);
     let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-    let stream = watcher(api, watcher::Config::default());
+    let stream = objects(api, watcher::Config::default());
     let steps = steps.clone();
     let kind = ObjectKind::Divert(group);
     Task::spawn(async move { forward(kind, stream, |object| convert_divert(group, object), steps).await })

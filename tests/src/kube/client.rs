@@ -1,6 +1,6 @@
 //! What a test does to a cluster, as one of its users.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -73,6 +73,20 @@ impl Client {
     /// A file by which a program in any namespace that is joined to the cluster can act as this user.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// This user, whose programs find the API server at another address, such as that of a proxy. The requests
+    /// of the test itself go as before.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be copied.
+    pub fn at(&self, server: &str) -> Result<Self> {
+        let doing = || format!("copying {}", self.kubeconfig.display());
+        let mut config: Value = serde_json::from_slice(&fs::read(&self.kubeconfig).with_context(doing)?)?;
+        config["clusters"][0]["cluster"]["server"] = json!(server);
+        let kubeconfig = self.kubeconfig.with_extension("other");
+        fs::write(&kubeconfig, config.to_string()).with_context(doing)?;
+        Ok(Self { kubeconfig, ..self.clone() })
     }
 
     /// Runs kubectl with these arguments and standard input, and gives what it prints.
