@@ -55,8 +55,11 @@ enum Change {
     TakeOver,
 }
 
+/// A change, given which developer it is of.
+type OfDeveloper = fn(usize) -> Change;
+
 /// What of each developer changes how often.
-const OF_DEVELOPERS: [(fn(usize) -> Change, usize); 6] = [
+const OF_DEVELOPERS: [(OfDeveloper, usize); 6] = [
     (Change::Divert, 3),
     (Change::Ready, 4),
     (Change::Endpoint, 2),
