@@ -433,3 +433,24 @@ fn pods_ask_for_no_more_than_their_profile_of_pod_security() -> Result<()> {
     ensure!(refusal.message.contains("violates PodSecurity"), "{refusal}");
     Ok(())
 }
+
+/// With default values and with others that show elsewhere.
+#[test]
+fn the_api_server_takes_what_is_rendered() -> Result<()> {
+    let (server, _, _) = installed()?;
+    let admin = server.admin();
+    let all = "networkPolicy.enabled=true,networkPolicy.apiServerCIDRs={10.0.0.1/32},resourceQuota.enabled=true,\
+               agent.netnsHostPaths={/run/docker/netns},imagePullSecrets[0].name=x,agent.maxSurge=10%,\
+               agent.resources.limits.memory=1Gi,agent.podAnnotations.a=b,controller.podLabels.a=b,\
+               controller.priorityClassName=system-cluster-critical,agent.adminAddress=0.0.0.0";
+    for values in [&[][..], &["--set", all]] {
+        let objects =
+            json!({"apiVersion": "v1", "kind": "List", "items": chart::render(values)?}).to_string();
+        let said = admin.kubectl(
+            &["apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"],
+            &objects,
+        )?;
+        ensure!(said.lines().count() >= 17 && !said.contains("arning"), "{said}");
+    }
+    Ok(())
+}

@@ -75,8 +75,8 @@ async fn take_back(args: UninstallArgs, cluster: &Cluster) -> Result<(), Control
                 Err(error) => format!("taking the lease {namespace}/{}: {}", args.lease, describe(&error)),
             },
             Some(since) => match remove(&client, &identity).await {
-                // Until then the former holder may still write.
-                Ok(0) if since.elapsed() > lease::DEADLINE => break,
+                // Until then a write of the former holder may still come.
+                Ok(0) if since.elapsed() > lease::DEADLINE + lease::WRITE => break,
                 Ok(some) => {
                     count += some;
                     String::from("some Services are still there")
