@@ -66,6 +66,10 @@ pub struct RunArgs {
     /// Milliseconds that a request is waited for when the original destination cannot be connected to.
     #[arg(long, value_name = "MS", default_value_t = 1000)]
     pub head_wait: u64,
+    /// Seconds that the head of a request may take from its first byte to its last; then its client is reset.
+    /// Servers allow less (nginx and Apache 60 or below) but do not see what is held back here.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
+    pub head_timeout: u64,
     /// Seconds without traffic after which a connection made before its capture is closed, so that its client
     /// connects anew; only on ports that declare HTTP and for Services annotated divert.dev/reconnect.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]

@@ -137,6 +137,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         mark: args.mark,
         names,
         head_wait: Duration::from_millis(args.head_wait),
+        head_timeout: Duration::from_secs(args.head_timeout),
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Workers::start(workers as usize, &table, config).map_err(system("starting workers"))?;

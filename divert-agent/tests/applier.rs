@@ -48,6 +48,7 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
         mark: MARK,
         names: divert_http::KeyNames::default(),
         head_wait: Duration::from_secs(1),
+        head_timeout: Duration::from_secs(120),
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Arc::new(Workers::start(workers as usize, &table, config).unwrap());

@@ -4,12 +4,11 @@
 //! connections go through its own hooks.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use divert_common::label::LabelRanges;
@@ -21,7 +20,7 @@ use crate::kube::{Client, Node};
 use crate::lab::{self, Lab, Pod};
 use crate::manifest::Manifests;
 use crate::process::{Place, Process};
-use crate::wait;
+use crate::{traces, wait};
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -119,8 +118,16 @@ impl Agent {
     /// # Errors
     /// When it does not in time, or the agent ends.
     pub fn wait_ready(&mut self) -> Result<()> {
+        self.wait_ready_within(wait::PATIENCE)
+    }
+
+    /// Waits until /readyz says so, for at most `limit`.
+    ///
+    /// # Errors
+    /// When it does not in time, or the agent ends.
+    pub fn wait_ready_within(&mut self, limit: Duration) -> Result<()> {
         let mut last = String::from("no answer");
-        let ready = wait::some_within(wait::PATIENCE, "the agent to be ready", || {
+        let ready = wait::some_within(limit, "the agent to be ready", || {
             if let Some(status) = self.process.exited() {
                 return Some(Err(status));
             }
@@ -164,6 +171,17 @@ impl Agent {
             (series.split('{').next()? == name).then(|| value.parse::<f64>().ok())?
         });
         Ok(samples.sum())
+    }
+
+    /// Connects to captured destinations that its hooks have let through so far, for this reason.
+    ///
+    /// # Errors
+    /// When /metrics does not answer, or knows no such reason.
+    pub fn passed(&self, reason: &str) -> Result<f64> {
+        let series = format!("divert_hook_passed_total{{reason=\"{reason}\"}} ");
+        let metrics = self.get("/metrics")?.text();
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        Ok(value.with_context(|| format!("no {series}in {metrics}"))?.parse()?)
     }
 
     /// Its process.
@@ -217,7 +235,15 @@ impl Agent {
     /// # Errors
     /// When it does not end in time or ends with an error.
     pub fn wait_end(&mut self) -> Result<ExitStatus> {
-        let status = self.process.wait_exit(wait::PATIENCE);
+        self.wait_end_within(wait::PATIENCE)
+    }
+
+    /// Waits for a clean end that was asked for already, for at most `limit`.
+    ///
+    /// # Errors
+    /// When it does not end in time or ends with an error.
+    pub fn wait_end_within(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let status = self.process.wait_exit(limit);
         self.killed = true;
         let status = status?;
         ensure!(status.success(), "the agent ended with {status}:\n{}", self.process.output());
@@ -241,7 +267,7 @@ impl Agent {
     /// When the kernel does not say.
     pub fn attached(&self) -> Result<u32> {
         let cgroup = std::fs::File::open(&self.cgroup)?;
-        let numbers = ATTACH_TYPES.iter().map(|kind| attached_programs(&cgroup, *kind));
+        let numbers = ATTACH_TYPES.iter().map(|kind| traces::attached_programs(&cgroup, *kind));
         Ok(numbers.sum::<std::io::Result<u32>>()?)
     }
 
@@ -319,57 +345,24 @@ struct Traces(BTreeSet<String>);
 
 impl Traces {
     fn of(pod: &Pod) -> Result<Self> {
-        let mut traces = BTreeSet::new();
+        let mut found = BTreeSet::new();
         for family in ["-4", "-6"] {
             let routes = pod.named_netns().ip(&format!("{family} route show table all"))?;
             let ranges = LabelRanges::default();
             let labels = [format!("{}/", ranges.v4), format!("{}/", ranges.v6)];
             let ours = |route: &&str| labels.iter().any(|range| route.contains(range.as_str()));
-            traces.extend(routes.lines().filter(ours).map(|route| format!("route {}", route.trim())));
+            found.extend(routes.lines().filter(ours).map(|route| format!("route {}", route.trim())));
         }
         for table in ["tcp", "tcp6"] {
-            let mut sockets = String::new();
-            let path = format!("/proc/thread-self/net/{table}");
-            pod.netns().enter(|| std::fs::File::open(path)?.read_to_string(&mut sockets))??;
-            for line in sockets.lines().skip(1) {
-                let mut fields = line.split_whitespace().skip(1);
-                let (local, state) = (fields.next().unwrap_or_default(), fields.nth(1).unwrap_or_default());
-                // 0A is LISTEN. 127.0.0.1 and ::1, as the kernel prints them.
-                let loopback = ["0100007F:", "00000000000000000000000001000000:"];
-                if state == "0A" && loopback.iter().any(|address| local.starts_with(address)) {
-                    traces.insert(format!("listener {local}"));
-                }
-            }
+            let sockets = traces::read(pod, table)?;
+            found.extend(traces::loopback_listeners(&sockets).map(|local| format!("listener {local}")));
         }
-        Ok(Self(traces))
+        Ok(Self(found))
     }
 }
 
 /// BPF_CGROUP_INET4_CONNECT, INET6_CONNECT, INET4_GETPEERNAME, INET6_GETPEERNAME (linux/bpf.h).
 const ATTACH_TYPES: [u32; 4] = [10, 11, 29, 30];
-
-/// Number of eBPF programs attached to a cgroup.
-fn attached_programs(cgroup: &std::fs::File, attach_type: u32) -> std::io::Result<u32> {
-    /// The start of `union bpf_attr` for BPF_PROG_QUERY.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Query {
-        target_fd: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        prog_ids: u64,
-        prog_count: u32,
-        reserved: [u32; 9],
-    }
-    const BPF_PROG_QUERY: libc::c_int = 16;
-    let mut query = Query { attach_type, ..Query::default() };
-    query.target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(std::io::Error::other)?;
-    // SAFETY: bpf(2) reads and writes at most the size given of the structure, which outlives the call.
-    let done =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, std::mem::size_of::<Query>()) };
-    if done == -1 { Err(std::io::Error::last_os_error()) } else { Ok(query.prog_count) }
-}
 
 #[cfg(test)]
 mod tests {

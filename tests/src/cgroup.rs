@@ -36,6 +36,15 @@ impl Cgroup {
         Ok(path)
     }
 
+    /// Ends all that runs in it, and makes it anew, empty: by the same name another one.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn remake(&self) -> Result<()> {
+        remove_tree(&self.path);
+        fs::create_dir(&self.path).with_context(|| format!("making the cgroup {} again", self.path.display()))
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path
@@ -54,6 +63,50 @@ impl Drop for Cgroup {
 /// When it cannot be opened.
 pub fn open_procs(path: &Path) -> io::Result<File> {
     File::options().write(true).open(path.join("cgroup.procs"))
+}
+
+/// A hierarchy of cgroups: cgroup2, or one of version 1.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hierarchy {
+    /// Where it is mounted.
+    pub mount: PathBuf,
+    /// What tells a hierarchy of version 1, as mount takes it: `cpu,cpuacct`, `name=systemd`. None for cgroup2.
+    pub version_1: Option<String>,
+}
+
+/// Every hierarchy there is, cgroup2 first: by it, all processes of a cgroup can be ended at once.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let table = fs::read_to_string("/proc/self/mountinfo").context("reading /proc/self/mountinfo")?;
+    Ok(find_hierarchies(&table))
+}
+
+fn find_hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((before, after)) = line.split_once(" - ") else { continue };
+        let fields: Vec<_> = after.split(' ').collect();
+        let [kind, _, options] = fields[..] else { continue };
+        let version_1 = match kind {
+            "cgroup2" => None,
+            "cgroup" => {
+                let mount_options = ["rw", "ro", "xattr", "clone_children", "none"];
+                let own =
+                    |option: &&str| !mount_options.contains(option) && !option.starts_with("release_agent");
+                Some(options.split(',').filter(own).collect::<Vec<_>>().join(","))
+            }
+            _ => continue,
+        };
+        let Some(mount) = before.split(' ').nth(4).map(PathBuf::from) else { continue };
+        // Mounted twice, it is still one.
+        if !found.iter().any(|other| other.version_1 == version_1) {
+            found.push(Hierarchy { mount, version_1 });
+        }
+    }
+    found.sort_by_key(|hierarchy| hierarchy.version_1.is_some());
+    found
 }
 
 /// Where cgroup2 is mounted: /sys/fs/cgroup, or /sys/fs/cgroup/unified beside version 1.
@@ -103,5 +156,23 @@ mod tests {
                       41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
         assert_eq!(find_mount(hybrid), Some(PathBuf::from("/sys/fs/cgroup/unified")));
         assert_eq!(find_mount("32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu"), None);
+    }
+
+    #[test]
+    fn every_hierarchy_is_found_once_and_cgroup2_first() {
+        let hybrid = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      33 31 0:30 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/a,name=systemd\n\
+                      34 31 0:29 / /elsewhere rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:1 - cgroup2 cgroup2 rw";
+        let found = find_hierarchies(hybrid);
+        let found: Vec<_> =
+            found.iter().map(|at| (at.mount.to_str().unwrap(), at.version_1.as_deref())).collect();
+        let expected = [
+            ("/sys/fs/cgroup/unified", None),
+            ("/sys/fs/cgroup/cpu,cpuacct", Some("cpu,cpuacct")),
+            ("/sys/fs/cgroup/systemd", Some("name=systemd")),
+        ];
+        assert_eq!(found, expected);
     }
 }

@@ -14,8 +14,8 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use divert_common::netns::NetNs;
@@ -27,6 +27,12 @@ use crate::named_netns::NamedNetNs;
 use crate::process::{Place, Process};
 use crate::run::{RunName, TempDir};
 use crate::wait::{self, PATIENCE};
+
+pub(crate) mod crowd;
+mod restart;
+
+pub use crowd::Crowd;
+pub use restart::Down;
 
 /// An address family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -45,6 +51,7 @@ pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub struct Lab {
     // Dropped in this order: what runs, then where it runs.
     pods: HashMap<String, Arc<Pod>>,
+    broker: Arc<Broker>,
     node: NamedNetNs,
     bridge: NamedNetNs,
     agents: PathBuf,
@@ -52,8 +59,12 @@ pub struct Lab {
     folder: TempDir,
     net: Net,
     services: AtomicU8,
+    /// Which pod serves which.
+    served: Mutex<Vec<(String, ClusterIps)>>,
     /// Sandboxes made in the place of others so far.
     replaced: AtomicU32,
+    /// How often the node was restarted.
+    restarts: u32,
     name: RunName,
 }
 
@@ -76,6 +87,7 @@ impl Lab {
         node.ip_batch("link set lo up\n")?;
         let mut lab = Self {
             pods: HashMap::new(),
+            broker,
             node,
             bridge,
             agents,
@@ -83,12 +95,14 @@ impl Lab {
             folder,
             net,
             services: AtomicU8::new(1),
+            served: Mutex::default(),
             replaced: AtomicU32::new(0),
+            restarts: 0,
             name,
         };
         for (number, pod) in (1..).zip(pods) {
             let netns = format!("{}.{}", lab.name, pod.replace('/', "."));
-            let pod = lab.make_pod(pod, number, &netns, &pods_cgroup, &broker)?;
+            let pod = lab.make_pod(pod, number, &netns, &pods_cgroup, &lab.broker)?;
             lab.pods.insert(pod.name.clone(), Arc::new(pod));
         }
         let ports: String =
@@ -178,6 +192,7 @@ impl Lab {
         let number = self.services.fetch_add(1, Ordering::Relaxed);
         let ips = ClusterIps { v4: self.net.service_v4(number), v6: self.net.service_v6(number) };
         pod.add_cluster_ips(ips)?;
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).push((pod.name.clone(), ips));
         Ok(ips)
     }
 
@@ -407,6 +422,16 @@ impl Net {
     fn v4(&self, offset: u32) -> Ipv4Addr {
         let base = Ipv4Addr::new(10, 96, 0, 0).to_bits();
         Ipv4Addr::from_bits(base + u32::from(self.number) * 512 + offset)
+    }
+
+    /// A /21 of 10.128.0.0/9.
+    fn crowd_v4(&self, host: u16) -> Ipv4Addr {
+        let base = Ipv4Addr::new(10, 128, 0, 0).to_bits();
+        Ipv4Addr::from_bits(base + u32::from(self.number) * 2048 + u32::from(host))
+    }
+
+    fn crowd_v6(&self, host: u16) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd00, 0xd1, self.number, 2, 0, 0, 0, host)
     }
 
     fn pod_v4(&self, host: u8) -> Ipv4Addr {

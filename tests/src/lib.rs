@@ -5,7 +5,8 @@
 //! sockets that belong to a pod ([`broker`] says how). Everything is a guard: dropped, it is gone, also
 //! when the test panics; what a killed test process leaves is swept by the next one ([`run`]).
 //!
-//! [`kube`] has a real Kubernetes API that labs can be joined to as nodes.
+//! [`kube`] has a real Kubernetes API that labs can be joined to as nodes; [`cluster`] has a whole Kubernetes with real
+//! nodes and real pods.
 //!
 //! No test sleeps to wait for something: [`wait::until`] polls with a deadline.
 
@@ -13,6 +14,8 @@ pub mod agent;
 pub mod bpf_maps;
 pub mod broker;
 pub mod cgroup;
+pub mod chain;
+pub mod cluster;
 pub mod fixture;
 pub mod http;
 pub mod kube;
@@ -25,5 +28,7 @@ pub mod run;
 pub mod script;
 pub mod server;
 pub mod stage;
+pub mod steady;
+pub mod traces;
 pub mod usage;
 pub mod wait;

@@ -40,12 +40,25 @@ impl Manifests {
         self.put_text(file, &documents.concat())
     }
 
+    /// Makes `FILE.json` hold exactly these objects: to be read in a tenth of the time where they are thousands.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn put_json(&self, file: &str, objects: &[Value]) -> Result<Instant> {
+        let documents: Vec<_> = objects.iter().map(|object| format!("{object}\n")).collect();
+        self.replace(&format!("{file}.json"), &documents.concat())
+    }
+
     /// Makes `FILE.yaml` hold a text, good or bad, in one step.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn put_text(&self, file: &str, text: &str) -> Result<Instant> {
-        let (hidden, path) = (self.0.join(format!(".{file}")), self.0.join(format!("{file}.yaml")));
+        self.replace(&format!("{file}.yaml"), text)
+    }
+
+    fn replace(&self, file: &str, text: &str) -> Result<Instant> {
+        let (hidden, path) = (self.0.join(format!(".{file}")), self.0.join(file));
         fs::write(&hidden, text).with_context(|| format!("writing {}", hidden.display()))?;
         fs::rename(&hidden, &path).with_context(|| format!("renaming to {}", path.display()))?;
         Ok(Instant::now())
@@ -56,7 +69,19 @@ impl Manifests {
     /// # Errors
     /// When there is none.
     pub fn remove(&self, file: &str) -> Result<Instant> {
-        let path = self.0.join(format!("{file}.yaml"));
+        self.remove_file(&format!("{file}.yaml"))
+    }
+
+    /// Removes `FILE.json`, and says when.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn remove_json(&self, file: &str) -> Result<Instant> {
+        self.remove_file(&format!("{file}.json"))
+    }
+
+    fn remove_file(&self, file: &str) -> Result<Instant> {
+        let path = self.0.join(file);
         fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         Ok(Instant::now())
     }

@@ -31,7 +31,15 @@ impl NamedNetNs {
     /// When it cannot be made; needs CAP_SYS_ADMIN.
     pub fn new(name: &str) -> Result<Self> {
         prepare_folder().with_context(|| format!("making {FOLDER} ready for names"))?;
-        let path = Path::new(FOLDER).join(name);
+        Self::new_in(Path::new(FOLDER), name)
+    }
+
+    /// Makes one with its name in another folder, where only those look who are told to.
+    ///
+    /// # Errors
+    /// When it cannot be made; needs CAP_SYS_ADMIN.
+    pub fn new_in(folder: &Path, name: &str) -> Result<Self> {
+        let path = folder.join(name);
         File::options().write(true).create_new(true).open(&path)?;
         let made = std::thread::scope(|scope| {
             let maker = scope.spawn(|| -> io::Result<NetNs> {
@@ -51,7 +59,7 @@ impl NamedNetNs {
         }
     }
 
-    /// Its name under [`FOLDER`].
+    /// Its name, under [`FOLDER`] as a rule.
     pub fn name(&self) -> &str {
         &self.name
     }

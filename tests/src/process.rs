@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use divert_common::netns::NetNs;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 use crate::{cgroup, wait};
 
@@ -24,6 +24,31 @@ pub struct Place<'a> {
     pub netns: Option<&'a NetNs>,
     /// Its cgroup; that of the caller when none.
     pub cgroup: Option<&'a Path>,
+}
+
+/// All that a process can be put into before it runs its program, in this order.
+#[derive(Debug)]
+pub struct Setting {
+    /// `cgroup.procs` of its cgroups, of one in each hierarchy.
+    pub cgroups: Vec<File>,
+    /// Namespaces of any kind that are there.
+    pub namespaces: Vec<OwnedFd>,
+    /// Namespaces that are made for it. Not of process IDs: that would be its children's.
+    pub new_namespaces: UnshareFlags,
+}
+
+impl TryFrom<Place<'_>> for Setting {
+    type Error = io::Error;
+
+    fn try_from(place: Place<'_>) -> io::Result<Self> {
+        let netns = place.netns.map(|netns| netns.as_fd().try_clone_to_owned()).transpose()?;
+        let cgroup = place.cgroup.map(cgroup::open_procs).transpose()?;
+        Ok(Self {
+            cgroups: cgroup.into_iter().collect(),
+            namespaces: netns.into_iter().collect(),
+            new_namespaces: UnshareFlags::empty(),
+        })
+    }
 }
 
 /// A running program. Killed with its process group and reaped on drop; the kernel kills it, too, when
@@ -42,15 +67,28 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be placed or started.
-    pub fn spawn(name: &str, mut command: Command, place: Place<'_>) -> Result<Self> {
+    pub fn spawn(name: &str, command: Command, place: Place<'_>) -> Result<Self> {
+        Self::spawn_in(name, command, place.try_into()?)
+    }
+
+    /// [`Self::spawn`], into any setting.
+    ///
+    /// # Errors
+    /// When it cannot be put there or started.
+    pub fn spawn_in(name: &str, mut command: Command, setting: Setting) -> Result<Self> {
         // A memory file needs no thread that empties a pipe, and can be read at any time.
         let output = File::from(rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC)?);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
         command.process_group(0);
-        enter_before_exec(&mut command, place)?;
+        enter_before_exec(&mut command, setting);
         let child = spawn_on_lasting_thread(command)
             .with_context(|| format!("starting {name}: is the program installed?"))?;
         Ok(Self { name: name.to_owned(), child, status: None, output })
+    }
+
+    /// What it was called when it was started.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its process ID.
@@ -136,10 +174,8 @@ impl Drop for Process {
     }
 }
 
-/// Has the child move itself before exec.
-fn enter_before_exec(command: &mut Command, place: Place<'_>) -> io::Result<()> {
-    let netns: Option<OwnedFd> = place.netns.map(|netns| netns.as_fd().try_clone_to_owned()).transpose()?;
-    let procs = place.cgroup.map(cgroup::open_procs).transpose()?;
+/// Has a child move itself before exec, and end with the thread that starts it.
+pub fn enter_before_exec(command: &mut Command, setting: Setting) {
     let parent = rustix::process::getpid();
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -147,18 +183,21 @@ fn enter_before_exec(command: &mut Command, place: Place<'_>) -> io::Result<()> 
             // The parent died before the kernel was told to watch it.
             return Err(io::Error::other("the test's process is gone"));
         }
-        if let Some(procs) = &procs {
+        for procs in &setting.cgroups {
             rustix::io::write(procs, b"0")?;
         }
-        if let Some(netns) = &netns {
-            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        for namespace in &setting.namespaces {
+            move_into_link_name_space(namespace.as_fd(), None)?;
+        }
+        if !setting.new_namespaces.is_empty() {
+            // SAFETY: the child is alone in its process: it shares no file descriptors with another thread.
+            unsafe { unshare_unsafe(setting.new_namespaces) }?;
         }
         Ok(())
     };
     // SAFETY: the closure makes system calls only; nothing allocates between fork and exec but the
     // error of a dead parent, which nobody waits for.
     unsafe { command.pre_exec(prepare) };
-    Ok(())
 }
 
 /// Spawns from a thread that lives as long as the process: PR_SET_PDEATHSIG fires when the *thread* that

@@ -10,8 +10,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use crate::{cgroup, named_netns};
+use crate::lab::crowd;
+use crate::{cgroup, named_netns, wait};
 
 const PREFIX: &str = "divert";
 
@@ -34,7 +36,7 @@ impl RunName {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(sweep);
         let pid = std::process::id();
-        let start = start_time(pid)?;
+        let start = stat(pid)?.start;
         Ok(Self { pid, start, number: NUMBER.fetch_add(1, Ordering::Relaxed) })
     }
 
@@ -55,7 +57,7 @@ impl RunName {
 
     /// Whether the process that took the name is still there.
     fn is_alive(&self) -> bool {
-        start_time(self.pid).is_ok_and(|start| start == self.start)
+        stat(self.pid).is_ok_and(|stat| stat.start == self.start && !stat.ended)
     }
 }
 
@@ -65,13 +67,24 @@ impl fmt::Display for RunName {
     }
 }
 
-/// Clock ticks after boot at which a process started.
-fn start_time(pid: u32) -> io::Result<u64> {
+/// What /proc knows of a process.
+struct Stat {
+    /// Clock ticks after boot at which it started.
+    start: u64,
+    /// It has ended, and its parent has not looked yet.
+    ended: bool,
+}
+
+fn stat(pid: u32) -> io::Result<Stat> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the program's name in brackets and may hold spaces and brackets itself.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let field = after_name.split_whitespace().nth(19).and_then(|field| field.parse().ok());
-    field.ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time: {stat}")))
+    let mut fields = after_name.split_whitespace();
+    let ended = matches!(fields.next(), Some("Z" | "X"));
+    let start = fields.nth(18).and_then(|field| field.parse().ok());
+    let start =
+        start.ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time: {stat}")))?;
+    Ok(Stat { start, ended })
 }
 
 /// A folder that is removed on drop.
@@ -97,15 +110,22 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        remove_folder(&self.0);
     }
+}
+
+/// Removes a folder. A process that was killed a moment ago may still be writing to it.
+fn remove_folder(path: &Path) {
+    let _ = wait::until_within(Duration::from_secs(2), "a folder to be removable", || {
+        std::fs::remove_dir_all(path).is_ok() || !path.exists()
+    });
 }
 
 /// Removes what dead processes have left. What cannot be removed now is left to the next run.
 pub fn sweep() {
     // Cgroups first: that ends the processes that hold the rest.
-    if let Ok(root) = cgroup::mount() {
-        for path in left_behind(&root) {
+    for hierarchy in cgroup::hierarchies().unwrap_or_default() {
+        for path in left_behind(&hierarchy.mount) {
             cgroup::remove_tree(&path);
         }
     }
@@ -113,7 +133,8 @@ pub fn sweep() {
         named_netns::remove(&path);
     }
     for path in left_behind(&std::env::temp_dir()) {
-        let _ = std::fs::remove_dir_all(path);
+        crowd::sweep(&path);
+        remove_folder(&path);
     }
 }
 
@@ -145,6 +166,17 @@ mod tests {
     fn a_name_of_another_start_time_is_dead() {
         let name = RunName::next().unwrap();
         assert!(!RunName { start: name.start + 1, ..name }.is_alive());
+    }
+
+    #[test]
+    fn a_process_that_nobody_has_waited_for_is_dead() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let name = RunName { pid: child.id(), start: stat(child.id()).unwrap().start, number: 0 };
+        assert!(name.is_alive());
+        child.kill().unwrap();
+        wait::until("the child to count as dead", || !name.is_alive()).unwrap();
+        assert!(stat(child.id()).unwrap().ended);
+        child.wait().unwrap();
     }
 
     #[test]

@@ -19,14 +19,16 @@ use anyhow::{Context, Result, bail};
 
 use crate::agent::Agent;
 use crate::fixture::{Fixture, PORT};
-use crate::lab::{self, FAMILIES, Family, Pod};
+use crate::lab::{FAMILIES, Family, Pod};
 use crate::{server, wait};
 
 mod capture;
 mod random;
+mod starved;
 
 pub use capture::{is_captured, kernel_peer};
 pub use random::random;
+use starved::Starved;
 
 /// One thing that one side does.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +47,8 @@ pub enum Step {
     ReadEnd,
     /// Writes until the other side's absence shows, and records how.
     SendUntilError,
+    /// Neither reads nor writes until the connection is broken, and records how.
+    Break,
     /// Records that nothing comes for so long.
     Quiet(Duration),
     /// Shuts the writing half down.
@@ -59,28 +63,19 @@ pub enum Step {
     Await(&'static str),
 }
 
-/// What the server does.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ServerSide {
-    /// Accepts one connection and takes these steps on it.
-    Steps(Vec<Step>),
-    /// Does not listen: the connection is refused.
-    Refuses,
-}
-
 /// What both sides do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Script {
     /// The client's steps once it is connected.
     pub client: Vec<Step>,
-    /// The server's.
-    pub server: ServerSide,
+    /// The server's once it has accepted.
+    pub server: Vec<Step>,
 }
 
 impl Script {
-    /// A client and a server that accepts.
+    /// A client's steps and a server's.
     pub fn new(client: Vec<Step>, server: Vec<Step>) -> Self {
-        Self { client, server: ServerSide::Steps(server) }
+        Self { client, server }
     }
 }
 
@@ -100,6 +95,8 @@ pub enum Event {
     End(Result<(), io::ErrorKind>),
     /// Writing failed.
     SendFailed(io::ErrorKind),
+    /// The connection broke.
+    Broken(io::ErrorKind),
     /// Nothing came.
     Quiet,
 }
@@ -135,16 +132,10 @@ pub fn run(
     to: SocketAddr,
     port: u16,
 ) -> Result<(Record, Option<bool>)> {
-    let listener = match &script.server {
-        ServerSide::Steps(_) => Some(server.listen(port)?),
-        ServerSide::Refuses => None,
-    };
+    let listener = server.listen(port)?;
     let signals = Signals::default();
     let (client, server) = std::thread::scope(|scope| {
-        let serving = scope.spawn(|| match (&script.server, &listener) {
-            (ServerSide::Steps(steps), Some(listener)) => serve(steps, listener, &signals),
-            _ => Ok(Side::default()),
-        });
+        let serving = scope.spawn(|| serve(&script.server, &listener, &signals));
         let client = act(&script.client, client, to, &signals);
         if client.is_err() {
             signals.give_up();
@@ -171,10 +162,10 @@ pub fn compare(scripts: &[(&str, Script)]) -> Result<()> {
     let town = Fixture::new()?;
     let (client, server) = (town.client(), town.server());
     let cases = Cases { town: &town, client: &client, server: &server, scripts };
-    let direct = cases.play(|family| town.address(family), Some(false)).context("direct")?;
+    let direct = cases.play(|family| town.address(family), None).context("direct")?;
     let alone = std::env::var_os("DIVERT_TESTS_DIRECT").is_some();
     let agent = if alone { None } else { Some(town.agent()?) };
-    let captured = cases.play(|family| town.address(family), Some(!alone)).context("captured")?;
+    let captured = cases.play(|family| town.address(family), agent.as_ref()).context("captured")?;
     cases.expect_equal(&direct, &captured, agent.as_ref())
 }
 
@@ -189,12 +180,12 @@ pub fn compare_diverted(scripts: &[(&str, Script)]) -> Result<()> {
     let original = server::Echo::start(&town.server(), PORT)?;
     let cases = Cases { town: &town, client: &client, server: &server, scripts };
     let hers = |family| town.developers[0].address(family, PORT);
-    let direct = cases.play(hers, Some(false)).context("direct")?;
+    let direct = cases.play(hers, None).context("direct")?;
     if std::env::var_os("DIVERT_TESTS_DIRECT").is_some() {
         return Ok(());
     }
     let agent = town.agent()?;
-    let captured = cases.play(|family| town.address(family), Some(true)).context("diverted")?;
+    let captured = cases.play(|family| town.address(family), Some(&agent)).context("diverted")?;
     // The server is shown the address it was dialled at, an endpoint, and the client the one it asked for.
     let without_addresses = |records: Vec<Record>| -> Vec<Record> {
         let after_first = |events: Vec<Event>| events.into_iter().skip(1).collect();
@@ -209,9 +200,6 @@ pub fn compare_diverted(scripts: &[(&str, Script)]) -> Result<()> {
     Ok(())
 }
 
-/// Plays of a script until the agent has had the time to serve it.
-const PLAYS: usize = 5;
-
 /// Scripts between two pods.
 struct Cases<'a> {
     town: &'a Fixture,
@@ -225,22 +213,26 @@ impl Cases<'_> {
         FAMILIES.into_iter().flat_map(|family| self.scripts.iter().map(move |case| (family, case)))
     }
 
-    /// Plays all, and checks that the client's connections were captured or not, where it can be told.
-    fn play(&self, to: impl Fn(Family) -> SocketAddr, wanted: Option<bool>) -> Result<Vec<Record>> {
-        let once = |family, name: &str, script: &Script| {
-            run(script, self.client, self.server, to(family), PORT)
-                .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))
-        };
+    /// Plays all, and checks that the client's connections were captured where there is an agent.
+    fn play(&self, to: impl Fn(Family) -> SocketAddr, agent: Option<&Agent>) -> Result<Vec<Record>> {
+        let mut starved = agent.map(Starved::new).transpose()?;
         let play = |(family, (name, script)): (Family, &(&str, Script))| {
-            // On a machine so busy that a worker gets no time for 2 s, the hooks rightly pass a connection
-            // by the agent. That says nothing about the script, which is played again.
-            for _ in 0..PLAYS {
-                let (record, captured) = once(family, name, script)?;
-                if captured == wanted {
+            loop {
+                starved.as_mut().map_or(Ok(()), Starved::sample)?;
+                let (record, captured) = run(script, self.client, self.server, to(family), PORT)
+                    .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))?;
+                if captured == Some(agent.is_some()) {
                     return Ok(record);
                 }
+                if captured == Some(false) && starved.as_mut().map_or(Ok(false), Starved::explains)? {
+                    // That says nothing about the script.
+                    eprintln!("{name}, {family:?}: the machine gave a worker no time; played again");
+                    continue;
+                }
+                let metrics =
+                    agent.map(|agent| agent.get("/metrics").map(|it| it.text()).unwrap_or_default());
+                bail!("{name}, {family:?}: captured = {captured:?}\n{}", metrics.unwrap_or_default())
             }
-            bail!("{name}, {family:?}: {PLAYS} times wanted captured = {wanted:?} and did not get it")
         };
         self.all().map(play).collect()
     }
@@ -357,6 +349,10 @@ fn take(step: &Step, open: &mut Option<TcpStream>, events: &mut Vec<Event>, sign
             let error = wait::some_within(wait::PATIENCE, "a write to fail", || stream.write_all(b"x").err());
             events.push(Event::SendFailed(error?.kind()));
         }
+        Step::Break => {
+            let error = wait::some_within(wait::PATIENCE, "a break", || stream.take_error().transpose());
+            events.push(Event::Broken(error??.kind()));
+        }
         Step::Quiet(time) => {
             stream.set_read_timeout(Some(*time))?;
             let mut byte = [0];
@@ -443,12 +439,4 @@ impl Step {
     pub fn expect(bytes: impl AsRef<[u8]>) -> Self {
         Self::Read(bytes.as_ref().len())
     }
-}
-
-/// A raw connection for tests that need no script.
-///
-/// # Errors
-/// Those of connect(2).
-pub fn connect(town: &Fixture, family: Family) -> Result<TcpStream> {
-    Ok(lab::patient(town.client().connect(town.address(family))?)?)
 }

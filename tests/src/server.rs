@@ -1,5 +1,6 @@
 //! HTTP servers that say who they are and what they got.
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -22,9 +23,12 @@ pub struct Echo {
     accepting: Option<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
+/// From a request, head and body as they came, to the body of its answer.
+type Answer = dyn Fn(&[u8]) -> Vec<u8> + Send + Sync;
+
 struct Shared {
     name: String,
+    answer: Box<Answer>,
     listener: TcpListener,
     ending: AtomicBool,
     /// Connections accepted so far, to be closed at the end.
@@ -33,14 +37,33 @@ struct Shared {
     requests: AtomicUsize,
 }
 
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Echo {
     /// Serves in the background.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn start(pod: &Pod, port: u16) -> Result<Self> {
+        Self::answering(pod, port, <[u8]>::to_vec)
+    }
+
+    /// Serves in the background, with other bodies than the requests.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn answering(
+        pod: &Pod,
+        port: u16,
+        answer: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared {
             name: pod.name().to_owned(),
+            answer: Box::new(answer),
             listener: pod.listen(port)?,
             ending: AtomicBool::new(false),
             connections: Mutex::default(),
@@ -107,13 +130,14 @@ impl Shared {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream);
         while let Some(request) = read_request(&mut reader)? {
-            let length = request.len();
+            let body = (self.answer)(&request);
+            let length = body.len();
             let name = &self.name;
             let mut answer =
                 format!("HTTP/1.1 200 OK\r\nX-Served-By: {name}\r\nContent-Length: {length}\r\n\r\n")
                     .into_bytes();
             if !request.starts_with(b"HEAD ") {
-                answer.extend(request);
+                answer.extend(body);
             }
             // Counted before it can be seen.
             self.requests.fetch_add(1, Ordering::AcqRel);

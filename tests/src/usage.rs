@@ -1,11 +1,15 @@
-//! What a process uses, as /proc tells.
+//! What a process uses, as /proc tells, and what its sockets hold.
 
 use std::fs;
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use divert_common::netns::NetNsId;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use socket2::Socket;
 
 /// Resident memory, in bytes, as `top` shows it.
 ///
@@ -35,14 +39,38 @@ fn status_kib(pid: u32, field: &str) -> Result<u64> {
 /// # Errors
 /// When the process is gone.
 pub fn cpu_time(pid: u32) -> Result<Duration> {
-    // Nanoseconds on a processor, for each thread; /proc/PID/stat counts in ticks of 10 ms.
-    let mut nanos = 0;
+    Ok(cpu_by_thread(pid)?.iter().map(|(_, time)| *time).sum())
+}
+
+/// Processor time of each thread so far, by name.
+///
+/// # Errors
+/// When the process is gone.
+pub fn cpu_by_thread(pid: u32) -> Result<Vec<(String, Duration)>> {
+    schedstat(pid, 0)
+}
+
+/// How long each thread has been ready to run and had no processor so far, by name. The kernel counts a wait when
+/// it is over.
+///
+/// # Errors
+/// When the process is gone.
+pub fn processor_waits(pid: u32) -> Result<Vec<(String, Duration)>> {
+    schedstat(pid, 1)
+}
+
+fn schedstat(pid: u32, field: usize) -> Result<Vec<(String, Duration)>> {
+    let mut times = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let times = fs::read_to_string(thread?.path().join("schedstat"))?;
-        let first = times.split(' ').next().and_then(|field| field.parse::<u64>().ok());
-        nanos += first.with_context(|| format!("schedstat of a thread of {pid}: {times:?}"))?;
+        let path = thread?.path();
+        let name = fs::read_to_string(path.join("comm"))?.trim_end().to_owned();
+        // Nanoseconds; /proc/PID/stat counts in ticks of 10 ms.
+        let text = fs::read_to_string(path.join("schedstat"))?;
+        let nanos = text.split(' ').nth(field).and_then(|field| field.parse().ok());
+        let nanos = nanos.with_context(|| format!("{}: schedstat {text:?}", path.display()))?;
+        times.push((name, Duration::from_nanos(nanos)));
     }
-    Ok(Duration::from_nanos(nanos))
+    Ok(times)
 }
 
 /// Soft and hard limit of open files.
@@ -58,6 +86,33 @@ pub fn open_files_limit(pid: u32) -> Result<(u64, u64)> {
     Ok((next()?, next()?))
 }
 
+/// Its sockets: the same ones, not others like them.
+///
+/// # Errors
+/// When the process is gone, or the kernel refuses (CAP_SYS_PTRACE).
+pub fn sockets(pid: u32) -> Result<Vec<Socket>> {
+    let process = Pid::from_raw(i32::try_from(pid)?).context("a process's id is not zero")?;
+    let process = pidfd_open(process, PidfdFlags::empty())?;
+    let numbers = fs::read_dir(format!("/proc/{pid}/fd"))?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    // One that was closed meanwhile is none.
+    let open = numbers.filter_map(|fd| pidfd_getfd(&process, fd, PidfdGetfdFlags::empty()).ok());
+    let is_socket =
+        |fd: &OwnedFd| rustix::fs::fstat(fd).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    Ok(open.filter(is_socket).map(Socket::from).collect())
+}
+
+/// Bytes that have come on its connections and that it has not read.
+///
+/// # Errors
+/// As [`sockets`].
+pub fn unread(pid: u32) -> Result<usize> {
+    let sockets = sockets(pid)?;
+    let connected = sockets.iter().filter(|it| it.peer_addr().is_ok_and(|peer| peer.as_socket().is_some()));
+    // One that broke meanwhile has none.
+    Ok(connected.map(|it| rustix::io::ioctl_fionread(it).unwrap_or(0)).sum::<u64>() as usize)
+}
+
 /// Whether one of its descriptors is this network namespace.
 ///
 /// # Errors
@@ -67,4 +122,12 @@ pub fn holds_netns(pid: u32, netns: NetNsId) -> Result<bool> {
     // One that was closed meanwhile is none.
     let mut files = entries.filter_map(|entry| fs::metadata(entry.ok()?.path()).ok());
     Ok(files.any(|file| file.dev() == netns.device && file.ino() == netns.inode))
+}
+
+/// Bytes that a connection's other end has not acknowledged.
+pub fn unacknowledged(stream: &TcpStream) -> libc::c_int {
+    let mut count = 0;
+    // SAFETY: the request writes one int (tcp(7)), to where there is one.
+    let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if done == 0 { count } else { libc::c_int::MAX }
 }

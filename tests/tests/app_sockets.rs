@@ -118,6 +118,31 @@ fn bound_source_address_and_port() -> Result<()> {
 }
 
 #[test]
+fn a_source_address_besides_the_pods_own_is_the_servers_peer() -> Result<()> {
+    let town = Fixture::new()?;
+    let listener = town.server().listen(PORT)?;
+    let alices = town.lab.pod("alice/web").listen(PORT)?;
+    let client = town.client();
+    let second = town.lab.cluster_ips(&client)?;
+    let _agent = town.agent()?;
+    for family in FAMILIES {
+        let socket = client.socket(family)?;
+        let source = second.address(family, 0);
+        socket.bind(&source.into())?;
+        socket.connect(&town.address(family).into())?;
+        ensure!(is_captured(&socket, &client)? == Some(true));
+        ensure!(socket.local_addr()?.as_socket().is_some_and(|it| it.ip() == source.ip()));
+        let mut stream = patient(socket.into())?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\n\r\n")?;
+        for listener in [&listener, &alices] {
+            let (_, peer) = accept(listener)?;
+            ensure!(peer.ip().to_canonical() == source.ip(), "{peer} instead of {source}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn v4_mapped_and_v6_only() -> Result<()> {
     let running = start()?;
     let mapped = SocketAddr::new(IpAddr::V6(running.town.web.v4.to_ipv6_mapped()), PORT);

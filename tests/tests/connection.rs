@@ -1,11 +1,18 @@
 //! correctness.md, Connection: what an application sees of a connection that is not diverted.
 
-use std::time::Duration;
+use std::io::{ErrorKind, Read, Write};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use divert_tests::script::{Script, ServerSide, Step, compare, random};
+use anyhow::{Result, ensure};
+use divert_tests::fixture::{Fixture, PORT};
+use divert_tests::lab::{FAMILIES, Family, patient};
+use divert_tests::peer::Peer;
+use divert_tests::script::{Script, Step, bulk, compare, is_captured, random};
+use divert_tests::stage::Stage;
+use divert_tests::usage::unacknowledged;
+use divert_tests::{server, wait};
 
-use Step::{Await, Close, Finish, Quiet, ReadBulk, ReadEnd, Reset, SendBulk, SendUntilError, Signal};
+use Step::{Await, Break, Close, Finish, Quiet, ReadBulk, ReadEnd, Reset, SendBulk, SendUntilError, Signal};
 
 fn send(bytes: &str) -> Step {
     Step::send(bytes)
@@ -79,6 +86,20 @@ fn a_reset_is_a_reset_on_the_other_side() -> Result<()> {
             "server resets after it has finished",
             Script::new(
                 vec![send("\0x"), ReadEnd, Signal("read"), SendUntilError],
+                vec![expect("\0x"), Finish, Await("read"), Reset],
+            ),
+        ),
+        (
+            "client resets after it has finished, and the server does not write",
+            Script::new(
+                vec![send("\0x"), Finish, Await("read"), Reset],
+                vec![ReadEnd, Signal("read"), Break],
+            ),
+        ),
+        (
+            "server resets after it has finished, and the client does not write",
+            Script::new(
+                vec![send("\0x"), ReadEnd, Signal("read"), Break],
                 vec![expect("\0x"), Finish, Await("read"), Reset],
             ),
         ),
@@ -173,17 +194,141 @@ fn bulk_goes_through_whole_in_both_directions_at_once() -> Result<()> {
     ])
 }
 
+/// A proxy accepts before it knows; what it can do is to reset. So this is no comparison.
 #[test]
-fn a_refused_connection_ends_in_an_error() -> Result<()> {
-    // A proxy must accept before it knows; what it can do is to reset. So this is no comparison.
-    let town = divert_tests::fixture::Fixture::new()?;
-    let refused = Script { client: vec![ReadEnd], server: ServerSide::Refuses };
-    let (client, server) = (town.client(), town.server());
-    let to = town.address(divert_tests::lab::Family::V4);
-    let (record, _) = divert_tests::script::run(&refused, &client, &server, to, 8080)?;
-    let refusal = divert_tests::script::Event::Connected(Err(std::io::ErrorKind::ConnectionRefused));
-    assert_eq!(record.client, [refusal]);
+fn a_destination_that_cannot_be_reached_ends_in_an_error() -> Result<()> {
+    let town = Fixture::new()?;
+    let agent = town.agent()?;
+    let client = town.client();
+    let ends_in_an_error = |family, why: &str| -> Result<()> {
+        let mut stream = client.connect(town.address(family))?;
+        ensure!(is_captured(&stream, &client)? != Some(false), "not captured");
+        let end = stream.read(&mut [0]).map_err(|error| error.kind());
+        ensure!(end == Err(ErrorKind::ConnectionReset), "{why}, {family:?}: {end:?}");
+        Ok(())
+    };
+    for family in FAMILIES {
+        ends_in_an_error(family, "refused")?;
+    }
+    let netns = client.named_netns();
+    netns.ip_batch(&format!(
+        "route add unreachable {}/32\nroute add unreachable {}/128\n",
+        town.web.v4, town.web.v6
+    ))?;
+    for family in FAMILIES {
+        ends_in_an_error(family, "unreachable")?;
+    }
+    // A neighbour that does not exist is sent to all the same; two SYNs of its time are enough.
+    netns.ip_batch(&format!(
+        "route del unreachable {0}/32\nneigh replace {0} lladdr 02:d1:00:00:00:ff dev eth0 nud permanent\n",
+        town.web.v4
+    ))?;
+    client.netns().enter(|| -> Result<()> {
+        std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1")?;
+        // Linux 6.5 and newer.
+        let _ = std::fs::write("/proc/sys/net/ipv4/tcp_syn_linear_timeouts", "0");
+        Ok(())
+    })??;
+    ends_in_an_error(Family::V4, "timed out")?;
+    let metrics = agent.get("/metrics")?.text();
+    ensure!(metrics.contains(r#"divert_connections_reset_total{reason="original_failed"} 5"#), "{metrics}");
     Ok(())
+}
+
+#[test]
+fn a_reset_comes_behind_the_bytes_before_it() -> Result<()> {
+    const LENGTH: usize = 24 << 10;
+    let town = Fixture::new()?;
+    let listener = town.server().listen(PORT)?;
+    let _agent = town.agent()?;
+    // A small window: most of it waits in the agent's socket when the reset comes.
+    let socket = town.client().socket(Family::V4)?;
+    socket.set_recv_buffer_size(2 << 10)?;
+    socket.connect(&town.address(Family::V4).into())?;
+    let mut client = patient(socket.into())?;
+    let (mut server, _) = server::accept(&listener)?;
+    server.write_all(&bulk(LENGTH, 5))?;
+    wait::until("the agent's kernel to have it all", || unacknowledged(&server) == 0)?;
+    Peer::new(server).reset();
+    let mut bytes = Vec::new();
+    let end = client.read_to_end(&mut bytes).map_err(|error| error.kind());
+    ensure!(end == Err(ErrorKind::ConnectionReset), "{end:?} after {} bytes", bytes.len());
+    ensure!(bytes == bulk(LENGTH, 5), "{} of {LENGTH} bytes", bytes.len());
+    Ok(())
+}
+
+/// As FTP's ABOR does it: a read stops short at an urgent byte, and there is more behind it.
+#[test]
+fn bytes_behind_an_urgent_one_come_through() -> Result<()> {
+    let stage = Stage::new()?;
+    for by_client in [true, false] {
+        let (mut client, mut server) = stage.connect()?;
+        client.send("\0login");
+        server.expect("\0login");
+        server.send("ok");
+        client.expect("ok");
+        let (one, other) = if by_client { (&mut client, &mut server) } else { (&mut server, &mut client) };
+        // All of it is there when the agent looks.
+        stage.agent.pause()?;
+        one.send("before");
+        rustix::net::send(one.stream(), b"!", rustix::net::SendFlags::OOB)?;
+        one.send("behind");
+        wait::until("the agent's kernel to have it all", || unacknowledged(one.stream()) == 0)?;
+        stage.agent.resume()?;
+        other.expect("beforebehind");
+    }
+    Ok(())
+}
+
+const KEY: &str = "baggage: okteto-divert=alice\r\n";
+/// Longer than anything the agent does at a pace of its own: looks at pods, heartbeats, old connections.
+const IDLE: Duration = Duration::from_secs(12);
+
+#[test]
+fn idle_connections_stay_up() -> Result<()> {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    let stage = Stage::new()?;
+    let get = |key: &str| format!("GET / HTTP/1.1\r\nHost: web\r\n{key}\r\n");
+    let exchange = |client: &mut Peer, server: &mut Peer, key: &str| {
+        client.send(get(key));
+        server.expect(get(key));
+        server.send(OK);
+        client.expect(OK);
+    };
+    let mut silent = stage.connect()?;
+    let mut opaque = stage.connect()?;
+    opaque.0.send("\0q");
+    opaque.1.expect("\0q");
+    let mut half_closed = stage.connect()?;
+    half_closed.0.send("\0q");
+    half_closed.0.finish();
+    half_closed.1.expect("\0q");
+    half_closed.1.expect_end();
+    let mut http = stage.connect()?;
+    exchange(&mut http.0, &mut http.1, "");
+    // Not Stage::alice: the request comes first.
+    http.0.send(get(KEY));
+    let mut alice = stage.alice()?;
+    alice.expect(get(KEY));
+    alice.send(OK);
+    http.0.expect(OK);
+    let mut waiting = stage.connect()?;
+    waiting.0.send(get(""));
+    waiting.1.expect(get(""));
+
+    let began = Instant::now();
+    wait::until_within(2 * IDLE, "the idle time to pass", || began.elapsed() > IDLE)?;
+    silent.1.send("hello");
+    silent.0.expect("hello");
+    opaque.1.send("late");
+    opaque.0.expect("late");
+    half_closed.1.send("late");
+    half_closed.0.expect("late");
+    waiting.1.send(OK);
+    waiting.0.expect(OK);
+    exchange(&mut http.0, &mut http.1, "");
+    exchange(&mut http.0, &mut alice, KEY);
+    stage.expect_no_alice()
 }
 
 #[test]

@@ -222,6 +222,62 @@ fn slow_headers_hold_nobody_up() -> Result<()> {
 }
 
 #[test]
+fn a_head_that_does_not_end_in_time_is_cut_off_and_nothing_else_is() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let arguments = ["--head-timeout", "1"].map(String::from).into();
+    let agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
+    let begin = |http: &mut Http| http.send(b"GET / HTTP/1.1\r\nHost: we");
+    let (mut silent, mut idle, mut first, mut later, mut body) =
+        (town.connect()?, town.connect()?, town.connect()?, town.connect()?, town.connect()?);
+    for http in [&mut idle, &mut later, &mut body] {
+        http.get("/", &[ALICE])?;
+    }
+    body.send(b"POST / HTTP/1.1\r\nHo")?;
+    wait::until("the agent to have read", || {
+        let read = usage::unread(agent.process().pid()).is_ok_and(|unread| unread == 0);
+        read && usage::unacknowledged(body.stream()) == 0
+    })?;
+    body.send(b"st: web\r\nContent-Length: 4\r\n\r\nbo")?;
+    begin(&mut first)?;
+    begin(&mut later)?;
+    let began = Instant::now();
+    for slow in [&mut first, &mut later] {
+        // A byte now and then does not help.
+        wait::until("it to be cut off", || slow.send(b"b").is_err())?;
+    }
+    assert!(began.elapsed() > Duration::from_millis(500), "{:?}", began.elapsed());
+    assert!(
+        agent.get("/metrics")?.text().contains(r#"divert_connections_reset_total{reason="head_timeout"} 2"#)
+    );
+    body.send(b"dy")?;
+    assert_eq!(body.response()?.served_by().as_deref(), Some("staging/web"));
+    for (http, key, by) in [
+        (&mut silent, &[][..], "staging/web"),
+        (&mut idle, &[ALICE][..], "alice/web"),
+        (&mut body, &[ALICE][..], "alice/web"),
+    ] {
+        assert_eq!(http.get("/", key)?.served_by().as_deref(), Some(by));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_that_was_refused_and_goes_on_sending_is_cut_off() -> Result<()> {
+    let town = Fixture::new()?;
+    let _server = town.server().listen(PORT)?;
+    let _agent = town.agent()?;
+    let mut http = town.connect()?;
+    http.send(b"GET / HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n")?;
+    assert_eq!(http.response()?.status, 400);
+    // It may be in the middle of something, and so is read from for a while; not for ever.
+    let began = Instant::now();
+    wait::until("it to be cut off", || http.send(b"b").is_err())?;
+    assert!(began.elapsed() > Duration::from_millis(500), "{:?}", began.elapsed());
+    Ok(())
+}
+
+#[test]
 fn endless_chunks_to_a_server_that_does_not_read_stop_at_the_sockets() -> Result<()> {
     const MANY: usize = 20;
     let siege = Siege::new()?;

@@ -3,8 +3,12 @@
 //! Each case is played against the shared service with and without the agent, and against alice's, by
 //! her own address and by her key.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use divert_tests::peer::Peer;
 use divert_tests::script::{Script, Step, compare, compare_diverted};
+use divert_tests::stage::Stage;
+use divert_tests::usage::{self, unacknowledged};
+use divert_tests::wait;
 
 use Step::{Await, Close, Finish, Quiet, ReadBulk, ReadEnd, Reset, SendBulk, SendUntilError, Signal};
 
@@ -14,12 +18,12 @@ fn both(cases: fn(&str) -> Vec<(&'static str, Script)>) -> Result<()> {
     compare_diverted(&cases("baggage: a=b,okteto-divert=alice;p=1\r\n"))
 }
 
-/// One request and its response; then the client goes.
+/// The same request and response twice, as it is where a message ends that the next one shows; then the client
+/// goes.
 fn exchange(request: &str, response: &str) -> Script {
-    Script::new(
-        vec![Step::send(request), Step::expect(response), Close],
-        vec![Step::expect(request), Step::send(response), ReadEnd],
-    )
+    let client = [Step::send(request), Step::expect(response)];
+    let server = [Step::expect(request), Step::send(response)];
+    Script::new([&client[..], &client, &[Close]].concat(), [&server[..], &server, &[ReadEnd]].concat())
 }
 
 /// One request; the response ends with the connection.
@@ -69,15 +73,36 @@ fn heads_pass_as_they_are() -> Result<()> {
 
 #[test]
 fn a_head_split_at_every_byte() -> Result<()> {
-    both(|key| {
+    let stage = Stage::new()?;
+    let (mut client, shared) = stage.connect()?;
+    let mut servers = vec![shared];
+    for key in ["", "baggage: okteto-divert=alice\r\n"] {
         let request = format!("POST / HTTP/1.1\r\nHost: web\r\n{key}Content-Length: 4\r\n\r\nbody");
-        vec![(
-            "request and response byte by byte",
-            Script::new(
-                vec![Step::trickle(&request), Step::expect(OK), Close],
-                vec![Step::expect(&request), Step::trickle(OK), ReadEnd],
-            ),
-        )]
+        // From one byte to all but one, and the response's as they come round.
+        for at in 1..request.len() {
+            let (first, second) = request.split_at(at);
+            send_when_read(&stage, &mut client, first)?;
+            client.send(second);
+            if !key.is_empty() && at == 1 {
+                servers.push(stage.alice()?);
+            }
+            let server = servers.last_mut().context("the server")?;
+            server.expect(&request);
+            let (first, second) = OK.split_at(1 + at % (OK.len() - 1));
+            send_when_read(&stage, server, first)?;
+            server.send(second);
+            client.expect(OK);
+        }
+    }
+    Ok(())
+}
+
+/// Sends bytes, and returns when the agent has read them: what is sent next comes by itself.
+fn send_when_read(stage: &Stage, peer: &mut Peer, bytes: &str) -> Result<()> {
+    peer.send(bytes);
+    let agent = stage.agent.process().pid();
+    wait::until("the agent to have read", || {
+        unacknowledged(peer.stream()) == 0 && usage::unread(agent).is_ok_and(|unread| unread == 0)
     })
 }
 
@@ -118,6 +143,8 @@ fn response_bodies() -> Result<()> {
         let get = format!("GET / HTTP/1.1\r\nHost: web\r\n{key}\r\n");
         let head = format!("HEAD / HTTP/1.1\r\nHost: web\r\n{key}\r\n");
         let big = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 4 << 20);
+        let closing = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok";
+        let silence = std::time::Duration::from_millis(30);
         vec![
             ("HEAD", exchange(&head, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")),
             ("HEAD of chunked", exchange(&head, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")),
@@ -131,9 +158,13 @@ fn response_bodies() -> Result<()> {
                 ),
             ),
             ("to the end of the stream", last_exchange(&get, "HTTP/1.1 200 OK\r\n\r\nall of it")),
+            ("Connection: close", last_exchange(&get, closing)),
             (
-                "Connection: close",
-                last_exchange(&get, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok"),
+                "Connection: close, and the server takes its time",
+                Script::new(
+                    vec![Step::send(&get), Step::expect(closing), Quiet(silence), Signal("quiet"), ReadEnd],
+                    vec![Step::expect(&get), Step::send(closing), Await("quiet"), Close],
+                ),
             ),
             (
                 "interim responses",
@@ -162,6 +193,7 @@ fn http_1_0_with_and_without_keep_alive() -> Result<()> {
         let answer = "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\nok";
         vec![
             ("without", last_exchange(&plain, "HTTP/1.0 200 OK\r\n\r\nto the end")),
+            ("without, and a response that could be followed by another", last_exchange(&plain, OK)),
             (
                 "with, twice",
                 Script::new(
@@ -256,6 +288,10 @@ fn ends_in_the_middle() -> Result<()> {
             (
                 "the server closes without an answer",
                 Script::new(vec![Step::send(&get), ReadEnd], vec![Step::expect(&get), Close]),
+            ),
+            (
+                "the server resets without an answer",
+                Script::new(vec![Step::send(&get), ReadEnd], vec![Step::expect(&get), Reset]),
             ),
             (
                 "the client resets in the middle of the response",

@@ -128,6 +128,28 @@ fn a_client_that_goes_away_is_told_to_the_server() -> Result<()> {
 }
 
 #[test]
+fn a_client_that_resets_while_nothing_is_asked_resets_all_its_servers() -> Result<()> {
+    let stage = Stage::new()?;
+    let (client, mut shared) = stage.connect()?;
+    client.reset();
+    shared.expect_reset();
+
+    let (mut client, mut shared) = stage.connect()?;
+    let mut alice = None;
+    for key in ["", KEY] {
+        client.send(get(key));
+        let server = server_of(key, &mut shared, &mut alice, &stage)?;
+        server.expect(get(key));
+        server.send(OK);
+        client.expect(OK);
+    }
+    client.reset();
+    shared.expect_reset();
+    server_of(KEY, &mut shared, &mut alice, &stage)?.expect_reset();
+    Ok(())
+}
+
+#[test]
 fn a_body_waits_for_the_go_ahead() -> Result<()> {
     let stage = Stage::new()?;
     let (mut client, mut shared) = stage.connect()?;

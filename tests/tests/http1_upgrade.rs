@@ -145,13 +145,23 @@ fn a_refused_upgrade_stays_http_and_later_requests_are_routed() -> Result<()> {
 fn connect_is_a_tunnel_when_it_succeeds_and_only_then() -> Result<()> {
     let stage = Stage::new()?;
     for key in ["", KEY] {
-        let (mut client, mut server, _other) = connect(&stage, key)?;
+        let (mut client, mut server, other) = connect(&stage, key)?;
         let connect = format!("CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\n{key}\r\n");
         let refusal = "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nContent-Length: 2\r\n\r\nno";
         client.send(&connect);
         server.expect(&connect);
         server.send(refusal);
         client.expect(refusal);
+        // It is still HTTP: a request of another key goes to another server.
+        let elsewhere = if key.is_empty() { KEY } else { "" };
+        client.send(get(elsewhere));
+        let mut another = match other {
+            Some(shared) => shared,
+            None => stage.alice()?,
+        };
+        another.expect(get(elsewhere));
+        another.send(OK);
+        client.expect(OK);
         // Content-Length in a 2xx to CONNECT means nothing (RFC 9110 9.3.6).
         let accepted = "HTTP/1.1 200 Connected\r\nContent-Length: 2\r\n\r\n";
         client.send(&connect);

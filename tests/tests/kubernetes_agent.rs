@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use divert_tests::agent::Agent;
 use divert_tests::kube::{
-    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, NAMESPACE, OKTETO_DIVERT, Options, Refusal, Town,
-    install_accounts, install_definition, install_oktetos_definition,
+    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, INGRESS, NAMESPACE, OKTETO_DIVERT, Options, PORT, Refusal,
+    Town, install_accounts, install_definition, install_oktetos_definition,
 };
+use divert_tests::lab::Family;
+use divert_tests::steady::{Ask, Steady};
 use divert_tests::{manifest, wait};
 use serde_json::{Value, json};
 
@@ -242,5 +244,46 @@ fn a_pod_that_takes_anothers_address_does_not_get_its_place() -> Result<()> {
         ready.starts_with("ready: 0 pods served") && ready.contains("no process of the pod's cgroup is in it")
     })?;
     assert_eq!(town.asks(true)?, "thief-staging/web");
+    Ok(())
+}
+
+#[test]
+fn what_others_change_is_not_noticed() -> Result<()> {
+    const ROUNDS: usize = 60;
+    let server = own_server()?;
+    let town =
+        Town::with_pods(&server, "staging", "alice", &["bob/web", "staging/a", "staging/b", "staging/c"])?;
+    let admin = server.admin();
+    let bobs = town.lab.cluster_ips(&town.lab.pod("bob/web"))?;
+    admin.create(&manifest::service("bob", "web", bobs, &[PORT.into()]))?;
+    admin.create(&town.divert())?;
+    let agent = town.agent(admin)?;
+    wait_served_by(&town, &agent, "alice")?;
+    let pods = ["client", "a", "b", "c"].map(|name| town.lab.pod(&format!("staging/{name}")));
+    let asks = [Ask::plain(&["staging/web"]), Ask::keyed("alice", &["alice/web"])];
+    let to = town.web.address(Family::V4, PORT);
+    let traffic = Steady::start(&pods, to, &asks);
+    // Hers, from which each request to the shared namespace has her key.
+    let idle = [town.lab.pod("alice/idle"), town.lab.pod("alice/idle")];
+    let hers = Steady::start(&idle, to, &[Ask::plain(&["alice/web"])]);
+    for round in 0..ROUNDS {
+        admin.create(&manifest::divert("bob", "staging"))?;
+        let host = format!("r{round}-alice.example.com");
+        let mut ingress = manifest::ingress("alice", "r", &host, "web");
+        let port = &mut ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["port"];
+        *port = json!({"number": PORT});
+        ingress["metadata"]["annotations"] = json!({"divert.okteto.com/header": "alice"});
+        admin.create(&ingress)?;
+        traffic.wait_for(5).with_context(|| agent.process().output())?;
+        admin.delete(DIVERT, "bob", "staging")?;
+        admin.delete(INGRESS, "alice", "r")?;
+        if round % 10 == 0 {
+            hers.wait_for(2).with_context(|| agent.process().output())?;
+        }
+    }
+    for traffic in [traffic, hers] {
+        let (requests, slowest) = traffic.stop().with_context(|| agent.process().output())?;
+        eprintln!("{requests} requests, the slowest took {slowest:?}");
+    }
     Ok(())
 }

@@ -258,7 +258,8 @@ fn names_resolve_until_somebody_else_wants_them() -> Result<()> {
 
 #[test]
 fn another_takes_over_from_a_controller_that_died_and_at_once_from_one_that_ended() -> Result<()> {
-    let server = ApiServer::shared()?;
+    // Of its own: other tests' Diverts have no controller.
+    let server = ApiServer::start(divert_tests::kube::Options { controllers: true, ..Default::default() })?;
     let admin = server.admin();
     let lab = Lab::new(&["leaders/x"])?;
     server.join(&lab)?;

@@ -1,7 +1,7 @@
 //! Everything changes while requests fly, and no answer may be wrong: semantics.md, Words.
 //!
-//! A deck of changes is shuffled by a seed and played; clients ask without pause meanwhile, with keys as
-//! chance has it. Each change is noted on a timeline before it begins (from then on old or new is right)
+//! A deck of changes is shuffled by a seed and played; clients ask without pause meanwhile, with keys and hosts
+//! as chance has it. Each change is noted on a timeline before it begins (from then on old or new is right)
 //! and when an answer has first shown it (from then on only the new is). DIVERT_CHURN_ROUNDS and
 //! DIVERT_CHURN_SEED make it longer and other.
 
@@ -9,23 +9,24 @@
 mod client;
 #[path = "churn/timeline.rs"]
 mod timeline;
+#[path = "churn/town.rs"]
+mod town;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use client::{Attempt, Client, Tally};
+use client::{Answer, Asked, Attempt, Client, Tally, by_whom};
 use divert_tests::agent::{Agent, Options};
-use divert_tests::fixture::{Fixture, PORT};
+use divert_tests::fixture::PORT;
+use divert_tests::http::Http;
 use divert_tests::lab::{FAMILIES, Family, Pod};
-use divert_tests::manifest;
 use divert_tests::script::is_captured;
 use divert_tests::server::Echo;
 use divert_tests::wait;
-use serde_json::Value;
-use timeline::{May, State, Timeline};
+use timeline::{State, Timeline};
+use town::{DEVELOPERS, ENDPOINTS, Town};
 
-/// Something that changes.
+/// Something that changes. Which endpoint it is about is up to chance.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Change {
     /// A developer's Divert is made, or taken away.
@@ -34,8 +35,14 @@ enum Change {
     Ready(usize),
     /// A developer's endpoint vanishes, or appears.
     Endpoint(usize),
+    /// All of a developer's endpoints become unready, or ready.
+    All(usize),
     /// A developer's pod is replaced: unready first, as Kubernetes does, then in a new sandbox.
     Server(usize),
+    /// Requests of a developer's pods no longer get the key, or do again.
+    Inject(usize),
+    /// A developer's host is no longer theirs, or is again.
+    Host(usize),
     /// A client's pod is replaced by one with the same address.
     Client,
     /// The agent is killed and started again.
@@ -48,56 +55,32 @@ enum Change {
     TakeOver,
 }
 
-const DECK: [Change; 20] = [
-    Change::Divert(0),
-    Change::Divert(1),
-    Change::Divert(0),
-    Change::Divert(1),
-    Change::Divert(0),
-    Change::Divert(1),
-    Change::Ready(0),
-    Change::Ready(1),
-    Change::Ready(0),
-    Change::Ready(1),
-    Change::Endpoint(0),
-    Change::Endpoint(1),
-    Change::Endpoint(0),
-    Change::Endpoint(1),
-    Change::Server(0),
-    Change::Client,
-    Change::Kill,
-    Change::End,
-    Change::Hang,
-    Change::TakeOver,
+/// What of each developer changes how often.
+const OF_DEVELOPERS: [(fn(usize) -> Change, usize); 6] = [
+    (Change::Divert, 3),
+    (Change::Ready, 4),
+    (Change::Endpoint, 2),
+    (Change::All, 2),
+    (Change::Inject, 2),
+    (Change::Host, 2),
 ];
+const ONCE: [Change; 6] =
+    [Change::Server(0), Change::Client, Change::Kill, Change::End, Change::Hang, Change::TakeOver];
 
-const DEVELOPERS: [&str; 2] = ["alice", "bob"];
-
-/// A developer's service.
-struct Developer {
-    diverts: bool,
-    /// None: there is no endpoint.
-    ready: Option<bool>,
-    pod: Arc<Pod>,
-    _server: Echo,
-}
-
-impl Developer {
-    fn may(&self) -> May {
-        match (self.diverts, self.ready) {
-            (false, _) => May::SHARED,
-            (true, Some(true)) => May::DIVERTED,
-            (true, _) => May::UNAVAILABLE,
-        }
-    }
+fn deck() -> Vec<Change> {
+    let of_developers = [0, 1]
+        .into_iter()
+        .flat_map(|who| OF_DEVELOPERS.map(|(change, times)| vec![change(who); times]))
+        .flatten();
+    of_developers.chain(ONCE).collect()
 }
 
 struct Churn<'s> {
-    town: &'s Fixture,
+    town: Town,
     timeline: &'s Timeline,
-    developers: [Developer; 2],
     agent: Agent,
     next_admin_port: u16,
+    random: fastrand::Rng,
     cron: Arc<Client>,
     cron_pod: Arc<Pod>,
     /// Runs a client until it is stopped.
@@ -106,41 +89,40 @@ struct Churn<'s> {
 
 impl Churn<'_> {
     fn play(&mut self, change: Change) -> Result<()> {
+        let endpoint = self.random.usize(..ENDPOINTS);
         match change {
-            Change::Divert(who) => {
-                self.developers[who].diverts ^= true;
-                self.change_plan(|town, developers| {
-                    if developers[who].diverts {
-                        town.divert(DEVELOPERS[who]).map(drop)
-                    } else {
-                        town.undivert(DEVELOPERS[who]).map(drop)
-                    }
-                })
-            }
-            Change::Ready(who) => {
-                let ready = self.developers[who].ready == Some(true);
-                self.set_ready(who, Some(!ready))
-            }
-            Change::Endpoint(who) => {
-                let there = self.developers[who].ready.is_some();
-                self.set_ready(who, (!there).then_some(true))
-            }
+            Change::Divert(who) => self.change(|town| town.developers[who].diverts ^= true),
+            Change::Inject(who) => self.change(|town| town.developers[who].injects ^= true),
+            Change::Host(who) => self.change(|town| town.developers[who].has_host ^= true),
+            Change::Ready(who) => self.change(|town| {
+                let ready = &mut town.developers[who].endpoints[endpoint].ready;
+                *ready = Some(*ready != Some(true));
+            }),
+            Change::Endpoint(who) => self.change(|town| {
+                let ready = &mut town.developers[who].endpoints[endpoint].ready;
+                *ready = ready.is_none().then_some(true);
+            }),
+            Change::All(who) => self.change(|town| {
+                let endpoints = &mut town.developers[who].endpoints;
+                let ready = endpoints.iter().all(|it| it.ready != Some(true));
+                endpoints.iter_mut().for_each(|it| it.ready = Some(ready));
+            }),
             Change::Server(who) => {
-                self.set_ready(who, Some(false))?;
-                let old = Arc::clone(&self.developers[who].pod);
-                self.town.lab.remove_sandbox(&old)?;
-                let pod = Arc::new(self.town.lab.replace(&old, old.name())?);
-                let developer = &mut self.developers[who];
-                developer._server = Echo::start(&pod, PORT)?;
-                developer.pod = pod;
-                self.set_ready(who, Some(true))
+                self.change(|town| town.developers[who].endpoints[endpoint].ready = Some(false))?;
+                let changed = &mut self.town.developers[who].endpoints[endpoint];
+                let lab = &self.town.fixture.lab;
+                lab.remove_sandbox(&changed.pod)?;
+                changed.pod = Arc::new(lab.replace(&changed.pod, changed.pod.name())?);
+                changed.server = Echo::start(&changed.pod, PORT)?;
+                self.change(|town| town.developers[who].endpoints[endpoint].ready = Some(true))
             }
             Change::Client => {
                 self.cron.stop();
                 let old = Arc::clone(&self.cron_pod);
-                self.town.lab.remove_sandbox(&old)?;
-                self.cron_pod = Arc::new(self.town.lab.replace(&old, old.name())?);
-                self.cron = Client::new(Arc::clone(&self.cron_pod), self.town.web, true);
+                let fixture = &self.town.fixture;
+                fixture.lab.remove_sandbox(&old)?;
+                self.cron_pod = Arc::new(fixture.lab.replace(&old, old.name())?);
+                self.cron = Client::new(Arc::clone(&self.cron_pod), fixture.web, true);
                 (self.run)(Arc::clone(&self.cron));
                 Ok(())
             }
@@ -174,48 +156,68 @@ impl Churn<'_> {
         }
     }
 
-    /// Changes manifests, and waits until an answer shows it.
-    fn change_plan(&self, change: impl FnOnce(&Fixture, &[Developer; 2]) -> Result<()>) -> Result<()> {
+    /// Changes the town, and waits until answers show it.
+    fn change(&mut self, change: impl FnOnce(&mut Town)) -> Result<()> {
         let old = self.timeline.now();
-        let new = [0, 1].map(|who| self.developers[who].may());
-        let either = [old.keys[0].or(new[0]), old.keys[1].or(new[1])];
-        self.timeline.set(State { keys: either, ..old });
-        change(self.town, &self.developers)?;
+        change(&mut self.town);
+        let new = self.town.state();
+        self.timeline.set(old.or(new));
+        self.town.change()?;
         self.wait_plan()?;
-        self.timeline.set(State { keys: new, ..old });
+        self.timeline.set(new);
         Ok(())
     }
 
-    fn set_ready(&mut self, who: usize, ready: Option<bool>) -> Result<()> {
-        self.developers[who].ready = ready;
-        self.change_plan(put_endpoints)
-    }
-
-    /// Waits until both developers' keys, by both families, meet what they should.
+    /// Waits until the last change is in effect: for connections that are open, as the marker shows, and for
+    /// new ones, as each kind of request does.
     fn wait_plan(&self) -> Result<()> {
-        for who in [0, 1] {
-            let may = self.developers[who].may();
-            let mut last = String::new();
-            let met = wait::until(&format!("{} to meet {may:?}", DEVELOPERS[who]), || {
-                FAMILIES.iter().all(|family| {
-                    let answer = self.ask(*family, DEVELOPERS[who]);
-                    last = format!("{answer:?}");
-                    answer.is_ok_and(|(by, status)| match by.as_deref() {
-                        Some("staging/web") => may == May::SHARED,
-                        Some(by) => may == May::DIVERTED && by == format!("{}/web", DEVELOPERS[who]),
-                        None => may == May::UNAVAILABLE && status == 503,
-                    })
-                })
-            });
-            met.with_context(|| format!("last it was {last}"))?;
+        wait::until("the marker to show the change", || self.town.shows())?;
+        for (who, key) in DEVELOPERS.into_iter().enumerate() {
+            let state = self.town.developers[who].state();
+            let keyed = Asked { key: Some(key), host: None };
+            let hosted = Asked { key: None, host: Some(who) };
+            let plain = Asked { key: None, host: None };
+            let dev = format!("{key}/dev");
+            for (from, asked, gets_key) in [
+                ("staging/client", keyed, true),
+                ("staging/client", hosted, state.host.yes),
+                (dev.as_str(), plain, state.from_pods.yes),
+            ] {
+                let key = gets_key.then_some(key);
+                let may = if gets_key { state.web } else { timeline::May::SHARED };
+                for family in FAMILIES {
+                    self.wait_answer(from, family, asked, key, may)?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn ask(&self, family: Family, key: &str) -> Result<(Option<String>, u16)> {
-        let baggage = format!("okteto-divert={key}");
-        let response = self.town.connect_by(family)?.get("/", &[("baggage", &baggage)])?;
-        Ok((response.served_by(), response.status))
+    /// Waits until a request on a new connection is answered by one who may, who gets the key.
+    fn wait_answer(
+        &self,
+        from: &str,
+        family: Family,
+        asked: Asked,
+        key: Option<&str>,
+        may: timeline::May,
+    ) -> Result<()> {
+        let fixture = &self.town.fixture;
+        let (pod, to) = (fixture.lab.pod(from), fixture.address(family));
+        let mut last = String::new();
+        let met = wait::until(&format!("{asked:?} from {from} by {family:?} to meet {may:?}"), || {
+            let answer = pod.connect(to).map_err(Into::into).and_then(|it| asked.ask(&mut Http::new(it)));
+            last = format!("{answer:?}");
+            answer.is_ok_and(|answer| match answer {
+                Answer::From(by, baggage) => {
+                    let expected: Vec<_> = key.iter().map(|key| format!("okteto-divert={key}")).collect();
+                    may.be(by_whom(&by, key)) && baggage == expected
+                }
+                Answer::Agent(status) => status == 503 && may.be(timeline::May::UNAVAILABLE),
+                Answer::Broken(_) => false,
+            })
+        });
+        met.with_context(|| format!("last it was {last}"))
     }
 
     fn agent_ends(&self, ending: bool) {
@@ -224,19 +226,20 @@ impl Churn<'_> {
 
     /// Waits until connections are captured again, if there is anything to capture, and served right.
     fn serves_again(&self) -> Result<()> {
-        if self.developers.iter().any(|developer| developer.diverts) {
+        if self.town.developers.iter().any(|developer| developer.diverts) {
             self.wait_captured(true)?;
         }
         self.wait_plan()?;
-        self.timeline.set(State { gap: false, ending: false, ..self.timeline.now() });
+        self.timeline.set(self.town.state());
         Ok(())
     }
 
     fn wait_captured(&self, wanted: bool) -> Result<()> {
-        let client = self.town.client();
+        let fixture = &self.town.fixture;
+        let client = fixture.client();
         wait::until(&format!("connections captured: {wanted}"), || {
             FAMILIES.iter().all(|family| {
-                let stream = client.connect(self.town.address(*family));
+                let stream = client.connect(fixture.address(*family));
                 let captured = stream.ok().and_then(|stream| is_captured(&stream, &client).ok().flatten());
                 captured == Some(wanted)
             })
@@ -246,23 +249,8 @@ impl Churn<'_> {
     fn start_agent(&mut self) -> Result<Agent> {
         self.next_admin_port += 1;
         let options = Options { admin_port: self.next_admin_port, ..Options::default() };
-        Agent::start(&self.town.lab, &self.town.manifests, &options)
+        Agent::start(&self.town.fixture.lab, &self.town.fixture.manifests, &options)
     }
-}
-
-/// Writes everything but Diverts. The developers' endpoints are by hand, so that they can be unready; a
-/// service without endpoints has a slice that says so.
-fn put_endpoints(town: &Fixture, developers: &[Developer; 2]) -> Result<()> {
-    let mut objects: Vec<Value> = town.objects(&[PORT.into()]);
-    for (name, developer) in DEVELOPERS.iter().zip(developers) {
-        for (suffix, ip) in [("v4", IpAddr::from(developer.pod.v4)), ("v6", developer.pod.v6.into())] {
-            let endpoints: Vec<_> = developer.ready.iter().map(|ready| (ip, *ready)).collect();
-            let mut slice = manifest::endpoint_slice(name, "web", suffix, &endpoints, PORT);
-            slice["addressType"] = if ip.is_ipv4() { "IPv4" } else { "IPv6" }.into();
-            objects.push(slice);
-        }
-    }
-    town.manifests.put("town", &objects).map(drop)
 }
 
 #[test]
@@ -271,19 +259,9 @@ fn no_answer_is_wrong_whatever_changes() -> Result<()> {
     let seed = setting("DIVERT_CHURN_SEED", u64::from(std::process::id()))?;
     eprintln!("DIVERT_CHURN_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let town = Fixture::with_pods(&["staging/cron", "staging/batch"])?;
-    let [_shared, alice, bob] = town.servers()?;
-    let developer = |name: &str, server| Developer {
-        diverts: true,
-        ready: Some(true),
-        pod: town.lab.pod(&format!("{name}/web")),
-        _server: server,
-    };
-    let developers = [developer("alice", alice), developer("bob", bob)];
-    town.divert("bob")?;
-    put_endpoints(&town, &developers)?;
-    let first = town.agent()?;
-    let timeline = Timeline::new(State { keys: [May::DIVERTED; 2], gap: false, ending: false });
+    let town = Town::new()?;
+    let first = town.fixture.agent()?;
+    let timeline = Timeline::new(town.state());
 
     let (attempts, played) = std::thread::scope(|scope| {
         let running = std::sync::Mutex::new(Vec::new());
@@ -296,26 +274,25 @@ fn no_answer_is_wrong_whatever_changes() -> Result<()> {
                 running.push((client, handle));
             }
         };
-        // None is a developer's own: those give requests their key, and tests of injection look at that.
-        for name in ["staging/client", "staging/batch", "staging/client"] {
-            run(Client::new(town.lab.pod(name), town.web, false));
+        for name in ["staging/client", "staging/batch", "alice/dev", "bob/dev"] {
+            run(Client::new(town.fixture.lab.pod(name), town.fixture.web, false));
         }
-        let cron_pod = town.lab.pod("staging/cron");
-        let cron = Client::new(Arc::clone(&cron_pod), town.web, false);
+        let cron_pod = town.fixture.lab.pod("staging/cron");
+        let cron = Client::new(Arc::clone(&cron_pod), town.fixture.web, false);
         run(Arc::clone(&cron));
         let mut churn = Churn {
-            town: &town,
+            town,
             timeline: &timeline,
-            developers,
             agent: first,
             next_admin_port: 9464,
+            random: random.fork(),
             cron,
             cron_pod,
             run: &run,
         };
         let mut play = || -> Result<()> {
             for _ in 0..rounds {
-                let mut deck = DECK;
+                let mut deck = deck();
                 random.shuffle(&mut deck);
                 for change in deck {
                     let began = std::time::Instant::now();
@@ -335,19 +312,23 @@ fn no_answer_is_wrong_whatever_changes() -> Result<()> {
         let ended = churn.agent.terminate().map(drop);
         (attempts, played.and(ended))
     });
-    played?;
 
     let mut tally = Tally::default();
     let broken: Vec<_> = attempts.iter().filter_map(|it| it.judge(&timeline, &mut tally).err()).collect();
     eprintln!("{} requests: {tally:?}", attempts.len());
+    // Before what was played to no end: that may follow from this.
     if let Some(first) = broken.first() {
         bail!(
-            "{} of {} requests break a rule; the first: {first:#}\n{timeline:?}",
+            "{} of {} requests break a rule; the first: {first:#}\n{timeline:?}\n{played:?}",
             broken.len(),
             attempts.len()
         );
     }
-    ensure!(tally.diverted > 100 && tally.unavailable > 0, "too little was tried: {tally:?}");
+    played?;
+    ensure!(
+        tally.diverted > 100 && tally.injected > 100 && tally.unavailable > 0,
+        "too little was tried: {tally:?}"
+    );
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use divert_tests::agent::{Agent, Options};
@@ -193,6 +194,33 @@ fn an_end_under_load_breaks_no_exchange_and_answers_none_wrong() -> Result<()> {
 }
 
 #[test]
+fn what_waits_to_be_accepted_at_the_end_is_served() -> Result<()> {
+    /// More than a worker accepts before it hears of the end.
+    const MANY: usize = 300;
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let options = Options { workers: 1, ..Options::default() };
+    let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
+    agent.pause()?;
+    let mut waiting = Vec::new();
+    for _ in 0..MANY {
+        let mut connection = town.connect()?;
+        connection.send(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")?;
+        waiting.push(connection);
+    }
+    // From two seconds on they go direct, on a machine that busy.
+    assert!(captured(&town, &waiting[0])?);
+    agent.process().signal(rustix::process::Signal::TERM)?;
+    agent.resume()?;
+    for (number, connection) in waiting.iter_mut().enumerate() {
+        let response = connection.response().with_context(|| format!("connection {number} of {MANY}"))?;
+        assert_eq!(response.served_by().as_deref(), Some("staging/web"));
+    }
+    agent.wait_end()?;
+    agent.assert_nothing_left()
+}
+
+#[test]
 fn an_exchange_under_way_at_the_end_is_finished() -> Result<()> {
     let town = Fixture::new()?;
     let listener = town.server().listen(divert_tests::fixture::PORT)?;
@@ -255,6 +283,9 @@ fn a_slow_reader_gets_the_whole_response_after_the_end() -> Result<()> {
 
     agent.process().signal(rustix::process::Signal::TERM)?;
     wait::until("new connections to go direct", || goes_direct(&town))?;
+    // All is read and written by now: the agent waits for nothing but the client.
+    let direct = Instant::now();
+    wait::until("it to have had the time to end", || direct.elapsed() > Duration::from_millis(500))?;
     assert_eq!(connection.response()?.body.len(), LENGTH);
     assert_eq!(connection.read_to_end()?, b"");
     agent.wait_end()?;

@@ -49,6 +49,21 @@ fn a_client_in_a_new_sandbox_with_the_same_address_is_served_again() -> Result<(
 }
 
 #[test]
+fn a_sandbox_that_is_gone_is_let_go() -> Result<()> {
+    let town = Fixture::new()?;
+    let agent = town.agent()?;
+    let client = town.client();
+    let held = || usage::holds_netns(agent.process().pid(), client.netns().id()).unwrap_or(true);
+    assert!(held(), "a served pod's namespace is open");
+    town.lab.remove_sandbox(&client)?;
+    // The pod's object is still there: only what exists counts, and our own descriptors do not.
+    wait::until("its namespace to be let go", || !held())?;
+    let metrics = agent.get("/metrics")?.text();
+    assert!(metrics.contains(r#"divert_pods_direct{reason="not_found"} 1"#), "{metrics}");
+    Ok(())
+}
+
+#[test]
 fn a_server_in_a_new_sandbox_with_the_same_address_is_found_again() -> Result<()> {
     let town = Fixture::new()?;
     let [staging, alice, _bob] = town.servers()?;
@@ -154,6 +169,9 @@ fn a_pod_that_is_planned_before_its_sandbox_is_served_when_it_comes() -> Result<
     objects.retain(|it| it["metadata"]["name"] != "late");
     town.manifests.put("town", &objects)?;
     wait::until("the pod to be let go", || !is_served(&town, &come))?;
-    assert!(agent.traces_in(&come)?.iter().all(|it| !it.starts_with("listener") && !it.contains("240.64")));
-    Ok(())
+    // Capture ends first, what it needed goes after it.
+    wait::until("listener and routes to go", || {
+        let traces = agent.traces_in(&come);
+        traces.is_ok_and(|it| it.iter().all(|it| !it.starts_with("listener") && !it.contains("240.64")))
+    })
 }

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -12,7 +11,7 @@ use divert_tests::http::Http;
 use divert_tests::lab::{self, Family};
 use divert_tests::script::is_captured;
 use divert_tests::{server, usage, wait};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, Resource, Rlimit};
 use socket2::{Domain, Socket, Type};
 
 fn pid_of(agent: &Agent) -> Result<Pid> {
@@ -25,16 +24,9 @@ fn descriptors(agent: &Agent) -> Result<Vec<u64>> {
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
 }
 
-/// The agent's own TCP sockets that are connected: the same sockets, not copies of them.
+/// The agent's own TCP sockets that are connected.
 fn legs(agent: &Agent) -> Result<Vec<Socket>> {
-    let process = pidfd_open(pid_of(agent)?, PidfdFlags::empty())?;
-    let take = |fd: u64| -> Option<OwnedFd> {
-        pidfd_getfd(&process, i32::try_from(fd).ok()?, PidfdGetfdFlags::empty()).ok()
-    };
-    let sockets = descriptors(agent)?.into_iter().filter_map(take).filter_map(|fd| {
-        let is_socket = rustix::fs::fstat(&fd).is_ok_and(|it| it.st_mode & libc::S_IFMT == libc::S_IFSOCK);
-        is_socket.then(|| Socket::from(fd))
-    });
+    let sockets = usage::sockets(agent.process().pid())?.into_iter();
     Ok(sockets.filter(|it| it.peer_addr().is_ok_and(|peer| peer.as_socket().is_some())).collect())
 }
 
@@ -56,10 +48,13 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
     let pid = pid_of(&agent)?;
     // What a worker opens once, it opens here.
     town.connect()?.get("/", &[ALICE])?;
-    let (mut all_reset, mut waited) = (0, 0);
+    let (mut all_reset, mut waited, began) = (0, 0, Instant::now());
     // A connection takes two: with an odd number left, the last client has no upstream, with an even one it
-    // is not accepted.
-    for more in [0, 1] {
+    // is not accepted. Which of both it is this time depends on what else the agent has open for a moment.
+    for more in [0, 1].into_iter().cycle().take(10) {
+        if waited > 0 && all_reset > 0 {
+            break;
+        }
         wait::until("earlier connections to end", || {
             agent.metric("divert_connections_active").is_ok_and(|active| active == 0.0)
         })?;
@@ -122,7 +117,11 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
         .lines()
         .find_map(|it| it.strip_prefix("divert_connections_reset_total{reason=\"exhausted\"} "));
     assert_eq!(counted, Some(all_reset.to_string().as_str()));
-    assert!(agent.metric("divert_accept_waits_total")? > 0.0);
+    // On a machine so busy that the share of a core says little, the number of attempts does: ten a second, and
+    // one for each connection that ends.
+    let (waits, most) =
+        (agent.metric("divert_accept_waits_total")?, 100.0 + began.elapsed().as_secs_f64() * 20.0);
+    assert!(waits > 0.0 && waits < most, "{waits} attempts, most {most}");
     Ok(())
 }
 

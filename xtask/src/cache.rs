@@ -43,7 +43,7 @@ fn cache_folder() -> Result<PathBuf> {
 }
 
 /// FNV-1a, the same on every machine and in every version of Rust. Each input ends with a byte that UTF-8 has not.
-fn hash(inputs: &[&str]) -> u64 {
+pub(crate) fn hash(inputs: &[&str]) -> u64 {
     let bytes = inputs.iter().flat_map(|input| input.bytes().chain([0xff]));
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -7,7 +7,6 @@
 
 pub(crate) mod service;
 
-mod interrupt;
 mod town;
 mod traffic;
 
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::interrupt;
 use town::{ALICES_HOST, ALICES_SHELL, DEVELOPERS, Town};
 use traffic::{Expected, Traffic};
 

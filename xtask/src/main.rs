@@ -1,10 +1,13 @@
-//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes`.
+//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes | cluster`.
 
 mod build;
 mod cache;
+mod cluster;
 mod command;
 mod demo;
 mod golang;
+mod gomodule;
+mod interrupt;
 mod kubernetes;
 mod linker;
 mod packages;
@@ -29,6 +32,9 @@ enum Task {
     Demo(demo::Args),
     /// Builds the Kubernetes that tests run, once; `cargo xtask test` does so, too.
     Kubernetes,
+    /// A real cluster of several nodes on this machine, with no way out. As root.
+    #[command(subcommand)]
+    Cluster(cluster::Task),
     /// One service of the demo.
     #[command(hide = true)]
     DemoService(demo::service::Args),
@@ -40,6 +46,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
+        Task::Cluster(task) => cluster::run(&task),
         Task::DemoService(args) => demo::service::run(&args),
     };
     match done {

@@ -3,11 +3,12 @@
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cache;
 use crate::command::{self, ask, on_path};
 
 /// A compiler for bpfel-unknown-none with prebuilt core.
@@ -44,6 +45,13 @@ pub(crate) const TESTS: &[&str] = &[
     "g++",
 ];
 
+/// What a cluster needs on the machine itself: kube-proxy runs nft, runc is linked to libseccomp, and packages are
+/// unpacked with dpkg-deb.
+pub(crate) const CLUSTER: &[&str] = &["nftables", "libseccomp2", "dpkg", "iproute2", "util-linux"];
+/// What a cluster needs and nobody else should find on the machine.
+pub(crate) const CLUSTER_UNPACKED: &[&str] =
+    &["containerd", "runc", "containernetworking-plugins", "busybox-static"];
+
 /// Installs those that are missing, if this is Debian or the like and we are root.
 ///
 /// # Errors
@@ -72,6 +80,52 @@ pub(crate) fn ensure(packages: &[&str], otherwise: &str) -> Result<()> {
         installed => installed,
     };
     installed.with_context(|| format!("installing {names}.\n{otherwise}"))
+}
+
+/// A folder that holds these packages' files as below the root of a machine that has them installed; nothing is
+/// installed. Kept in the cache by the packages' versions.
+///
+/// # Errors
+/// If they cannot be downloaded; says why and `otherwise`.
+pub(crate) fn unpacked(name: &str, packages: &[&str], otherwise: &str) -> Result<PathBuf> {
+    if !on_path("apt-get") || !on_path("dpkg-deb") {
+        bail!("{} (Debian's names) come by apt, and this machine has none.\n{otherwise}", packages.join(" "));
+    }
+    let files = match download_names(packages) {
+        Some(files) => files,
+        None => {
+            update()?;
+            download_names(packages).with_context(|| {
+                format!("apt knows no version of each of {}.\n{otherwise}", packages.join(" "))
+            })?
+        }
+    };
+    cache::built_once(name, &[&files], |root| match unpack(packages, root) {
+        // The mirror may have dropped the versions that an old list names; then others are the newest from now on.
+        Err(_) => update().and_then(|()| unpack(packages, root)),
+        unpacked => unpacked,
+    })
+    .with_context(|| format!("unpacking {}.\n{otherwise}", packages.join(" ")))
+}
+
+/// The names of the files that apt would download, with version and architecture; `None` if it does not know.
+fn download_names(packages: &[&str]) -> Option<String> {
+    let uris = ask("apt-get", &[&["download", "--print-uris", "-qq"], packages].concat())?;
+    let names: Option<Vec<_>> = uris.lines().map(|line| line.split(' ').nth(1)).collect();
+    names.filter(|names| names.len() == packages.len()).map(|names| names.join(" "))
+}
+
+fn unpack(packages: &[&str], root: &Path) -> Result<()> {
+    let downloads = root.join("downloads");
+    fs::create_dir_all(&downloads).with_context(|| format!("making {}", downloads.display()))?;
+    let mut download = Command::new("apt-get");
+    // As root, apt would rather download as a user of its own, who may not enter the cache.
+    download.args(["download", "-q", "-o", "APT::Sandbox::User=root"]).args(packages);
+    command::run(download.current_dir(&downloads))?;
+    for file in fs::read_dir(&downloads).with_context(|| format!("listing {}", downloads.display()))? {
+        command::run(Command::new("dpkg-deb").arg("-x").arg(file?.path()).arg(root))?;
+    }
+    fs::remove_dir_all(&downloads).with_context(|| format!("removing {}", downloads.display()))
 }
 
 fn update() -> Result<()> {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::command::{self, clean};
 use crate::toolchain::nightlies;
-use crate::{build, cache, kubernetes, packages, workspace};
+use crate::{build, cache, cluster, kubernetes, packages, workspace};
 
 const CARGO_FUZZ: &str = "0.13.2";
 /// Targets of divert-agent/http/fuzz.
@@ -39,9 +39,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     cargo(&["build", "--workspace", "--bins"])?;
     let agent = workspace::target().join("debug/divert-agent");
     let kubernetes = kubernetes::build()?;
+    let cluster = cluster::build()?;
     let mut test = at_root();
     test.args(["test", "--workspace"]).args(&args.cargo_test);
-    command::run(test.env("DIVERT_AGENT", agent).env("DIVERT_KUBERNETES", kubernetes))
+    test.env("DIVERT_AGENT", agent).env("DIVERT_KUBERNETES", kubernetes).env("DIVERT_CLUSTER", cluster);
+    command::run(&mut test)
 }
 
 fn cargo(args: &[&str]) -> Result<()> {

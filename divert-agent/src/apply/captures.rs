@@ -10,9 +10,10 @@ use divert_common::label::{Label, LabelRanges};
 use divert_common::map::EVERYONE;
 
 use super::labels::{CaptureKey, Labels};
+use super::resting::Resting;
 use super::sets::SetIds;
 use crate::kernel::routes::label_range_of;
-use crate::plan::{Backend, Capture, SharedService, Target};
+use crate::plan::{Backend, Capture, Target};
 use crate::table::Slot;
 
 /// What is to be done, in this order: a captured connection finds its slot and its origin, always.
@@ -38,7 +39,7 @@ pub(super) struct Captures {
     /// Captures with a label, by key.
     captured: HashMap<CaptureKey, Arc<Slot>>,
     /// Slots of resting labels, still in the routing table.
-    resting: HashMap<Label, Arc<Slot>>,
+    resting: Resting,
     /// Captures without a label, as there was none left.
     waiting: HashMap<CaptureKey, Arc<Target>>,
     /// Captures whose key, origin or slot the kernel refused.
@@ -57,7 +58,7 @@ impl Captures {
             sets: SetIds::default(),
             labels: Labels::default(),
             captured: HashMap::new(),
-            resting: HashMap::new(),
+            resting: Resting::default(),
             waiting: HashMap::new(),
             refused: HashSet::new(),
             stuck: HashSet::new(),
@@ -83,6 +84,9 @@ impl Captures {
     }
 
     fn capture(&mut self, capture: &Capture, target: Arc<Target>, steps: &mut Steps) {
+        if capture.set.is_everyone() {
+            self.resting.follow(capture.address, Some(&target));
+        }
         let known = self.sets.get(&capture.set).map(|set| CaptureKey { set, address: capture.address });
         if let Some(key) = known {
             if let Some(slot) = self.captured.get(&key) {
@@ -108,7 +112,7 @@ impl Captures {
             return;
         };
         steps.reconnect |= target.reconnect;
-        let slot = match self.resting.remove(&label) {
+        let slot = match self.resting.remove(label) {
             Some(slot) => {
                 // A resting label has kept its set's number, so that another set does not come by its slot.
                 self.sets.release(key.set);
@@ -130,9 +134,9 @@ impl Captures {
         if self.waiting.remove(&key).is_some() {
             self.sets.release(set);
         } else if let Some(slot) = self.captured.remove(&key) {
-            // Connections that are open on the label go on, and nobody takes their requests any more.
-            slot.set_target(Arc::new(without_routes(&slot.target())));
-            self.resting.insert(slot.label, slot);
+            // Connections that are open on the label go on.
+            let everyone = self.captured.get(&CaptureKey { set: EVERYONE, address: key.address });
+            self.resting.insert(slot, everyone.map(|it| Arc::clone(&it.target())).as_ref());
             self.stuck.insert(key);
             steps.release.push(key);
         }
@@ -187,11 +191,10 @@ impl Captures {
     /// that sockets are still connected or connecting to.
     pub(super) fn expire(&mut self, now: Duration, under_way: &HashSet<Label>) -> Vec<Label> {
         let resting = &self.resting;
-        let is_held =
-            |label| under_way.contains(&label) || resting.get(&label).is_some_and(|it| it.connections() > 0);
+        let is_held = |label| under_way.contains(&label) || resting.is_held(label);
         let freed = self.labels.expire(now, is_held);
         for (key, label) in &freed {
-            self.resting.remove(label);
+            self.resting.remove(*label);
             self.sets.release(key.set);
         }
         freed.into_iter().map(|(_, label)| label).collect()
@@ -247,16 +250,6 @@ fn addresses(key: CaptureKey, target: &Target) -> impl Iterator<Item = IpAddr> {
     std::iter::once(key.address.ip()).chain(endpoints)
 }
 
-/// The same services, all of whose requests go to the original destination.
-fn without_routes(target: &Target) -> Target {
-    let services = target.services.iter();
-    let unrouted = |service: &SharedService| SharedService {
-        service: service.service.clone(),
-        routes: Default::default(),
-    };
-    Target { services: services.map(unrouted).collect(), reconnect: false }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -264,11 +257,29 @@ mod tests {
 
     use super::super::labels::QUARANTINE;
     use super::*;
-    use crate::plan::{CaptureSet, OnUnavailable, Route, ServiceRef, Unavailable};
+    use crate::plan::{CaptureSet, OnUnavailable, Route, ServiceRef, SharedService, Unavailable};
     use crate::table::Table;
 
     fn target() -> Arc<Target> {
         Arc::new(Target { services: Vec::new(), reconnect: false })
+    }
+
+    fn service(namespace: &str) -> ServiceRef {
+        ServiceRef { namespace: namespace.into(), name: "web".into() }
+    }
+
+    /// That alice diverts.
+    fn routed() -> Arc<Target> {
+        let route = Route {
+            service: service("alice"),
+            on_unavailable: OnUnavailable::Fail,
+            backend: Backend::Unavailable(Unavailable::NoReadyEndpoints),
+        };
+        let routes = BTreeMap::from([("alice".into(), Arc::new(route))]);
+        Arc::new(Target {
+            services: vec![SharedService { service: service("staging"), routes }],
+            reconnect: false,
+        })
     }
 
     fn capture(set: &[&str], address: &str) -> Capture {
@@ -330,21 +341,37 @@ mod tests {
     fn a_released_capture_routes_nothing_more() {
         let mut captures = captures();
         let it = capture(&[], "10.0.0.1:80");
-        let name = |namespace: &str| ServiceRef { namespace: namespace.into(), name: "web".into() };
-        let route = Route {
-            service: name("alice"),
-            on_unavailable: OnUnavailable::Fail,
-            backend: Backend::Unavailable(Unavailable::NoReadyEndpoints),
-        };
-        let routes = BTreeMap::from([("alice".into(), Arc::new(route))]);
-        let routed =
-            Target { services: vec![SharedService { service: name("staging"), routes }], reconnect: false };
-        let steps = captures.change([(it.clone(), Arc::new(routed))], []);
+        let steps = captures.change([(it.clone(), routed())], []);
         let slot = Arc::clone(&steps.slots[0]);
         assert_eq!(slot.target().services[0].routes.len(), 1);
         captures.change([], [it]);
-        assert_eq!(slot.target().services[0].service, name("staging"));
+        assert_eq!(slot.target().services[0].service, service("staging"));
         assert!(slot.target().services[0].routes.is_empty());
+    }
+
+    #[test]
+    fn what_is_captured_for_everyone_is_routed_on_connections_of_a_set_that_is_gone() {
+        let mut captures = captures();
+        let (own, everyone) = (capture(&["staging"], "10.0.0.1:80"), capture(&[], "10.0.0.1:80"));
+        let routes = |slot: &Slot| slot.target().services.iter().map(|it| it.routes.len()).sum::<usize>();
+        let both = [(own.clone(), routed()), (everyone.clone(), routed())];
+        let slot = Arc::clone(&captures.change(both, []).slots[0]);
+        assert!(slot.from_pods);
+        captures.change([], [own.clone()]);
+        assert_eq!(routes(&slot), 1, "alice diverts, and just injects no more");
+        captures.change([(everyone.clone(), target())], []);
+        assert_eq!(routes(&slot), 0, "a change");
+        captures.change([(everyone.clone(), routed())], []);
+        assert_eq!(routes(&slot), 1, "and back");
+        captures.change([], [everyone.clone()]);
+        assert_eq!(routes(&slot), 0, "nobody diverts");
+        captures.change([(everyone.clone(), routed())], []);
+        assert_eq!(routes(&slot), 1, "somebody does again");
+        captures.change([(own.clone(), target())], []);
+        captures.change([(everyone.clone(), routed())], []);
+        assert_eq!(routes(&slot), 0, "captured again, it has its own");
+        captures.change([], [everyone, own]);
+        assert_eq!(routes(&slot), 0, "both at once");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod driver;
 mod labels;
 mod pods;
 pub mod reconnect;
+mod resting;
 mod served;
 mod sets;
 pub mod status;

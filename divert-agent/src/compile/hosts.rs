@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::Settings;
 use super::acceptance::Group;
-use crate::api;
+use crate::api::{self, Names};
 use crate::plan::{Grant, Hosts, ServiceRef};
 use crate::world::{Asks, Divert, DivertRef, Ingress, IngressRef, Namespace, Pair, ServiceKind, World};
 
@@ -134,7 +134,7 @@ pub(super) fn grant(world: &World, settings: &Settings, groups: &BTreeMap<Pair, 
         })
         .collect();
 
-    let mut routes = Routes { world, settings, backends: BTreeSet::new(), followed: BTreeSet::new() };
+    let mut routes = Routes { world, settings, groups, backends: BTreeSet::new(), followed: BTreeSet::new() };
     let routed: BTreeSet<&Arc<str>> =
         hosts.iter().filter(|(host, grant)| routes.follow(host, grant)).map(|(host, _)| host).collect();
 
@@ -214,6 +214,9 @@ fn asks_of_ingresses<'a>(
             diverts.extend(accepted.map(|divert| ((divert.created, &divert.divert), &pair.shared)));
         }
         diverts.sort();
+        let mut hosts: Vec<_> = ingress.rules.iter().filter_map(|rule| rule.host.as_ref()).collect();
+        hosts.sort();
+        hosts.dedup();
         let refused = match diverts.first() {
             _ if key != namespace => Some(format!(
                 "its annotation {annotation} is {key}, but its namespace is {namespace}: nobody gives requests \
@@ -224,15 +227,17 @@ fn asks_of_ingresses<'a>(
                 "its annotation {annotation} counts for nothing, as no Divert in {namespace} is accepted",
                 annotation = api::OKTETO_HEADER
             )),
+            Some(_) if hosts.is_empty() => Some(format!(
+                "its annotation {annotation} counts for nothing, as it names no host by which to tell the requests \
+                 of {namespace} from others': give its rules a host",
+                annotation = api::OKTETO_HEADER
+            )),
             Some(_) => None,
         };
         if let (None, Some((age, _))) = (&refused, diverts.first()) {
             let mut shared: Vec<_> = diverts.iter().map(|(_, shared)| *shared).collect();
             shared.sort();
             shared.dedup();
-            let mut hosts: Vec<_> = ingress.rules.iter().filter_map(|rule| rule.host.as_ref()).collect();
-            hosts.sort();
-            hosts.dedup();
             asks.extend(hosts.into_iter().map(|host| Ask {
                 source: Source::Ingress(&ingress.ingress),
                 host: host.clone(),
@@ -359,6 +364,7 @@ fn pattern_allows(pattern: &str, developer: &str, host: &str) -> bool {
 struct Routes<'a> {
     world: &'a World,
     settings: &'a Settings,
+    groups: &'a BTreeMap<Pair, Group>,
     backends: BTreeSet<ServiceRef>,
     followed: BTreeSet<ServiceRef>,
 }
@@ -371,14 +377,32 @@ impl Routes<'_> {
             for ingress in self.world.ingresses(namespace).filter(|ingress| ingress.serves(host)) {
                 served = true;
                 for name in ingress.backends(host) {
-                    self.follow_service(
-                        ServiceRef { namespace: namespace.clone(), name: name.clone() },
-                        grant,
-                    );
+                    let service = ServiceRef { namespace: namespace.clone(), name: name.clone() };
+                    for alias in self.made_aliases(&service, grant) {
+                        self.follow_service(alias, grant);
+                    }
+                    self.follow_service(service, grant);
                 }
             }
         }
         served
+    }
+
+    /// What a name that k lacks is made to stand for. The Services that the controller makes for that are not
+    /// watched: they follow from what is.
+    fn made_aliases(&self, service: &ServiceRef, grant: &Grant) -> Vec<ServiceRef> {
+        if service.namespace != grant.key || self.world.service(&grant.key, &service.name).is_some() {
+            return Vec::new();
+        }
+        let resolves = |shared: &&Arc<str>| {
+            let pair = Pair { developer: grant.key.clone(), shared: (*shared).clone() };
+            let coverage = self.groups.get(&pair).and_then(|group| group.coverage.as_ref());
+            coverage.is_some_and(|coverage| coverage.names == Names::All)
+        };
+        let shared = grant.shared.iter().filter(resolves);
+        shared
+            .map(|namespace| ServiceRef { namespace: namespace.clone(), name: service.name.clone() })
+            .collect()
     }
 
     /// A Service, or what it is an alias for, as long as that is of k or of a namespace that k diverts from.

@@ -2,19 +2,21 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
+
+use crate::kubernetes::objects::{BackOff, objects};
 
 /// Namespace and name.
 pub(super) type Key = (Arc<str>, Arc<str>);
@@ -108,15 +110,23 @@ where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
     tokio::spawn(async move {
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = pin!(objects(api, config));
+        let mut back_off = BackOff::default();
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
+                    // That a list begins is said before anything is asked of the server.
+                    if !matches!(event, Event::Init) {
+                        back_off.reset();
+                    }
                     if sender.send(wrap(event)).await.is_err() {
                         return;
                     }
                 }
-                Err(error) => tracing::debug!("a watch of the controller: {error}"),
+                Err(error) => {
+                    tracing::debug!("a watch of the controller: {error}");
+                    back_off.pause().await;
+                }
             }
         }
     })

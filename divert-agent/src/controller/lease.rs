@@ -15,6 +15,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::kubernetes::describe;
 
+/// What a write is given until it is answered. What is begun in the last moment of leading has arrived, or
+/// never does, before another leads.
+pub(super) const WRITE: Duration = Duration::from_secs(4);
 /// Others may take a Lease that has not changed for so long.
 const DURATION: Duration = Duration::from_secs(15);
 /// Who has not renewed for so long stops writing.
@@ -35,6 +38,11 @@ impl Leadership {
     pub(super) fn is_held(&self) -> bool {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Writes that are to come are none any more.
+    pub(super) fn resign(&self) {
+        self.set(None);
     }
 
     fn set(&self, until: Option<Instant>) {
@@ -197,6 +205,6 @@ mod tests {
 
     #[test]
     fn who_leads_stops_before_others_may_begin() {
-        assert!(DEADLINE + PACE < DURATION);
+        assert!(DEADLINE + WRITE < DURATION);
     }
 }

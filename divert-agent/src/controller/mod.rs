@@ -151,7 +151,8 @@ async fn control(
     let namespace = args.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(host_name);
     tracing::info!("controlling the cluster of {} from namespace {namespace}, as {identity}", cluster.url());
-    let leases = Api::<Lease>::namespaced(client.clone(), &namespace);
+    let leases = cluster.prompt_client(lease::WRITE, Arc::new(|| true))?;
+    let leases = Api::<Lease>::namespaced(leases, &namespace);
     let (elector, leadership, mut led) = Elector::new(leases, &args.lease, identity.clone());
     let elector = Arc::new(elector);
     let electing = tokio::spawn({
@@ -178,8 +179,13 @@ async fn control(
     let see = format!("kubectl get pods -n {namespace} -l {} -o wide", args.agents);
     let free_for = Duration::from_secs(args.names_left_free);
     let mut known = Known::new(settings, see, free_for);
+    let is_held = {
+        let leadership = leadership.clone();
+        move || leadership.is_held()
+    };
+    let writing = cluster.prompt_client(lease::WRITE, Arc::new(is_held))?;
     let mut desk = Desk {
-        writer: Writer::new(client, leadership, identity),
+        writer: Writer::new(writing, leadership.clone(), identity),
         queue: Queue::default(),
         pace: Pace::new(args.kube_api_qps, Instant::now()),
         running: JoinSet::new(),
@@ -214,6 +220,9 @@ async fn control(
         }
     }
     electing.abort();
+    leadership.resign();
+    // Those on their way; no other is begun.
+    while desk.running.join_next().await.is_some() {}
     elector.release().await;
     Ok(())
 }

@@ -13,6 +13,7 @@ use super::names::{self, Action, Wanted};
 use crate::api::{self, DivertStatus};
 use crate::compile::acceptance::Group;
 use crate::compile::{self, HostReason, may_be_http};
+use crate::kubernetes::Invalid;
 use crate::world::{DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, ServiceKind};
 
 /// Something to be written.
@@ -32,6 +33,8 @@ pub(super) struct StatusUpdate {
     pub(super) namespace: Arc<str>,
     pub(super) name: Arc<str>,
     pub(super) uid: Option<String>,
+    /// Of the Divert that it was made for.
+    pub(super) resource_version: Option<String>,
     pub(super) status: DivertStatus,
 }
 
@@ -42,19 +45,23 @@ pub(super) struct News {
     pub(super) said: Said,
 }
 
-/// What was last told about objects that have no status.
+/// What was last told about objects that have no status, and of which UID: one that is deleted and made again is
+/// another.
 #[derive(Debug, Default)]
-pub(super) struct Told(HashMap<ObjectRef, BTreeSet<String>>);
+pub(super) struct Told(HashMap<ObjectRef, (Option<String>, BTreeSet<String>)>);
 
 impl Told {
     /// What of it has not been told as it is.
-    fn untold(&mut self, object: &ObjectRef, said: Vec<Said>) -> Vec<Said> {
+    fn untold(&mut self, object: &ObjectRef, uid: Option<&String>, said: Vec<Said>) -> Vec<Said> {
         let before = match said.is_empty() {
             true => self.0.remove(object),
-            false => self.0.insert(object.clone(), said.iter().map(|it| it.message.clone()).collect()),
+            false => {
+                let messages = said.iter().map(|it| it.message.clone()).collect();
+                self.0.insert(object.clone(), (uid.cloned(), messages))
+            }
         };
-        let before = before.unwrap_or_default();
-        said.into_iter().filter(|it| !before.contains(&it.message)).collect()
+        let before = before.filter(|(told, _)| told.as_ref() == uid).unwrap_or_default();
+        said.into_iter().filter(|it| !before.1.contains(&it.message)).collect()
     }
 
     /// It is to be told anew.
@@ -66,7 +73,7 @@ impl Told {
 /// What its author is to be told about an object.
 pub(super) fn tell(
     known: &Known,
-    invalid: &BTreeMap<ObjectRef, String>,
+    invalid: &BTreeMap<ObjectRef, Invalid>,
     object: &ObjectRef,
     told: &mut Told,
 ) -> Option<Job> {
@@ -74,10 +81,13 @@ pub(super) fn tell(
         told.forget(object);
         return status(known, object);
     }
-    let news = told.untold(object, said(known, invalid, object));
-    let about = about(object, known.diverts.get(object));
+    let mut about = about(object, known.diverts.get(object));
+    // By which kubectl describe finds events.
+    let uid = about.uid.take().or_else(|| uid(known, invalid, object));
+    let news = told.untold(object, uid.as_ref(), said(known, invalid, object));
+    about.uid = uid;
     let news: Vec<_> = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
-    (!news.is_empty()).then_some(Job::News(news))
+    (!news.is_empty() && takes_events(known, object)).then_some(Job::News(news))
 }
 
 fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
@@ -93,11 +103,13 @@ fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
     let (new, news) =
         conditions::next(&original.status, original.generation, &said, &status, Timestamp::now())?;
     let about = about(object, Some(original));
-    let news = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
+    let news = news.into_iter().filter(|_| takes_events(known, object));
+    let news = news.map(|said| News { about: about.clone(), said }).collect();
     let update = StatusUpdate {
         namespace: object.namespace.clone(),
         name: object.name.clone(),
         uid: original.uid.clone(),
+        resource_version: original.resource_version.clone(),
         status: new,
     };
     Some(Job::Status(Box::new(update), news))
@@ -110,9 +122,9 @@ pub(super) fn said_of_names(known: &Known, status: &compile::DivertStatus) -> Op
 }
 
 /// What is to be said about an object that has no status; nothing when all is well.
-fn said(known: &Known, invalid: &BTreeMap<ObjectRef, String>, object: &ObjectRef) -> Vec<Said> {
+fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Vec<Said> {
     let no = |kind, reason, message: &str| Said { kind, status: false, reason, message: message.to_owned() };
-    if let Some(problem) = invalid.get(object) {
+    if let Some(Invalid { problem, .. }) = invalid.get(object) {
         return vec![no("Accepted", "Invalid", problem)];
     }
     match object.kind {
@@ -134,6 +146,22 @@ fn said(known: &Known, invalid: &BTreeMap<ObjectRef, String>, object: &ObjectRef
             refused.chain(hosts).collect()
         }
         _ => Vec::new(),
+    }
+}
+
+/// Where nothing can be created any more, an Event cannot, either.
+fn takes_events(known: &Known, object: &ObjectRef) -> bool {
+    known.judge.world().namespace(&object.namespace).is_some_and(|namespace| !namespace.terminating)
+}
+
+/// Of what is not a Divert that counts.
+fn uid(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Option<String> {
+    let ingresses = known.judge.world().ingresses(&object.namespace);
+    let mut ingress =
+        ingresses.filter(|it| object.kind == ObjectKind::Ingress && it.ingress.name == object.name);
+    match invalid.get(object) {
+        Some(invalid) => invalid.uid.clone(),
+        None => ingress.next()?.uid.as_deref().map(str::to_owned),
     }
 }
 

@@ -1,13 +1,16 @@
-//! The requests, each after a look at the lease.
+//! The requests, each while this controller leads.
+
+use std::future::Future;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::time::{Instant, sleep_until};
 
 use super::conditions::Said;
-use super::lease::Leadership;
+use super::lease::{Leadership, WRITE};
 use super::names::{Action, FIELD_MANAGER};
 use super::reconcile::{Job, News, StatusUpdate};
 use crate::api::{self, Divert};
@@ -31,6 +34,12 @@ pub(super) enum Outcome {
     /// Somebody was faster: what they did comes by a watch.
     Superseded,
     Failed,
+}
+
+/// Why a request was not made, or not to its end.
+enum Missed {
+    NotLeading,
+    NoAnswer,
 }
 
 impl Writer {
@@ -74,25 +83,63 @@ impl Writer {
         }
     }
 
-    async fn status(&self, update: &StatusUpdate) -> Outcome {
+    /// Makes a request while this controller leads, and gives it up before another may.
+    async fn fenced<T>(
+        &self,
+        request: impl Future<Output = kube::Result<T>>,
+    ) -> Result<kube::Result<T>, Missed> {
         if !self.leadership.is_held() {
-            return Outcome::Superseded;
+            return Err(Missed::NotLeading);
         }
-        let StatusUpdate { namespace, name, uid, status } = update;
+        let deadline = Instant::now() + WRITE;
+        tokio::select! {
+            // A process that was stopped meanwhile goes on here, and not with its request.
+            biased;
+            () = sleep_until(deadline) => Err(Missed::NoAnswer),
+            answer = request => Ok(answer),
+        }
+    }
+
+    async fn write<T>(
+        &self,
+        request: impl Future<Output = kube::Result<T>>,
+        doing: impl Fn() -> String,
+    ) -> Result<T, Outcome> {
+        match self.fenced(request).await {
+            Ok(Ok(done)) => Ok(done),
+            // Gone, or changed since, or there already: the watches will tell.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
+                tracing::debug!("{}: {}", doing(), status.message);
+                Err(Outcome::Superseded)
+            }
+            Ok(Err(error)) => {
+                tracing::warn!("{}: {}; trying again", doing(), describe(&error));
+                Err(Outcome::Failed)
+            }
+            Err(Missed::NoAnswer) => {
+                tracing::warn!("{}: no answer; trying again", doing());
+                Err(Outcome::Failed)
+            }
+            Err(Missed::NotLeading) => Err(Outcome::Superseded),
+        }
+    }
+
+    async fn status(&self, update: &StatusUpdate) -> Outcome {
+        let StatusUpdate { namespace, name, uid, resource_version, status } = update;
         let diverts: Api<Divert> = Api::namespaced(self.client.clone(), namespace);
-        // The status is ours alone; the UID keeps it off another Divert by that name.
+        // The status is ours alone; but not to be written over what somebody has seen since, be it another
+        // Divert by that name or another controller.
         let patch = json!({
-            "apiVersion": api::DIVERT_API, "kind": "Divert", "metadata": {"uid": uid}, "status": status,
+            "apiVersion": api::DIVERT_API, "kind": "Divert", "status": status,
+            "metadata": {"uid": uid, "resourceVersion": resource_version},
         });
         let params = PatchParams::apply(FIELD_MANAGER).force();
-        let written = diverts.patch_status(name, &params, &Patch::Apply(&patch)).await;
-        outcome(written, || format!("writing the status of Divert {namespace}/{name}"))
+        let patch = Patch::Apply(&patch);
+        let written = diverts.patch_status(name, &params, &patch);
+        outcome(self.write(written, || format!("writing the status of Divert {namespace}/{name}")).await)
     }
 
     async fn name(&self, namespace: &str, action: &Action) -> Outcome {
-        if !self.leadership.is_held() {
-            return Outcome::Superseded;
-        }
         let services: Api<Service> = Api::namespaced(self.client.clone(), namespace);
         let merge = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         match action {
@@ -100,27 +147,30 @@ impl Writer {
                 let post =
                     PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
                 let name = service.metadata.name.clone().unwrap_or_default();
-                let created = services.create(&post, service).await;
-                outcome(created, || format!("creating Service {namespace}/{name}"))
+                let created = services.create(&post, service);
+                outcome(self.write(created, || format!("creating Service {namespace}/{name}")).await)
             }
             Action::Update { name, adopt, apply } => {
                 let doing = || format!("updating Service {namespace}/{name}");
                 if let Some(adopt) = adopt {
-                    let adopt = serde_json::from_value(adopt.clone()).map_err(kube::Error::SerdeError);
-                    let adopted = match adopt {
-                        Ok(adopt) => services.patch(name, &merge, &Patch::Json::<()>(adopt)).await,
-                        Err(error) => Err(error),
+                    let adopt = match serde_json::from_value(adopt.clone()) {
+                        Ok(adopt) => Patch::Json::<()>(adopt),
+                        Err(error) => {
+                            tracing::error!("{}: {error}", doing());
+                            return Outcome::Failed;
+                        }
                     };
-                    match outcome(adopted, doing) {
-                        Outcome::Done => {}
-                        other => return other,
+                    if let Err(other) = self.write(services.patch(name, &merge, &adopt), doing).await {
+                        return other;
                     }
                 }
-                let params = PatchParams::apply(FIELD_MANAGER);
-                outcome(services.patch(name, &params, &Patch::Apply(&**apply)).await, doing)
+                let (params, apply) = (PatchParams::apply(FIELD_MANAGER), Patch::Apply(&**apply));
+                outcome(self.write(services.patch(name, &params, &apply), doing).await)
             }
             Action::Release { name, patch, .. } => {
-                let released = services.patch(name, &merge, &Patch::Merge(patch)).await;
+                let patch = Patch::Merge(patch);
+                let doing = || format!("releasing Service {namespace}/{name}");
+                let released = self.write(services.patch(name, &merge, &patch), doing).await;
                 if let Ok(service) = &released {
                     let about = ObjectReference {
                         api_version: Some("v1".to_owned()),
@@ -137,7 +187,7 @@ impl Writer {
                     self.tell(&about, &Said { kind: "Names", status: true, reason: "Released", message })
                         .await;
                 }
-                outcome(released, || format!("releasing Service {namespace}/{name}"))
+                outcome(released)
             }
             Action::Delete { name, uid, resource_version } => {
                 let preconditions = Preconditions {
@@ -145,17 +195,14 @@ impl Writer {
                     resource_version: Some(resource_version.clone()),
                 };
                 let params = DeleteParams::default().preconditions(preconditions);
-                let deleted = services.delete(name, &params).await;
-                outcome(deleted, || format!("deleting Service {namespace}/{name}"))
+                let deleted = services.delete(name, &params);
+                outcome(self.write(deleted, || format!("deleting Service {namespace}/{name}")).await)
             }
         }
     }
 
     /// Whether it was told, or is no longer ours to tell.
     async fn tell(&self, about: &ObjectReference, said: &Said) -> bool {
-        if !self.leadership.is_held() {
-            return true;
-        }
         let mut note = said.message.clone();
         note.truncate(note.floor_char_boundary(NOTE));
         let event = Event {
@@ -168,29 +215,19 @@ impl Writer {
         // One that is kept counts a second event of the same reason as the first again, and drops its note:
         // of two refused hosts only one would be told.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        match recorder.publish(&event, about).await {
-            Ok(()) => true,
-            // Events of a namespace that is gone are nobody's.
-            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => true,
-            Err(error) => {
-                tracing::debug!("an event could not be told: {}", describe(&error));
-                false
-            }
-        }
+        let error = match self.fenced(recorder.publish(&event, about)).await {
+            Ok(Ok(())) | Err(Missed::NotLeading) => return true,
+            Ok(Err(error)) => describe(&error),
+            Err(Missed::NoAnswer) => "no answer".to_owned(),
+        };
+        tracing::debug!("an event could not be told: {error}");
+        false
     }
 }
 
-fn outcome<T>(result: kube::Result<T>, doing: impl Fn() -> String) -> Outcome {
+fn outcome<T>(result: Result<T, Outcome>) -> Outcome {
     match result {
         Ok(_) => Outcome::Done,
-        // Gone, or changed since, or there already: the watches will tell.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-            tracing::debug!("{}: {}", doing(), status.message);
-            Outcome::Superseded
-        }
-        Err(error) => {
-            tracing::warn!("{}: {}; trying again", doing(), describe(&error));
-            Outcome::Failed
-        }
+        Err(other) => other,
     }
 }

@@ -2,11 +2,12 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::PartialObjectMeta;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
 use tokio::sync::mpsc::Sender;
 
 use super::kinds::watch_diverts;
+use super::objects::objects;
 use super::sync::Step;
 use super::watch::{Message, Task, follow};
 use crate::world::{DivertApi, ObjectKind};
@@ -19,7 +20,7 @@ pub(super) fn start(client: &Client, group: DivertApi, steps: &Sender<Message>) 
         DivertApi::Okteto => "diverts.okteto.com",
     };
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let stream = watcher(Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client.clone()), config);
+    let stream = objects(Api::<PartialObjectMeta<CustomResourceDefinition>>::all(client.clone()), config);
     let (client, steps) = (client.clone(), steps.clone());
     Task::spawn(async move {
         let mut listed = false;

@@ -4,11 +4,13 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
-use kube::runtime::watcher::{self, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 
+use super::objects::objects;
+use super::sync::Invalid;
 use super::watch::{Converted, Message, Task, forward};
 use crate::api;
 use crate::world::{Convert, DivertApi, Object, ObjectKind, ObjectRef};
@@ -41,7 +43,7 @@ fn watch<K>(client: &Client, kind: ObjectKind, config: watcher::Config, steps: &
 where
     K: Resource<DynamicType = ()> + Convert + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
-    let stream = watcher(Api::<K>::all(client.clone()), config);
+    let stream = objects(Api::<K>::all(client.clone()), config);
     let steps = steps.clone();
     Task::spawn(async move { forward(kind, stream, convert::<K>, steps).await })
 }
@@ -49,7 +51,10 @@ where
 fn convert<K: Resource<DynamicType = ()> + Convert>(object: K) -> Converted {
     // The API server has checked the object: what is left are objects that are nobody's, such as an
     // EndpointSlice without a Service.
-    object.convert().map(|object| (object, None)).map_err(|error| (None, error.to_string()))
+    object
+        .convert()
+        .map(|object| (object, None))
+        .map_err(|error| (None, Invalid { uid: None, problem: error.to_string() }))
 }
 
 /// Watches the Diverts of a group. Read as they come and understood one by one: a typed list would fail as
@@ -57,7 +62,7 @@ fn convert<K: Resource<DynamicType = ()> + Convert>(object: K) -> Converted {
 pub(super) fn watch_diverts(client: &Client, group: DivertApi, steps: &Sender<Message>) -> Task {
     let resource = resource(group);
     let api = Api::<DynamicObject>::all_with(client.clone(), &resource);
-    let stream = watcher(api, watcher::Config::default());
+    let stream = objects(api, watcher::Config::default());
     let steps = steps.clone();
     let kind = ObjectKind::Divert(group);
     Task::spawn(async move { forward(kind, stream, |object| convert_divert(group, object), steps).await })
@@ -80,7 +85,7 @@ fn convert_divert(group: DivertApi, object: DynamicObject) -> Converted {
     };
     match understand_divert(group, &object) {
         Ok(understood) => Ok((understood, Some(Box::new(object)))),
-        Err(problem) => Err((Some(reference), problem)),
+        Err(problem) => Err((Some(reference), Invalid { uid: object.uid(), problem })),
     }
 }
 

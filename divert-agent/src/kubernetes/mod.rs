@@ -7,7 +7,9 @@
 //! | part | one concept |
 //! |---|---|
 //! | `connect` | which cluster, as who |
-//! | `watch` | one watch: from its stream to steps, with back-off |
+//! | `objects` | the objects of a kind: a list, then a watch, then a list again where need be; back-off |
+//! | `gate` | a connection that sends only while it may |
+//! | `watch` | one watch: from its stream to steps |
 //! | `kinds` | what is watched, and by which selectors |
 //! | `definitions` | kinds that may be missing and may appear later |
 //! | `sync` | pure: from steps to changes of the world; what a new list no longer has; when all is known |
@@ -17,7 +19,9 @@
 mod connect;
 mod definitions;
 mod follow;
+mod gate;
 mod kinds;
+pub(crate) mod objects;
 pub(crate) mod source;
 mod sync;
 mod watch;
@@ -25,6 +29,10 @@ mod watch;
 /// What went wrong with a request, in one clause, without the layers that say the same again.
 pub(crate) fn describe(error: &kube::Error) -> String {
     if let kube::Error::Api(status) = error {
+        // A page, of a load balancer.
+        if status.message.trim_start().starts_with('<') {
+            return format!("answered with status {}, by somebody else than the API server", status.code);
+        }
         return format!("the API server says: {} ({})", status.message.trim(), status.code);
     }
     let mut innermost: &dyn std::error::Error = error;
@@ -36,3 +44,4 @@ pub(crate) fn describe(error: &kube::Error) -> String {
 
 pub use connect::{Cluster, ConnectError};
 pub use follow::{FollowError, Following, follow};
+pub(crate) use sync::Invalid;

@@ -6,7 +6,7 @@ use kube::Client;
 use kube::api::DynamicObject;
 use tokio::sync::mpsc::{Receiver, channel};
 
-use super::sync::Sync;
+use super::sync::{Invalid, Sync};
 use super::watch::{Message, Task};
 use super::{definitions, kinds};
 use crate::world::{DivertApi, ObjectKind, ObjectRef, World, WorldChange};
@@ -80,7 +80,7 @@ impl Source {
     }
 
     /// Diverts that say what they may not, and what.
-    pub(crate) fn invalid(&self) -> &BTreeMap<ObjectRef, String> {
+    pub(crate) fn invalid(&self) -> &BTreeMap<ObjectRef, Invalid> {
         self.sync.invalid()
     }
 }

@@ -8,6 +8,15 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::world::{Object, ObjectKind, ObjectRef, World, WorldChange};
 
+/// Why an object counts for nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Invalid {
+    /// UID of the object, for events about it.
+    pub(crate) uid: Option<String>,
+    /// Which field says what it may not.
+    pub(crate) problem: String,
+}
+
 /// What a watch says.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -16,7 +25,7 @@ pub(super) enum Step {
     /// An object is there, in the list or anew.
     Upsert(Object),
     /// An object is there, but says what it may not.
-    Invalid(ObjectRef, String),
+    Invalid(ObjectRef, Invalid),
     /// An object is gone.
     Delete(ObjectRef),
     /// The list ends.
@@ -34,7 +43,7 @@ pub(super) enum Step {
 pub(super) struct Sync {
     watches: BTreeMap<ObjectKind, Progress>,
     /// What objects say that they may not.
-    invalid: BTreeMap<ObjectRef, String>,
+    invalid: BTreeMap<ObjectRef, Invalid>,
 }
 
 #[derive(Debug, Default)]
@@ -114,7 +123,7 @@ impl Sync {
     }
 
     /// Objects that say what they may not, and what.
-    pub(super) fn invalid(&self) -> &BTreeMap<ObjectRef, String> {
+    pub(super) fn invalid(&self) -> &BTreeMap<ObjectRef, Invalid> {
         &self.invalid
     }
 
@@ -238,7 +247,10 @@ mod tests {
     fn an_object_that_became_invalid_is_out_until_it_is_mended() {
         let mut it = Follower::new(&[NAMESPACE]);
         it.take(vec![Step::Begin, upsert("a"), Step::Done]);
-        assert!(it.take(vec![Step::Invalid(reference("a"), "bad".into())]).is_empty());
+        assert!(
+            it.take(vec![Step::Invalid(reference("a"), Invalid { uid: None, problem: "bad".into() })])
+                .is_empty()
+        );
         assert_eq!(it.sync.invalid().len(), 1);
         assert_eq!(it.take(vec![upsert("a")]), ["a"]);
         assert!(it.sync.invalid().is_empty());

@@ -8,15 +8,12 @@ use futures_util::{Stream, StreamExt};
 use kube::api::DynamicObject;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::mpsc::Sender;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::sync::Step;
+use super::objects::BackOff;
+use super::sync::{Invalid, Step};
 use crate::world::{Object, ObjectKind, ObjectRef};
 
-/// The first pause after a failure; each further one is twice as long.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// The longest. An API server that comes back finds each node within this time.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A watch that has not failed for so long is connected: longer than the limit of connecting.
 const SETTLED: Duration = Duration::from_secs(4);
 
@@ -32,7 +29,7 @@ pub(super) struct Message {
 }
 
 /// An object, as the world wants it.
-pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), (Option<ObjectRef>, String)>;
+pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), (Option<ObjectRef>, Invalid)>;
 
 /// Forwards a watch of objects until the receiver is gone.
 pub(super) async fn forward<K>(
@@ -48,7 +45,7 @@ pub(super) async fn forward<K>(
             Ok((object, original)) => Some((Step::Upsert(object), original)),
             Err((Some(reference), problem)) => Some((Step::Invalid(reference, problem), None)),
             Err((None, problem)) => {
-                tracing::debug!("passing over an object of kind {kind}: {problem}");
+                tracing::debug!("passing over an object of kind {kind}: {}", problem.problem);
                 None
             }
         },
@@ -69,7 +66,7 @@ pub(super) async fn follow<K>(
     steps: Sender<Message>,
 ) {
     let mut stream = pin!(stream);
-    let mut pause = FIRST_PAUSE;
+    let mut back_off = BackOff::default();
     let mut failing = false;
     let send = |step, original| {
         let steps = &steps;
@@ -98,15 +95,13 @@ pub(super) async fn follow<K>(
                 if !send(Step::Trouble(describe(&error)), None).await {
                     return;
                 }
-                // Not all nodes at once.
-                sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                back_off.pause().await;
                 continue;
             }
         };
         // That a list begins is said before anything is asked of the server.
         if !matches!(event, Event::Init) {
-            pause = FIRST_PAUSE;
+            back_off.reset();
             if std::mem::take(&mut failing) && !send(Step::Fine, None).await {
                 return;
             }

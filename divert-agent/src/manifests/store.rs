@@ -60,6 +60,8 @@ pub struct Manifests {
     /// What the world was told.
     told: BTreeMap<ObjectRef, Object>,
     report: Report,
+    /// The directory could not be read the last time.
+    barred: bool,
 }
 
 /// A file and what it last gave.
@@ -112,6 +114,7 @@ impl Manifests {
             files: BTreeMap::new(),
             told: BTreeMap::new(),
             report: Report::default(),
+            barred: false,
         };
         let refresh = manifests.refresh(&Hints::default());
         Ok((manifests, refresh))
@@ -126,17 +129,25 @@ impl Manifests {
     pub fn refresh(&mut self, hints: &Hints) -> Refresh {
         let mut problems = match list(&self.dir) {
             Ok(paths) => {
+                let before = self.files.len();
                 self.files.retain(|path, _| paths.contains(path) || hints.unsettled.contains(path));
+                let mut changed = self.files.len() != before || self.barred;
                 for path in paths {
                     if !hints.unsettled.contains(&path) {
                         let force = hints.changed.contains(&path);
-                        self.files.entry(path.clone()).or_default().read(&path, force);
+                        changed |= self.files.entry(path.clone()).or_default().read(&path, force);
                     }
                 }
+                // The looks between changes must cost nothing, however much there is.
+                if !changed {
+                    return Refresh::default();
+                }
+                self.barred = false;
                 Vec::new()
             }
             // A directory that is gone or barred says nothing about the objects in it.
             Err(error) => {
+                self.barred = true;
                 let message = format!("cannot read the manifests directory: {error}");
                 vec![Problem { kept: true, ..Problem::of_file(self.dir.clone(), message) }]
             }
@@ -202,15 +213,15 @@ fn list(dir: &Path) -> io::Result<HashSet<PathBuf>> {
 const MAX_SIZE: u64 = 256 << 20;
 
 impl File {
-    /// Reads the file if it is not as it was.
-    fn read(&mut self, path: &Path, force: bool) {
+    /// Reads the file if it is not as it was. Whether it was read, or tried to.
+    fn read(&mut self, path: &Path, force: bool) -> bool {
         // Before the content: a write in between is seen at the next reading.
         let stamp = fs::metadata(path).map(|metadata| (Stamp::of(&metadata), metadata.is_file()));
         if let Ok((stamp, _)) = stamp
             && self.stamp == Some(stamp)
             && !force
         {
-            return;
+            return false;
         }
         let bytes = stamp.and_then(|(stamp, regular)| match (regular, stamp.size) {
             // A pipe would hold us up for ever.
@@ -235,6 +246,7 @@ impl File {
                 self.problems = vec![Problem { line, kept, ..Problem::of_file(path.to_owned(), message) }];
             }
         }
+        true
     }
 
     /// Takes the documents of a file that parses.

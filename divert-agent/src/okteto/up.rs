@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::manifest::{ManifestError, Section};
 use crate::api::Divert;
@@ -16,6 +16,8 @@ use crate::kubernetes::{Cluster, ConnectError, describe};
 const FIELD_MANAGER: &str = "divert-up";
 /// Between two looks at the status.
 const PACE: Duration = Duration::from_millis(200);
+/// A look that is not answered is given up.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Options of `divert-agent up`.
 #[derive(Args, Clone, Debug)]
@@ -194,17 +196,27 @@ pub fn down(args: DownArgs) -> Result<(), UpError> {
 async fn wait(place: &Place, generation: Option<i64>, limit: u64) -> Result<(), UpError> {
     let deadline = Instant::now() + Duration::from_secs(limit);
     loop {
-        let divert = place.api.get(&place.name).await.map_err(place.failed("looking at"))?;
-        let missing = match progress(&divert, generation) {
-            Progress::Done => return Ok(()),
-            Progress::Refused(why) => return Err(UpError::Refused(place.title(), why)),
-            Progress::Missing(what) => what,
+        let missing = match timeout(PATIENCE, place.api.get(&place.name)).await {
+            Ok(Ok(divert)) => match progress(&divert, generation) {
+                Progress::Done => return Ok(()),
+                Progress::Refused(why) => return Err(UpError::Refused(place.title(), why)),
+                Progress::Missing(what) => what,
+            },
+            // Somebody has deleted it.
+            Ok(Err(error)) if is_final(&error) => return Err(place.failed("looking at")(error)),
+            Ok(Err(error)) => format!("the API server cannot be asked: {}", describe(&error)),
+            Err(_) => "the API server does not answer".into(),
         };
         if Instant::now() >= deadline {
             return Err(UpError::TimedOut(limit, place.title(), missing));
         }
         sleep(PACE).await;
     }
+}
+
+/// Whether nothing is to be waited for. Not so with 401 and 403: an API server that begins says that, too.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
 }
 
 /// How far a Divert is.

@@ -92,6 +92,8 @@ pub struct SpliceConfig {
     pub names: KeyNames,
     /// How long a request's head is waited for when the original destination cannot be connected to.
     pub head_wait: Duration,
+    /// How long a request's head may take from its first byte to its last.
+    pub head_timeout: Duration,
     /// Says that a worker's event loop is alive.
     pub beat: Arc<dyn Fn(u32) + Send + Sync>,
 }

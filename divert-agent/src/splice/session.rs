@@ -28,9 +28,6 @@ use super::worker::{Seat, Worker};
 use crate::plan::Backend;
 use crate::table::Claim;
 
-/// Longest time that a request's head may take from its first byte to its last. Servers allow less
-/// (nginx and Apache 60 s or below) but do not see what is held back here.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a client that was answered and is not read any more may go on sending before it is cut off.
 const LINGER: Duration = Duration::from_secs(2);
 /// ... and how much, in bytes.
@@ -267,7 +264,7 @@ impl Session {
     /// A head has begun and is not complete.
     pub(super) fn await_head(&mut self) {
         if self.patience.is_none() {
-            self.patience = Some(Box::pin(sleep(HEAD_TIMEOUT)));
+            self.patience = Some(Box::pin(sleep(self.worker.config.head_timeout)));
         }
     }
 

@@ -244,6 +244,7 @@ impl Convert for networking::Ingress {
         let mut annotations = self.metadata.annotations.unwrap_or_default();
         Ok(Object::Ingress(Ingress {
             ingress,
+            uid: self.metadata.uid.map(Arc::from),
             rules,
             default_backend: spec.default_backend.and_then(service),
             header: annotations.remove(api::OKTETO_HEADER).map(Arc::from),

@@ -358,6 +358,8 @@ impl fmt::Display for IngressRef {
 pub struct Ingress {
     /// Namespace and name.
     pub ingress: IngressRef,
+    /// Its UID, for events about it; files have none.
+    pub uid: Option<Arc<str>>,
     /// In the order written.
     pub rules: Vec<IngressRule>,
     /// The Service for what no rule is about.

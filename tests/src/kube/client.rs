@@ -1,6 +1,6 @@
 //! What a test does to a cluster, as one of its users.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -75,6 +75,20 @@ impl Client {
         &self.kubeconfig
     }
 
+    /// This user, whose programs find the API server at another address, such as that of a proxy. The requests
+    /// of the test itself go as before.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be copied.
+    pub fn at(&self, server: &str) -> Result<Self> {
+        let doing = || format!("copying {}", self.kubeconfig.display());
+        let mut config: Value = serde_json::from_slice(&fs::read(&self.kubeconfig).with_context(doing)?)?;
+        config["clusters"][0]["cluster"]["server"] = json!(server);
+        let kubeconfig = self.kubeconfig.with_extension("other");
+        fs::write(&kubeconfig, config.to_string()).with_context(doing)?;
+        Ok(Self { kubeconfig, ..self.clone() })
+    }
+
     /// Runs kubectl with these arguments and standard input, and gives what it prints.
     ///
     /// # Errors
@@ -116,6 +130,14 @@ impl Client {
     /// [`Self::apply`]'s.
     pub fn create(&self, object: &Value) -> Result<Value> {
         self.request("POST", &kind::paths_of(object).0, JSON, Some(object))
+    }
+
+    /// Puts an object in the place of the one by its name.
+    ///
+    /// # Errors
+    /// [`Self::apply`]'s.
+    pub fn replace(&self, object: &Value) -> Result<Value> {
+        self.request("PUT", &kind::paths_of(object).1, JSON, Some(object))
     }
 
     /// Creates a namespace, and waits until Pods can be created in it.
@@ -280,6 +302,11 @@ impl Client {
     }
 }
 
-fn is_absent(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.code == 404)
+/// Whether the API server refused with a code.
+pub(super) fn is_refused(error: &anyhow::Error, code: u16) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.code == code)
+}
+
+pub(super) fn is_absent(error: &anyhow::Error) -> bool {
+    is_refused(error, 404)
 }

@@ -7,9 +7,12 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::kind::{NODE, POD};
-use super::server::{ApiServer, BRIDGE};
+use super::server::{ADDRESS, ApiServer, BRIDGE, BRIDGE_MAC};
 use crate::lab::{Lab, Pod};
 use crate::manifest;
+
+/// Whose link address nothing has.
+const NOBODY: &str = "02:00:00:00:00:ff";
 
 /// A lab that is joined to a cluster.
 #[derive(Debug)]
@@ -75,6 +78,22 @@ impl ApiServer {
     /// With the message of `ip`.
     pub fn mend(&self, node: &Node) -> Result<()> {
         self.netns().ip_batch(&format!("link set n{} up\n", node.number))
+    }
+
+    /// Has what a lab sends be lost on the wire, while it goes on hearing the API server.
+    ///
+    /// # Errors
+    /// With the message of `ip`.
+    pub fn mute(&self, lab: &Lab) -> Result<()> {
+        lab.node().ip_batch(&format!("neigh replace {ADDRESS} lladdr {NOBODY} nud permanent dev kube0\n"))
+    }
+
+    /// Ends [`Self::mute`].
+    ///
+    /// # Errors
+    /// With the message of `ip`.
+    pub fn unmute(&self, lab: &Lab) -> Result<()> {
+        lab.node().ip_batch(&format!("neigh replace {ADDRESS} lladdr {BRIDGE_MAC} nud reachable dev kube0\n"))
     }
 }
 

@@ -9,10 +9,14 @@
 //!
 //! Every user has a [`Client`], which speaks to the API directly, in JSON, and by kubectl.
 
+mod audit;
 mod client;
 mod control;
+mod ingress;
 mod kind;
 mod lab;
+mod names;
+mod okteto;
 mod parts;
 mod pki;
 mod program;
@@ -20,13 +24,23 @@ mod rest;
 mod server;
 mod town;
 
+pub use audit::Audited;
 pub use client::{Client, Refusal};
 pub use control::{Control, SYSTEM, condition};
+pub use ingress::IngressController;
 pub use kind::Kind;
 pub use lab::Node;
+pub use names::resolve;
+pub use okteto::OktetoCli;
 pub use program::program;
 pub use server::{ApiServer, Options};
 pub use town::{PORT, Town, install_accounts, install_definition, install_oktetos_definition};
+
+// What a cluster with real nodes is made of as well.
+pub(crate) use parts::{ETCD, etcd};
+pub(crate) use pki::{Authority, Identity, TokenKeys};
+pub(crate) use program::part;
+pub(crate) use server::{ADDRESS as SERVER_ADDRESS, PORT as SERVER_PORT, nobody, user};
 
 pub use kind::{
     CLUSTER_ROLE, CLUSTER_ROLE_BINDING, CONFIG_MAP, CUSTOM_RESOURCE_DEFINITION, DIVERT, ENDPOINT_SLICE,

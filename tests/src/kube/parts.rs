@@ -10,7 +10,9 @@ use super::pki::{Authority, Identity, TokenKeys};
 use super::program;
 use super::server::{ADDRESS, Options, PORT};
 
-const ETCD: &str = "http://127.0.0.1:2379";
+/// Where etcd listens, in the namespace of the parts.
+pub(super) const ETCD_ADDRESS: &str = "127.0.0.1:2379";
+pub(crate) const ETCD: &str = "http://127.0.0.1:2379";
 const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 /// Beside the ranges of labs: `kubernetes.default` gets the first address, which in a lab is a pod's.
 const SERVICE_RANGES: &str = "10.95.0.0/24,fd00:d1:ffff::/64";
@@ -28,7 +30,7 @@ const CONTROLLERS: [&str; 8] = [
 ];
 
 /// etcd, with its data in a folder.
-pub(super) fn etcd(data: &Path) -> Result<Command> {
+pub(crate) fn etcd(data: &Path) -> Result<Command> {
     let mut command = program::part("etcd")?;
     command.arg("--data-dir").arg(data).args(["--name=tests", "--log-level=warn", "--unsafe-no-fsync"]);
     // Alone, it need not wait for the votes of others.

@@ -12,32 +12,38 @@ use rcgen::{
 };
 
 /// Names that a client may call the API server by, besides its addresses.
-const NAMES: [&str; 4] = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+const NAMES: [&str; 5] = [
+    "localhost",
+    "kubernetes",
+    "kubernetes.default",
+    "kubernetes.default.svc",
+    "kubernetes.default.svc.cluster.local",
+];
 
 /// The authority, with a folder that its files are in.
 #[derive(Debug)]
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     folder: PathBuf,
 }
 
 /// A certificate and its key, as files in PEM.
 #[derive(Clone, Debug)]
-pub(super) struct Identity {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
+pub(crate) struct Identity {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 /// What tokens are signed with and verified by, as files in PEM.
 #[derive(Clone, Debug)]
-pub(super) struct TokenKeys {
-    pub(super) private: PathBuf,
-    pub(super) public: PathBuf,
+pub(crate) struct TokenKeys {
+    pub(crate) private: PathBuf,
+    pub(crate) public: PathBuf,
 }
 
 impl Authority {
     /// Makes an authority, whose certificate is in [`Self::certificate`].
-    pub(super) fn new(folder: &Path) -> Result<Self> {
+    pub(crate) fn new(folder: &Path) -> Result<Self> {
         let key = KeyPair::generate().context("making the authority's key")?;
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "divert tests");
@@ -50,12 +56,12 @@ impl Authority {
     }
 
     /// The file of the authority's certificate.
-    pub(super) fn certificate(&self) -> PathBuf {
+    pub(crate) fn certificate(&self) -> PathBuf {
         self.folder.join("ca.crt")
     }
 
     /// A certificate for the API server, called by any of these addresses.
-    pub(super) fn server(&self, addresses: &[IpAddr]) -> Result<Identity> {
+    pub(crate) fn server(&self, addresses: &[IpAddr]) -> Result<Identity> {
         let mut params = CertificateParams::new(NAMES.map(str::to_owned))?;
         params.subject_alt_names.extend(addresses.iter().map(|address| SanType::IpAddress(*address)));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -63,14 +69,14 @@ impl Authority {
     }
 
     /// A certificate for a user, in files named `file`.
-    pub(super) fn client(&self, file: &str, user: &str, group: Option<&str>) -> Result<Identity> {
+    pub(crate) fn client(&self, file: &str, user: &str, group: Option<&str>) -> Result<Identity> {
         let mut params = CertificateParams::default();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(user, group, params, file)
     }
 
     /// A key pair that the API server signs tokens of ServiceAccounts with.
-    pub(super) fn token_keys(&self) -> Result<TokenKeys> {
+    pub(crate) fn token_keys(&self) -> Result<TokenKeys> {
         let path = |suffix: &str| self.folder.join(format!("service-accounts.{suffix}"));
         let keys = TokenKeys { private: path("key"), public: path("pub") };
         let pair = KeyPair::generate().context("making the key of ServiceAccounts")?;

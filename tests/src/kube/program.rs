@@ -22,7 +22,7 @@ pub fn program() -> Result<PathBuf> {
 }
 
 /// One part, with nothing of the user's own Kubernetes in its environment.
-pub(super) fn part(name: &str) -> Result<Command> {
+pub(crate) fn part(name: &str) -> Result<Command> {
     let mut command = Command::new(program()?);
     command.arg(name).env_remove("KUBECONFIG").env_remove("KUBERNETES_SERVICE_HOST");
     // A quarter more memory for a sixth less work of two cores.

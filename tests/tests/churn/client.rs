@@ -7,15 +7,17 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use divert_tests::fixture::PORT;
-use divert_tests::http::Http;
-use divert_tests::lab::ClusterIps;
-use divert_tests::lab::{FAMILIES, Pod};
+use divert_tests::http::{Http, Response};
+use divert_tests::lab::{ClusterIps, FAMILIES, Pod};
 use divert_tests::script::is_captured;
 
-use super::timeline::{May, Timeline};
+use super::timeline::{May, State, Timeline};
+use super::town::{self, DEVELOPERS};
 
-/// Keys that requests carry: none, two developers', and one of nobody.
-pub(crate) const KEYS: [Option<&str>; 4] = [None, Some("alice"), Some("bob"), Some("carol")];
+/// Keys that requests carry: none (twice as often), two developers', and one of nobody.
+const KEYS: [Option<&str>; 5] = [None, None, Some("alice"), Some("bob"), Some("carol")];
+/// Names that they ask for: the service's as a rule, and each developer's host.
+const HOSTS: [Option<usize>; 4] = [None, None, Some(0), Some(1)];
 
 /// A pod's process that sends requests.
 #[derive(Debug)]
@@ -35,7 +37,9 @@ pub(crate) struct Attempt {
     connected: (Instant, Instant),
     sent: Instant,
     ended: Instant,
-    key: Option<&'static str>,
+    asked: Asked,
+    /// Whose pod sent it, of [`DEVELOPERS`].
+    sender: Option<usize>,
     captured: Option<bool>,
     /// Of the pod, before this connection.
     captured_before: bool,
@@ -43,12 +47,45 @@ pub(crate) struct Attempt {
     answer: Answer,
 }
 
+/// What a request says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Asked {
+    /// The key it carries.
+    pub(crate) key: Option<&'static str>,
+    /// Whose host it names.
+    pub(crate) host: Option<usize>,
+}
+
+impl Asked {
+    /// Sends it and waits for the response.
+    pub(crate) fn ask(self, http: &mut Http) -> Result<Answer> {
+        let host = self.host.map_or_else(|| "web".into(), |who| town::host(DEVELOPERS[who]));
+        let baggage = self.key.map_or_else(String::new, |key| format!("baggage: okteto-divert={key}\r\n"));
+        http.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n{baggage}\r\n").as_bytes())?;
+        Ok(Answer::of(&http.response()?))
+    }
+}
+
 /// What came back.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Answer {
-    From(String),
+pub(crate) enum Answer {
+    /// A server answered: which, and the baggage that the request had when it got there.
+    From(String, Vec<String>),
     Agent(u16),
     Broken(String),
+}
+
+impl Answer {
+    fn of(response: &Response) -> Self {
+        match response.served_by() {
+            Some(by) => {
+                let head = response.text();
+                let fields = head.lines().filter_map(|line| line.strip_prefix("baggage: "));
+                Self::From(by, fields.map(str::to_owned).collect())
+            }
+            None => Self::Agent(response.status),
+        }
+    }
 }
 
 /// What the attempts came to.
@@ -57,6 +94,8 @@ pub(crate) struct Tally {
     pub(crate) right: usize,
     /// ... by a developer's copy.
     pub(crate) diverted: usize,
+    /// ... with a key that the agent gave.
+    pub(crate) injected: usize,
     /// ... by the agent, 503.
     pub(crate) unavailable: usize,
     pub(crate) missed: usize,
@@ -80,21 +119,23 @@ impl Client {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// Sends requests with keys as chance has it until stopped, some to a connection.
+    /// Sends requests as chance has it until stopped, some to a connection.
     pub(crate) fn run(&self, seed: u64) -> Vec<Attempt> {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut attempts = Vec::new();
         let mut captured_before = false;
+        let sender = DEVELOPERS.iter().position(|name| *name == self.pod.namespace());
         while !self.stopped() {
             let to = self.web.address(FAMILIES[random.usize(..2)], PORT);
             let began = Instant::now();
             let stream = self.pod.connect(to);
             let connected = (began, Instant::now());
-            let attempt = |sent, key, captured, answer| Attempt {
+            let attempt = |sent, asked, captured, answer| Attempt {
                 connected,
                 sent,
                 ended: Instant::now(),
-                key,
+                asked,
+                sender,
                 captured,
                 captured_before,
                 late: self.late,
@@ -105,7 +146,7 @@ impl Client {
                 Err(error) => {
                     if !self.stopped() {
                         let answer = Answer::Broken(format!("connect: {error}"));
-                        attempts.push(attempt(began, None, None, answer));
+                        attempts.push(attempt(began, Asked { key: None, host: None }, None, answer));
                     }
                     continue;
                 }
@@ -113,25 +154,19 @@ impl Client {
             *self.current.lock().unwrap_or_else(PoisonError::into_inner) = stream.try_clone().ok();
             let captured = is_captured(&stream, &self.pod).ok().flatten();
             let mut connection = Http::new(stream);
-            // Half of the connections carry one request, the others up to fifty.
-            for _ in 0..if random.bool() { 1 } else { random.usize(1..50) } {
-                let key = KEYS[random.usize(..KEYS.len())];
-                let baggage = key.map(|key| format!("okteto-divert={key}"));
-                let fields: Vec<_> = baggage.iter().map(|value| ("baggage", value.as_str())).collect();
+            // Many carry one request, many some, and some live through several changes.
+            let requests = [1, 1, random.usize(1..50), random.usize(50..2000)][random.usize(..4)];
+            for _ in 0..requests {
+                let asked =
+                    Asked { key: KEYS[random.usize(..KEYS.len())], host: HOSTS[random.usize(..HOSTS.len())] };
                 let sent = Instant::now();
-                let response = connection.get("/", &fields);
+                let answer = asked.ask(&mut connection);
                 if self.stopped() {
                     return attempts;
                 }
-                let broken = response.is_err();
-                let answer = match response {
-                    Ok(response) => match response.served_by() {
-                        Some(by) => Answer::From(by),
-                        None => Answer::Agent(response.status),
-                    },
-                    Err(error) => Answer::Broken(format!("{error:#}")),
-                };
-                attempts.push(attempt(sent, key, captured, answer));
+                let broken = answer.is_err();
+                let answer = answer.unwrap_or_else(|error| Answer::Broken(format!("{error:#}")));
+                attempts.push(attempt(sent, asked, captured, answer));
                 if broken {
                     break;
                 }
@@ -146,38 +181,83 @@ impl Attempt {
     /// Counts it, or says how it is against the rules (semantics.md, Words).
     pub(crate) fn judge(&self, timeline: &Timeline, tally: &mut Tally) -> Result<()> {
         let during = timeline.between(self.sent, self.ended);
-        let may = match self.key {
-            Some("alice") => during.keys[0],
-            Some("bob") => during.keys[1],
-            _ => May::SHARED,
-        };
-        let lifetime = timeline.between(self.connected.0, self.ended);
+        let connecting = timeline.between(self.connected.0, self.connected.1);
+        let given = self.given(&during, &connecting);
         match &self.answer {
-            Answer::Broken(_) if lifetime.ending => tally.broken += 1,
+            Answer::Broken(_) if timeline.between(self.connected.0, self.ended).ending => tally.broken += 1,
             Answer::Broken(_) => bail!("broken though no agent ended: {self:?}"),
-            Answer::Agent(503) if may.be(May::UNAVAILABLE) => tally.unavailable += 1,
-            Answer::Agent(_) => bail!("wrong: {self:?} where it may meet {may:?}"),
-            Answer::From(by) if self.key.is_some_and(|key| *by == format!("{key}/web")) => {
-                if !may.be(May::DIVERTED) {
-                    bail!("wrong: {self:?} where it may meet {may:?}");
-                }
-                tally.right += 1;
-                tally.diverted += 1;
+            Answer::Agent(503) if given.iter().any(|key| may(&during, *key).be(May::UNAVAILABLE)) => {
+                tally.unavailable += 1;
             }
-            Answer::From(by) if by != "staging/web" => bail!("wrong, another's: {self:?}"),
-            Answer::From(_) if may.be(May::SHARED) => tally.right += 1,
-            Answer::From(_) if self.captured == Some(true) => {
-                bail!("wrong: {self:?} where it may meet {may:?}")
-            }
-            Answer::From(_) => {
-                let connecting = timeline.between(self.connected.0, self.connected.1);
-                let unfound = self.late && !self.captured_before;
-                if !connecting.gap && !connecting.nobody_diverts() && !unfound {
-                    bail!("missed outside of a gap: {self:?} where it may meet {may:?}");
+            Answer::Agent(_) => bail!("wrong: {self:?} during {during:?}"),
+            Answer::From(by, baggage) => {
+                let key = match baggage.as_slice() {
+                    [] => None,
+                    [one] => one.strip_prefix("okteto-divert="),
+                    _ => bail!("more than one key: {self:?}"),
+                };
+                // What reached the server says which key the agent went by.
+                if given.contains(&key) && may(&during, key).be(by_whom(by, key)) {
+                    tally.right += 1;
+                    tally.diverted += usize::from(by != "staging/web");
+                    tally.injected += usize::from(key.is_some() && self.asked.key.is_none());
+                } else if self.captured == Some(true) || by != "staging/web" || key != self.asked.key {
+                    bail!("wrong: {self:?} where the key may be {given:?}, during {during:?}");
+                } else {
+                    let unfound = self.late && !self.captured_before;
+                    if !connecting.gap && !connecting.nobody_diverts() && !unfound {
+                        bail!(
+                            "missed outside of a gap: {self:?} where the key may be {given:?}, during {during:?}"
+                        );
+                    }
+                    tally.missed += 1;
                 }
-                tally.missed += 1;
             }
         }
         Ok(())
+    }
+
+    /// The keys that it may have where it is answered, if it was captured: its own, else that of its host, else
+    /// its sender's.
+    fn given(&self, during: &State, connecting: &State) -> Vec<Option<&'static str>> {
+        if let Some(key) = self.asked.key {
+            return vec![Some(key)];
+        }
+        let mut given = Vec::new();
+        if let Some(who) = self.asked.host {
+            let granted = during.developers[who].host;
+            given.extend(granted.yes.then_some(Some(DEVELOPERS[who])));
+            if !granted.no {
+                return given;
+            }
+        }
+        let Some(who) = self.sender else {
+            given.push(None);
+            return given;
+        };
+        let injects = during.developers[who].from_pods;
+        given.extend(injects.yes.then_some(Some(DEVELOPERS[who])));
+        // A connection is captured for this, or for other reasons only, when it is made.
+        if injects.no || connecting.developers[who].from_pods.no {
+            given.push(None);
+        }
+        given
+    }
+}
+
+/// Who may answer a request with a key.
+fn may(during: &State, key: Option<&str>) -> May {
+    let who = key.and_then(|key| DEVELOPERS.iter().position(|name| *name == key));
+    who.map_or(May::SHARED, |who| during.developers[who].web)
+}
+
+/// Who did; nobody at all where it is another developer's.
+pub(crate) fn by_whom(by: &str, key: Option<&str>) -> May {
+    let own = key.and_then(|key| by.strip_prefix(key)?.strip_prefix("/web"));
+    match own {
+        Some("") => May::endpoint(0),
+        Some(number) => number.parse().map_or(May::NOBODY, May::endpoint),
+        None if by == "staging/web" => May::SHARED,
+        None => May::NOBODY,
     }
 }

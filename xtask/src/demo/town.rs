@@ -12,7 +12,7 @@ use divert_tests::manifest::{self, Manifests, Port};
 use divert_tests::process::Process;
 use divert_tests::wait;
 
-use super::interrupt;
+use crate::interrupt;
 
 /// The chain, in the order of the calls.
 pub(super) const CHAIN: [&str; 4] = ["frontend", "api", "catalog", "inventory"];

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::http::{Http, Response};
 use divert_tests::wait;
 
-use super::interrupt;
 use super::town::{CHAIN, COPIES, Town};
+use crate::interrupt;
 
 /// The services that answered a request, in order: `staging/frontend`, `bob/api`, …
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,6 +1,7 @@
 //! Hosts: who is granted which, what is captured for that, and what people are told.
 
 use super::*;
+use crate::world::WorldChange;
 
 /// Granted hosts as `host key>shared,…`.
 fn granted(planner: &Planner) -> Vec<String> {
@@ -213,6 +214,43 @@ fn aliases_are_followed_within_the_pair() {
     // It comes to point elsewhere.
     planner.update(objects(&alias("hop", "example.com")));
     assert_eq!(capture_at(&planner, "10.96.0.10:8080"), None);
+}
+
+#[test]
+fn names_that_are_made_to_resolve_lead_to_the_shared_service() {
+    let mut planner = town(&[
+        simple("staging", "web", "10.96.0.10", "10.0.0.10"),
+        with_hosts("alice", "alice.example.com"),
+        ingress("alice", "own", "", &["alice.example.com>web"]),
+    ]);
+    let captured = |planner: &Planner| capture_at(planner, "10.96.0.10:8080");
+    assert_eq!(captured(&planner).unwrap(), "10.96.0.10:8080 staging/web");
+    // Nothing is made where she has one herself, or wants none.
+    planner.update(objects(&simple("alice", "web", "10.96.1.10", "10.0.1.10")));
+    assert_eq!(captured(&planner).unwrap(), "10.96.0.10:8080 staging/web alice>10.0.1.10:8080");
+    let alias = service("alice", "web", "type: ExternalName, externalName: example.com");
+    planner.update(objects(&alias));
+    assert_eq!(captured(&planner), None);
+    planner.update(objects(&alias).into_iter().map(|change| match change {
+        WorldChange::Upsert(object) => WorldChange::Delete(object.reference()),
+        delete => delete,
+    }));
+    assert_eq!(captured(&planner).unwrap(), "10.96.0.10:8080 staging/web");
+    let spec = "sharedNamespace: staging, hosts: [alice.example.com], names: None";
+    planner.update(objects(&divert("alice", "d", spec)));
+    assert_eq!(captured(&planner), None);
+}
+
+#[test]
+fn an_annotated_ingress_without_a_host_is_refused() {
+    let header = "divert.okteto.com/header: alice";
+    let planner = town(&[
+        ingress("alice", "web", header, &[">catalog"]),
+        divert("alice", "d", "sharedNamespace: staging"),
+    ]);
+    let [status] = planner.ingresses() else { panic!("one") };
+    assert!(status.refused.as_ref().unwrap().contains("it names no host"), "{status:?}");
+    assert_eq!(granted(&planner), [""; 0]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Ctrl-C and SIGTERM end the demo between two requests, so that every guard is dropped.
+//! Ctrl-C and SIGTERM end what is under way between two steps, so that every guard is dropped.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on the signals are noted, and [`check`] fails after one.
-pub(super) fn catch() -> Result<()> {
+pub(crate) fn catch() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();
@@ -29,7 +29,7 @@ pub(super) fn catch() -> Result<()> {
 
 /// # Errors
 /// When one of the signals has come.
-pub(super) fn check() -> Result<()> {
+pub(crate) fn check() -> Result<()> {
     if INTERRUPTED.load(Ordering::Acquire) {
         bail!("interrupted");
     }
