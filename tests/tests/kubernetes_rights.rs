@@ -254,6 +254,13 @@ fn the_controller_may_write_services_that_are_its_own_and_no_others() -> Result<
             }),
         ),
         (
+            "released as a load balancer whose ports stay as they are",
+            json!({
+                "metadata": {"labels": off, "ownerReferences": null},
+                "spec": {"type": "LoadBalancer", "externalName": null, "allocateLoadBalancerNodePorts": false},
+            }),
+        ),
+        (
             "released with external IPs",
             json!({
                 "metadata": {"labels": off, "ownerReferences": null},
