@@ -459,5 +459,11 @@ fn the_api_server_takes_what_is_rendered() -> Result<()> {
         )?;
         ensure!(said.lines().count() >= 17 && !said.contains("arning"), "{said}");
     }
+    let policies = include_str!("../../deploy/networkpolicy.yaml");
+    // Whatever namespaces other tests make.
+    let policies = policies.replace("namespace: alice", "namespace: default");
+    let policies = policies.replace("namespace: staging", "namespace: default");
+    let said = admin.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", "-"], &policies)?;
+    assert_eq!(said.lines().count(), 4, "{said}");
     Ok(())
 }
