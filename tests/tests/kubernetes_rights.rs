@@ -254,6 +254,13 @@ fn the_controller_may_write_services_that_are_its_own_and_no_others() -> Result<
             }),
         ),
         (
+            "released as a load balancer whose ports stay as they are",
+            json!({
+                "metadata": {"labels": off, "ownerReferences": null},
+                "spec": {"type": "LoadBalancer", "externalName": null, "allocateLoadBalancerNodePorts": false},
+            }),
+        ),
+        (
             "released with external IPs",
             json!({
                 "metadata": {"labels": off, "ownerReferences": null},
@@ -452,5 +459,11 @@ fn the_api_server_takes_what_is_rendered() -> Result<()> {
         )?;
         ensure!(said.lines().count() >= 17 && !said.contains("arning"), "{said}");
     }
+    let policies = include_str!("../../deploy/networkpolicy.yaml");
+    // Whatever namespaces other tests make.
+    let policies = policies.replace("namespace: alice", "namespace: default");
+    let policies = policies.replace("namespace: staging", "namespace: default");
+    let said = admin.kubectl(&["apply", "--server-side", "--dry-run=server", "-f", "-"], &policies)?;
+    assert_eq!(said.lines().count(), 4, "{said}");
     Ok(())
 }
