@@ -194,7 +194,7 @@ fn a_change_in_a_large_namespace_costs_little() -> Result<()> {
     let size = size();
     // More addresses than the other tests need.
     let arguments = vec!["--service-cluster-ip-range=10.95.0.0/16,fd00:d1:ffff::/64".to_owned()];
-    let server = Arc::new(ApiServer::start(Options { controllers: true, arguments })?);
+    let server = Arc::new(ApiServer::start(Options { controllers: true, arguments, ..Options::default() })?);
     let admin = server.admin();
     let account = Control::install(&server)?;
     let town = Town::new(&server, "staging", "alice")?;

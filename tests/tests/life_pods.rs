@@ -1,6 +1,7 @@
 //! correctness.md, Life: pods that go and come back, and addresses that change hands.
 
 use anyhow::{Context, Result};
+use divert_tests::agent::Agent;
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::http::Http;
 use divert_tests::lab::{Family, Pod};
@@ -20,6 +21,12 @@ fn connect(town: &Fixture, from: &Pod) -> Result<(Http, bool)> {
 
 fn is_served(town: &Fixture, from: &Pod) -> bool {
     connect(town, from).is_ok_and(|(_, captured)| captured)
+}
+
+/// Waits until one pod is said to be left direct for this reason: that is told after it is done.
+fn wait_counted(agent: &Agent, reason: &str) -> Result<()> {
+    let counted = format!("divert_pods_direct{{reason=\"{reason}\"}} 1");
+    wait::until(&counted, || agent.get("/metrics").is_ok_and(|it| it.text().contains(&counted)))
 }
 
 #[test]
@@ -58,9 +65,7 @@ fn a_sandbox_that_is_gone_is_let_go() -> Result<()> {
     town.lab.remove_sandbox(&client)?;
     // The pod's object is still there: only what exists counts, and our own descriptors do not.
     wait::until("its namespace to be let go", || !held())?;
-    let metrics = agent.get("/metrics")?.text();
-    assert!(metrics.contains(r#"divert_pods_direct{reason="not_found"} 1"#), "{metrics}");
-    Ok(())
+    wait_counted(&agent, "not_found")
 }
 
 #[test]
@@ -144,9 +149,7 @@ fn of_two_namespaces_with_a_pods_address_none_is_served() -> Result<()> {
     let twin = NamedNetNs::new(&format!("{}.twin", town.lab.name()))?;
     twin.ip_batch(&format!("link set lo up\naddr add {}/32 dev lo\n", client.v4))?;
     wait::until("the pod to be left direct", || !is_served(&town, &client))?;
-    let metrics = agent.get("/metrics")?.text();
-    let counted = r#"divert_pods_direct{reason="several_namespaces"} 1"#;
-    assert!(metrics.contains(counted), "{metrics}");
+    wait_counted(&agent, "several_namespaces")?;
     assert!(is_served(&town, &town.lab.pod("bob/web")), "others are");
     drop(twin);
     wait::until("the pod to be served again", || is_served(&town, &client))

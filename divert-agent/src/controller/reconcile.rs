@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 
 use super::conditions::{self, Said};
-use super::known::Known;
+use super::known::{Known, Original};
 use super::names::{self, Action, Wanted};
 use crate::api::{self, DivertStatus};
 use crate::compile::acceptance::Group;
@@ -45,19 +45,23 @@ pub(super) struct News {
     pub(super) said: Said,
 }
 
-/// What was last told about objects that have no status.
+/// What was last told about objects that have no status, and of which UID: one that is deleted and made again is
+/// another.
 #[derive(Debug, Default)]
-pub(super) struct Told(HashMap<ObjectRef, BTreeSet<String>>);
+pub(super) struct Told(HashMap<ObjectRef, (Option<String>, BTreeSet<String>)>);
 
 impl Told {
     /// What of it has not been told as it is.
-    fn untold(&mut self, object: &ObjectRef, said: Vec<Said>) -> Vec<Said> {
+    fn untold(&mut self, object: &ObjectRef, uid: Option<&String>, said: Vec<Said>) -> Vec<Said> {
         let before = match said.is_empty() {
             true => self.0.remove(object),
-            false => self.0.insert(object.clone(), said.iter().map(|it| it.message.clone()).collect()),
+            false => {
+                let messages = said.iter().map(|it| it.message.clone()).collect();
+                self.0.insert(object.clone(), (uid.cloned(), messages))
+            }
         };
-        let before = before.unwrap_or_default();
-        said.into_iter().filter(|it| !before.contains(&it.message)).collect()
+        let before = before.filter(|(told, _)| told.as_ref() == uid).unwrap_or_default();
+        said.into_iter().filter(|it| !before.1.contains(&it.message)).collect()
     }
 
     /// It is to be told anew.
@@ -77,22 +81,13 @@ pub(super) fn tell(
         told.forget(object);
         return status(known, object);
     }
-    let news = told.untold(object, said(known, invalid, object));
-    let mut about = about(known, object);
-    if let Some(invalid) = invalid.get(object) {
-        about.uid.clone_from(&invalid.uid);
-    }
-    let news = news_of(known, &about, news);
-    (!news.is_empty()).then_some(Job::News(news))
-}
-
-/// What can be told about an object: where nothing can be created any more, an Event cannot, either.
-fn news_of(known: &Known, about: &ObjectReference, said: Vec<Said>) -> Vec<News> {
-    let namespace = about.namespace.as_deref().and_then(|name| known.judge.world().namespace(name));
-    if namespace.is_none_or(|namespace| namespace.terminating) {
-        return Vec::new();
-    }
-    said.into_iter().map(|said| News { about: about.clone(), said }).collect()
+    let mut about = about(object, known.diverts.get(object));
+    // By which kubectl describe finds events.
+    let uid = about.uid.take().or_else(|| uid(known, invalid, object));
+    let news = told.untold(object, uid.as_ref(), said(known, invalid, object));
+    about.uid = uid;
+    let news: Vec<_> = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
+    (!news.is_empty() && takes_events(known, object)).then_some(Job::News(news))
 }
 
 fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
@@ -107,7 +102,9 @@ fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
     }
     let (new, news) =
         conditions::next(&original.status, original.generation, &said, &status, Timestamp::now())?;
-    let news = news_of(known, &about(known, object), news);
+    let about = about(object, Some(original));
+    let news = news.into_iter().filter(|_| takes_events(known, object));
+    let news = news.map(|said| News { about: about.clone(), said }).collect();
     let update = StatusUpdate {
         namespace: object.namespace.clone(),
         name: object.name.clone(),
@@ -127,8 +124,8 @@ pub(super) fn said_of_names(known: &Known, status: &compile::DivertStatus) -> Op
 /// What is to be said about an object that has no status; nothing when all is well.
 fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Vec<Said> {
     let no = |kind, reason, message: &str| Said { kind, status: false, reason, message: message.to_owned() };
-    if let Some(invalid) = invalid.get(object) {
-        return vec![no("Accepted", "Invalid", &invalid.problem)];
+    if let Some(Invalid { problem, .. }) = invalid.get(object) {
+        return vec![no("Accepted", "Invalid", problem)];
     }
     match object.kind {
         ObjectKind::Divert(api) => {
@@ -152,27 +149,33 @@ fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRe
     }
 }
 
-/// With its UID, by which kubectl describe finds events.
-fn about(known: &Known, object: &ObjectRef) -> ObjectReference {
+/// Where nothing can be created any more, an Event cannot, either.
+fn takes_events(known: &Known, object: &ObjectRef) -> bool {
+    known.judge.world().namespace(&object.namespace).is_some_and(|namespace| !namespace.terminating)
+}
+
+/// Of what is not a Divert that counts.
+fn uid(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Option<String> {
+    let ingresses = known.judge.world().ingresses(&object.namespace);
+    let mut ingress =
+        ingresses.filter(|it| object.kind == ObjectKind::Ingress && it.ingress.name == object.name);
+    match invalid.get(object) {
+        Some(invalid) => invalid.uid.clone(),
+        None => ingress.next()?.uid.as_deref().map(str::to_owned),
+    }
+}
+
+fn about(object: &ObjectRef, original: Option<&Original>) -> ObjectReference {
     let (api_version, kind) = match object.kind {
         ObjectKind::Divert(api) => (api_version(api), "Divert"),
         _ => ("networking.k8s.io/v1", "Ingress"),
-    };
-    let original = known.diverts.get(object);
-    let ingress = || {
-        let mut ingresses = known.judge.world().ingresses(&object.namespace);
-        ingresses.find(|it| it.ingress.name == object.name)?.uid.as_deref().map(str::to_owned)
-    };
-    let uid = match object.kind {
-        ObjectKind::Ingress => ingress(),
-        _ => original.and_then(|it| it.uid.clone()),
     };
     ObjectReference {
         api_version: Some(api_version.to_owned()),
         kind: Some(kind.to_owned()),
         namespace: Some(object.namespace.to_string()),
         name: Some(object.name.to_string()),
-        uid,
+        uid: original.and_then(|it| it.uid.clone()),
         resource_version: original.and_then(|it| it.resource_version.clone()),
         ..ObjectReference::default()
     }

@@ -153,11 +153,14 @@ impl Writer {
             Action::Update { name, adopt, apply } => {
                 let doing = || format!("updating Service {namespace}/{name}");
                 if let Some(adopt) = adopt {
-                    let adopting = async {
-                        let adopt = serde_json::from_value(adopt.clone()).map_err(kube::Error::SerdeError)?;
-                        services.patch(name, &merge, &Patch::Json::<()>(adopt)).await
+                    let adopt = match serde_json::from_value(adopt.clone()) {
+                        Ok(adopt) => Patch::Json::<()>(adopt),
+                        Err(error) => {
+                            tracing::error!("{}: {error}", doing());
+                            return Outcome::Failed;
+                        }
                     };
-                    if let Err(other) = self.write(adopting, doing).await {
+                    if let Err(other) = self.write(services.patch(name, &merge, &adopt), doing).await {
                         return other;
                     }
                 }
@@ -212,16 +215,13 @@ impl Writer {
         // One that is kept counts a second event of the same reason as the first again, and drops its note:
         // of two refused hosts only one would be told.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        match self.fenced(recorder.publish(&event, about)).await {
-            Ok(Ok(())) | Err(Missed::NotLeading) => true,
-            // Events of a namespace that is gone are nobody's.
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 403 | 404) => true,
-            Ok(Err(error)) => {
-                tracing::debug!("an event could not be told: {}", describe(&error));
-                false
-            }
-            Err(Missed::NoAnswer) => false,
-        }
+        let error = match self.fenced(recorder.publish(&event, about)).await {
+            Ok(Ok(())) | Err(Missed::NotLeading) => return true,
+            Ok(Err(error)) => describe(&error),
+            Err(Missed::NoAnswer) => "no answer".to_owned(),
+        };
+        tracing::debug!("an event could not be told: {error}");
+        false
     }
 }
 
