@@ -115,6 +115,8 @@ pub struct ServiceStatus {
     /// Name of the Service.
     pub name: String,
     /// Endpoints in the developer's namespace that take requests.
+    // Of the formats of integers, the API server knows the signed ones and warns of others.
+    #[schemars(with = "i32", range(min = 0))]
     pub ready_endpoints: u32,
     /// Ready, or why not, in one word.
     pub reason: String,
