@@ -217,11 +217,9 @@ fn a_change_in_a_large_namespace_costs_little() -> Result<()> {
     let late = admin.create(&divert("late", "None"))?;
     let waited = Instant::now();
     admin.wait_condition(&late, "Accepted", "Accepted", "")?;
+    let waited = waited.elapsed();
     let so_far = between(&before, &writes(admin)?).get("POST services").copied().unwrap_or(0);
-    eprintln!(
-        "controller: one who came when {so_far} names were made was told after {:.2?}",
-        waited.elapsed()
-    );
+    eprintln!("controller: one who came when {so_far} names were made was told after {waited:.2?}");
     let made = poll("every name to be made", || {
         std::thread::sleep(Duration::from_millis(500));
         let made = between(&before, &writes(admin)?).get("POST services").copied().unwrap_or(0);
