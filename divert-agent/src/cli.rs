@@ -7,7 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use divert_common::label;
 
 use crate::compile::SettingsArgs;
-use crate::controller::ControllerArgs;
+use crate::controller::{ControllerArgs, UninstallArgs};
+use crate::inspect::{ExplainArgs, StatusArgs};
 use crate::okteto::{DownArgs, UpArgs};
 use crate::plan_view::PlanArgs;
 
@@ -31,6 +32,12 @@ pub enum Command {
     Crd,
     /// Write status, events and names for Diverts of a cluster; one for all nodes.
     Controller(ControllerArgs),
+    /// Take back the names that controllers made, before they are uninstalled.
+    Uninstall(UninstallArgs),
+    /// Show the agents that run, and the pods that they cannot serve and why.
+    Status(StatusArgs),
+    /// Say where a request of a pod goes, and why: the agent of the pod's node answers.
+    Explain(ExplainArgs),
     /// Divert the services of the current namespace, as the section deploy.divert of an okteto.yaml says.
     Up(UpArgs),
     /// Undo `up`.
@@ -51,13 +58,14 @@ pub struct RunArgs {
     /// pods of the kubelet, else the root of cgroup2.
     #[arg(long, value_name = "PATH")]
     pub cgroup: Option<PathBuf>,
-    /// Where the node's cgroup2 hierarchy is mounted. Default: as /proc/self/mountinfo says.
+    /// Where the node's cgroup2 hierarchy is mounted, or the folder whose `unified` it is, beside cgroups v1.
+    /// Default: as /proc/self/mountinfo says.
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
     /// Data plane threads. Default: one for each core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(divert_common::map::MAX_WORKERS)))]
     pub workers: Option<u32>,
-    /// Address of /healthz, /readyz and /metrics.
+    /// Address of /healthz, /readyz, /metrics and of what `status` and `explain` ask.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464")]
     pub admin: SocketAddr,
     /// Seconds that exchanges under way may take at the end (SIGTERM).
@@ -74,6 +82,13 @@ pub struct RunArgs {
     /// connects anew; only on ports that declare HTTP and for Services annotated divert.dev/reconnect.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     pub reconnect_idle: u32,
+    /// Folder in which the agents of this node agree who serves, while one is replaced by another. Without it,
+    /// there is one agent.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Name of this agent among those of the cluster. Default: the name of the host.
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub identity: Option<String>,
     /// Further folders with bind mounts of pods' network namespaces.
     #[arg(long, value_name = "DIR")]
     pub netns_dir: Vec<PathBuf>,

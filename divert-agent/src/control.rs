@@ -1,11 +1,13 @@
 //! Drives the control plane: manifests or a cluster → world → compile → plan. What comes out is a channel of
 //! steps for apply, and readings for people: what is wrong with the source, and the state of each Divert.
 
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use crate::compile::{DivertStatus, EndpointTrust, HostReason, HostRow, IngressStatus, Planner, Settings};
 use crate::kubernetes::{self, Cluster, FollowError};
@@ -20,6 +22,8 @@ pub struct Control {
     pub changes: UnboundedReceiver<PlanChange>,
     /// What people may ask for.
     pub state: Arc<State>,
+    /// For what they ask seldom.
+    pub inquiry: Inquiry,
     watch: Watching,
 }
 
@@ -46,11 +50,52 @@ pub struct State {
     pub ingresses: ArcSwap<Vec<IngressStatus>>,
 }
 
+/// A question to the planner, and where its answer goes.
+pub type Question = Box<dyn FnOnce(&Planner) + Send>;
+
+/// Questions to the planner, wherever it is.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Inquiry {
+    /// It is moved by the thread that watches a folder.
+    Locked(Arc<Mutex<Planner>>),
+    /// It belongs to a thread that takes questions between changes.
+    Sent(UnboundedSender<Question>),
+}
+
+impl fmt::Debug for Inquiry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inquiry").finish_non_exhaustive()
+    }
+}
+
+impl Inquiry {
+    /// The planner's answer; `None` when the control plane has ended. A compile that is under way is waited for.
+    pub async fn ask<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Planner) -> R + Send + 'static,
+    ) -> Option<R> {
+        match self {
+            Self::Locked(planner) => {
+                let planner = planner.clone();
+                let ask = move || question(&planner.lock().unwrap_or_else(PoisonError::into_inner));
+                tokio::task::spawn_blocking(ask).await.ok()
+            }
+            Self::Sent(questions) => {
+                let (answer, answered) = oneshot::channel();
+                let ask = move |planner: &Planner| drop(answer.send(question(planner)));
+                questions.send(Box::new(ask)).ok()?;
+                answered.await.ok()
+            }
+        }
+    }
+}
+
 impl Control {
     /// Parts for users who take the steps in one place and ask for the state in another. The control plane
     /// runs until [`Watching`] is dropped.
-    pub fn split(self) -> (UnboundedReceiver<PlanChange>, Arc<State>, Watching) {
-        (self.changes, self.state, self.watch)
+    pub fn split(self) -> (UnboundedReceiver<PlanChange>, Arc<State>, Inquiry, Watching) {
+        (self.changes, self.state, self.inquiry, self.watch)
     }
 }
 
@@ -61,9 +106,11 @@ impl Control {
 pub fn start(dir: &Path, settings: Settings) -> Result<Control, ManifestsError> {
     let (sender, changes) = unbounded_channel();
     let state = Arc::new(State::default());
-    let mut driver = Driver { planner: Planner::new(settings), sender, state: state.clone(), started: false };
+    let planner = Arc::new(Mutex::new(Planner::new(settings)));
+    let inquiry = Inquiry::Locked(planner.clone());
+    let mut driver = Driver { planner, sender, state: state.clone(), started: false };
     let watch = manifests::watch(dir, move |refresh, report| driver.take(refresh, report))?;
-    Ok(Control { changes, state, watch: Watching::Manifests(watch) })
+    Ok(Control { changes, state, inquiry, watch: Watching::Manifests(watch) })
 }
 
 /// Follows a cluster for the pods of one node. The first step comes once everything has been listed.
@@ -74,12 +121,13 @@ pub fn start_cluster(cluster: Cluster, node: String, settings: Settings) -> Resu
     let (sender, changes) = unbounded_channel();
     let state = Arc::new(State::default());
     let settings = Settings { endpoint_trust: EndpointTrust::PodsOfController, ..settings };
-    let following = kubernetes::follow(cluster, node, settings, sender, state.clone())?;
-    Ok(Control { changes, state, watch: Watching::Cluster(following) })
+    let (ask, questions) = unbounded_channel();
+    let following = kubernetes::follow(cluster, node, settings, sender, state.clone(), questions)?;
+    Ok(Control { changes, state, inquiry: Inquiry::Sent(ask), watch: Watching::Cluster(following) })
 }
 
 struct Driver {
-    planner: Planner,
+    planner: Arc<Mutex<Planner>>,
     sender: UnboundedSender<PlanChange>,
     state: Arc<State>,
     started: bool,
@@ -87,7 +135,9 @@ struct Driver {
 
 impl Driver {
     fn take(&mut self, refresh: Refresh, report: &Report) {
-        let change = self.planner.update(refresh.changes);
+        // Who panicked held it to read it.
+        let mut planner = self.planner.lock().unwrap_or_else(PoisonError::into_inner);
+        let change = planner.update(refresh.changes);
         if !std::mem::replace(&mut self.started, true) || !change.is_empty() {
             // The receiver is gone only while the agent ends.
             let _ = self.sender.send(change);
@@ -101,10 +151,10 @@ impl Driver {
                 Severity::Warning => tracing::warn!("{problem}"),
             }
         }
-        log_ingresses(&self.state.ingresses.load(), self.planner.ingresses());
-        self.state.ingresses.store(Arc::new(self.planner.ingresses().to_vec()));
+        log_ingresses(&self.state.ingresses.load(), planner.ingresses());
+        self.state.ingresses.store(Arc::new(planner.ingresses().to_vec()));
         self.state.report.store(Arc::new(report.clone()));
-        let statuses = self.planner.statuses();
+        let statuses = planner.statuses();
         log_conditions(&self.state.diverts.load(), &statuses);
         self.state.diverts.store(Arc::new(statuses));
     }
@@ -172,7 +222,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("divert-control-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join("staging.yaml"), SHARED).unwrap();
-        let (mut changes, state, watch) = start(&dir, Settings::default()).unwrap().split();
+        let (mut changes, state, _, watch) = start(&dir, Settings::default()).unwrap().split();
         let mut plan = Plan::default();
         plan.apply(changes.try_recv().expect("the first step is there at once"));
         assert_eq!((plan.captures.len(), plan.pods.len()), (0, 4));

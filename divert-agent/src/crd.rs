@@ -17,9 +17,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_that_is_deployed_is_the_one_that_the_types_make() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/crd.yaml");
-        let deployed = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(deployed == yaml().unwrap(), "run `divert-agent crd > deploy/crd.yaml`");
+    fn the_files_that_are_deployed_are_the_one_that_the_types_make() {
+        for file in ["crd.yaml", "chart/divert/files/crd.yaml"] {
+            let path = format!("{}/../deploy/{file}", env!("CARGO_MANIFEST_DIR"));
+            let deployed = std::fs::read_to_string(path).unwrap_or_default();
+            assert!(deployed == yaml().unwrap(), "deploy/{file} is old: run `cargo xtask manifests`");
+        }
     }
 }

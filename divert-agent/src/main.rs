@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use divert_agent::cli::{Cli, Command};
-use divert_agent::{controller, crd, okteto, plan_view, run};
+use divert_agent::{controller, crd, inspect, okteto, plan_view, run};
 use tracing_subscriber::EnvFilter;
 
 /// kube logs each request that fails; what it means for us is logged once by who made it.
@@ -23,6 +23,9 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(*args).map_err(anyhow::Error::from),
         Command::Crd => crd::yaml().map(|yaml| print!("{yaml}")).map_err(anyhow::Error::from),
         Command::Controller(args) => controller::run(args).map_err(anyhow::Error::from),
+        Command::Uninstall(args) => controller::uninstall(args).map_err(anyhow::Error::from),
+        Command::Status(args) => inspect::status(args).map_err(anyhow::Error::from),
+        Command::Explain(args) => inspect::explain(args).map_err(anyhow::Error::from),
         Command::Up(args) => okteto::up(args).map_err(anyhow::Error::from),
         Command::Down(args) => okteto::down(args).map_err(anyhow::Error::from),
         Command::Plan(args) => plan_view::plan_command(args).map_err(anyhow::Error::from),

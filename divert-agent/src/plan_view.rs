@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::columns::Columns;
 use crate::compile::{DivertStatus, IngressStatus, Planner, SettingsArgs};
 use crate::manifests::{Manifests, ManifestsError, Problem};
 use crate::plan::{Backend, CaptureSet, OnUnavailable, Plan, Route, Unavailable};
@@ -268,44 +269,6 @@ impl RouteView {
 
 fn join<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// A titled table with aligned columns.
-struct Columns {
-    title: &'static str,
-    rows: Vec<Vec<String>>,
-}
-
-impl Columns {
-    fn new(title: &'static str, head: &[&str]) -> Self {
-        Self { title, rows: vec![head.iter().map(|&name| name.to_owned()).collect()] }
-    }
-
-    fn row(&mut self, cells: impl Into<Vec<String>>) {
-        self.rows.push(cells.into());
-    }
-
-    fn print(&self) -> String {
-        let mut text = format!("{}\n", self.title);
-        if self.rows.len() == 1 {
-            text.push_str("  none\n");
-            return text;
-        }
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
-        let width = |column: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
-        };
-        let widths: Vec<_> = (0..columns).map(width).collect();
-        for row in &self.rows {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-            let line = cells.collect::<Vec<_>>().join("  ");
-            text.push_str("  ");
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
-    }
 }
 
 #[cfg(test)]

@@ -23,9 +23,10 @@ use crate::kernel::ports::DEFAULT_PORTS;
 use crate::kernel::{cgroup, preflight};
 use crate::kubernetes::Cluster;
 use crate::metrics::Sources;
+use crate::node_lock::{LockError, Place};
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
-use crate::{admin, control, kubernetes, manifests};
+use crate::{admin, control, explain, kubernetes, manifests};
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,9 @@ pub enum RunError {
         /// Length of the prefix.
         prefix: u8,
     },
+    /// The agents of this node cannot agree who serves.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The admin address.
     #[error("listening on the admin address {address}: {source}; choose another with --admin")]
     Admin {
@@ -110,6 +114,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let names =
         KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
     let source = Source::choose(args.manifests, args.node_name).await?;
+    let identity: Arc<str> = args.identity.unwrap_or_else(host_name).into();
+    let node = source.node().map(Arc::from);
     preflight::check()?;
     preflight::raise_open_files()?;
     let root = cgroup::mount(args.cgroup_root.as_deref())?;
@@ -122,6 +128,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let listener =
         admin::bind(args.admin).await.map_err(|source| RunError::Admin { address: args.admin, source })?;
     let workers = args.workers.unwrap_or_else(cores);
+    let place = args.run_dir.map(|folder| Place::take(&folder, &identity)).transpose()?.map(Arc::new);
     let mut hooks = Hooks::load(&HookConfig {
         ranges,
         mark: args.mark,
@@ -135,7 +142,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let config = SpliceConfig {
         ranges,
         mark: args.mark,
-        names,
+        names: names.clone(),
         head_wait: Duration::from_millis(args.head_wait),
         head_timeout: Duration::from_secs(args.head_timeout),
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
@@ -167,10 +174,21 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
             control::start_cluster(*cluster, node, args.settings.into())?
         }
     };
-    let (mut changes, state, watch) = control.split();
-    let sources =
-        Sources { workers: counts, tallies, hooks: counters, apply: driver.status(), control: state };
-    let admin = tokio::spawn(admin::serve(listener, sources));
+    let (mut changes, state, inquiry, watch) = control.split();
+    let agent = admin::agent::Agent {
+        identity,
+        node,
+        place: place.clone(),
+        metrics: Sources {
+            workers: counts,
+            tallies,
+            hooks: counters,
+            apply: driver.status(),
+            control: state,
+        },
+        explain: explain::Sources { control: inquiry, apply: driver.inquiry(), names },
+    };
+    let admin = tokio::spawn(admin::serve(listener, move |path, query| agent.clone().answer(path, query)));
 
     loop {
         tokio::select! {
@@ -187,6 +205,10 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     // All of this waits for threads; a second signal must still be heard.
     let end = tokio::task::spawn_blocking(move || {
         driver.release();
+        // Whoever stood by has what was let go.
+        if let Some(place) = &place {
+            place.give_up();
+        }
         workers.drain(Duration::from_secs(args.drain));
         // Hooks are dropped with what this returns: nothing is left attached.
         driver.stop();
@@ -214,6 +236,13 @@ enum Source {
 }
 
 impl Source {
+    fn node(&self) -> Option<&str> {
+        match self {
+            Self::Manifests(_) => None,
+            Self::Cluster { node, .. } => Some(node),
+        }
+    }
+
     async fn choose(manifests: Option<PathBuf>, node: Option<String>) -> Result<Self, RunError> {
         if let Some(folder) = manifests {
             return Ok(Self::Manifests(folder));
@@ -222,6 +251,10 @@ impl Source {
         let node = node.filter(|node| !node.is_empty()).ok_or(RunError::NoNode)?;
         Ok(Self::Cluster { cluster, node })
     }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn cores() -> u32 {

@@ -15,6 +15,7 @@ pub mod bpf_maps;
 pub mod broker;
 pub mod cgroup;
 pub mod chain;
+pub mod chart;
 pub mod cluster;
 pub mod fixture;
 pub mod http;

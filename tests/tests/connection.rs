@@ -1,9 +1,10 @@
 //! correctness.md, Connection: what an application sees of a connection that is not diverted.
 
 use std::io::{ErrorKind, Read, Write};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use divert_tests::fixture::{Fixture, PORT};
 use divert_tests::lab::{FAMILIES, Family, patient};
 use divert_tests::peer::Peer;
@@ -233,6 +234,40 @@ fn a_destination_that_cannot_be_reached_ends_in_an_error() -> Result<()> {
     let metrics = agent.get("/metrics")?.text();
     ensure!(metrics.contains(r#"divert_connections_reset_total{reason="original_failed"} 5"#), "{metrics}");
     Ok(())
+}
+
+/// Some of them before the agent has noticed that its own connect is through.
+#[test]
+fn what_a_server_says_before_it_resets_comes_through() -> Result<()> {
+    const MANY: usize = 200;
+    const BANNER: &[u8] = b"421 too busy\r\n";
+    let town = Fixture::new()?;
+    let listener = town.server().listen(PORT)?;
+    let _agent = town.agent()?;
+    std::thread::scope(|scope| {
+        // Ends with this closure, and the server's wait with it.
+        let (connected, gone_through) = mpsc::channel();
+        let listener = &listener;
+        let serving = scope.spawn(move || -> Result<()> {
+            for _ in 0..MANY {
+                let (mut server, _) = server::accept(listener)?;
+                // A reset at once could overtake the client's own call of connect.
+                gone_through.recv().context("the client's connect")?;
+                server.write_all(BANNER)?;
+                Peer::new(server).reset();
+            }
+            Ok(())
+        });
+        for number in 0..MANY {
+            let mut client = town.client().connect(town.address(Family::V4))?;
+            connected.send(())?;
+            let mut bytes = Vec::new();
+            let end = client.read_to_end(&mut bytes).map_err(|error| error.kind());
+            ensure!(bytes == BANNER, "{number}: {} bytes", bytes.len());
+            ensure!(end == Err(ErrorKind::ConnectionReset), "{number}: {end:?}");
+        }
+        serving.join().unwrap_or_else(|_| panic!("the server panicked"))
+    })
 }
 
 #[test]

@@ -1,16 +1,18 @@
 //! The controller on a real API server: status, events, names, leadership; and `up` and `down`.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use divert_tests::agent;
+use divert_tests::http::Http;
 use divert_tests::kube::{
     ApiServer, Client, DIVERT, EVENT, LEASE, NAMESPACE, OKTETO_DIVERT, POD, Refusal, SERVICE, Town,
     install_accounts,
 };
-use divert_tests::lab::Lab;
+use divert_tests::lab::{Lab, patient};
 use divert_tests::process::{Place, Process};
 use divert_tests::{manifest, wait};
 use serde_json::{Value, json};
@@ -23,8 +25,21 @@ fn controller(lab: &Lab, user: &Client, namespace: &str, identity: &str) -> Resu
     let mut command = Command::new(agent::program()?);
     command.arg("controller").env("KUBECONFIG", user.kubeconfig()).env("POD_NAMESPACE", namespace);
     command.env("POD_NAME", identity);
+    if identity == "third" {
+        command.args(["--admin", &ADMIN.to_string()]);
+    }
     let place = Place { netns: Some(lab.node().netns()), cgroup: Some(lab.agents_cgroup()) };
     Process::spawn("controller", command, place)
+}
+
+/// Where the third controller says how it stands.
+const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9465);
+
+/// What it says.
+fn readiness(lab: &Lab) -> Result<(u16, String)> {
+    let stream = lab.node().netns().enter(|| TcpStream::connect(ADMIN))??;
+    let response = Http::new(patient(stream)?).get("/readyz", &[("Connection", "close")])?;
+    Ok((response.status, response.text().to_owned()))
 }
 
 /// Runs the program to its end as a user in a namespace would.
@@ -281,6 +296,8 @@ fn another_takes_over_from_a_controller_that_died_and_at_once_from_one_that_ende
     third.wait_for_output("controlling the cluster")?;
     let lease = admin.get(LEASE, "leaders", "divert-controller")?;
     assert_eq!(lease["spec"]["holderIdentity"], "second");
+    let stands = |words: &str| readiness(&lab).is_ok_and(|it| it == (200, format!("ready: {words}\n")));
+    wait::until("the third to be ready to lead", || stands("standing by"))?;
     second.signal(rustix::process::Signal::TERM)?;
     wait::until_within(Duration::from_secs(8), "the third to lead long before the lease expires", || {
         admin
@@ -289,6 +306,7 @@ fn another_takes_over_from_a_controller_that_died_and_at_once_from_one_that_ende
     })?;
     let lease = admin.get(LEASE, "leaders", "divert-controller")?;
     assert_eq!(lease["spec"]["leaseTransitions"], 2);
+    wait::until("the third to say so", || stands("leading"))?;
     Ok(())
 }
 

@@ -55,24 +55,21 @@ enum Change {
     TakeOver,
 }
 
-/// What of each developer changes how often.
-const OF_DEVELOPERS: [(fn(usize) -> Change, usize); 6] = [
-    (Change::Divert, 3),
-    (Change::Ready, 4),
-    (Change::Endpoint, 2),
-    (Change::All, 2),
-    (Change::Inject, 2),
-    (Change::Host, 2),
-];
-const ONCE: [Change; 6] =
-    [Change::Server(0), Change::Client, Change::Kill, Change::End, Change::Hang, Change::TakeOver];
-
+/// All that is played in a round.
 fn deck() -> Vec<Change> {
-    let of_developers = [0, 1]
-        .into_iter()
-        .flat_map(|who| OF_DEVELOPERS.map(|(change, times)| vec![change(who); times]))
-        .flatten();
-    of_developers.chain(ONCE).collect()
+    let of_developer = |who| {
+        let times = [
+            (Change::Divert(who), 3),
+            (Change::Ready(who), 4),
+            (Change::Endpoint(who), 2),
+            (Change::All(who), 2),
+            (Change::Inject(who), 2),
+            (Change::Host(who), 2),
+        ];
+        times.into_iter().flat_map(|(change, times)| vec![change; times])
+    };
+    let once = [Change::Server(0), Change::Client, Change::Kill, Change::End, Change::Hang, Change::TakeOver];
+    [0, 1].into_iter().flat_map(of_developer).chain(once).collect()
 }
 
 struct Churn<'s> {

@@ -46,12 +46,15 @@ fn all_right(town: &Fixture) -> Result<()> {
     Ok(())
 }
 
-/// Waits until there is in each pod what one agent makes there, and no other.
-fn traces_of_one(town: &Fixture) -> Result<()> {
+/// Waits until there is in each pod what one agent makes there, and no other, and connections are captured.
+fn wait_served(town: &Fixture) -> Result<()> {
     for pod in town.lab.pods() {
-        // A namespace that is found before it has all its addresses is served by one family for some seconds.
         wait::until(&format!("{} to be served by both families", pod.name()), || {
             traces::of(pod).is_ok_and(|found| (found.label_routes, found.lookups) == (2, 1))
+                && FAMILIES.iter().all(|family| {
+                    let stream = pod.connect(town.address(*family));
+                    stream.is_ok_and(|stream| is_captured(&stream, pod).is_ok_and(|it| it == Some(true)))
+                })
         })?;
     }
     Ok(())
@@ -92,7 +95,7 @@ fn restart(agent: &mut Agent, town: &mut Fixture, servers: &mut [Echo; 3], first
             *agent = town.agent()?;
         }
     }
-    traces_of_one(town)?;
+    wait_served(town)?;
     all_right(town)
 }
 

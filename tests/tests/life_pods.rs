@@ -1,6 +1,7 @@
 //! correctness.md, Life: pods that go and come back, and addresses that change hands.
 
 use anyhow::{Context, Result};
+use divert_tests::agent::Agent;
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::http::Http;
 use divert_tests::lab::{Family, Pod};
@@ -20,6 +21,12 @@ fn connect(town: &Fixture, from: &Pod) -> Result<(Http, bool)> {
 
 fn is_served(town: &Fixture, from: &Pod) -> bool {
     connect(town, from).is_ok_and(|(_, captured)| captured)
+}
+
+/// Waits until one pod is said to be left direct for this reason: that is told after it is done.
+fn wait_counted(agent: &Agent, reason: &str) -> Result<()> {
+    let counted = format!("divert_pods_direct{{reason=\"{reason}\"}} 1");
+    wait::until(&counted, || agent.get("/metrics").is_ok_and(|it| it.text().contains(&counted)))
 }
 
 #[test]
@@ -58,9 +65,7 @@ fn a_sandbox_that_is_gone_is_let_go() -> Result<()> {
     town.lab.remove_sandbox(&client)?;
     // The pod's object is still there: only what exists counts, and our own descriptors do not.
     wait::until("its namespace to be let go", || !held())?;
-    let metrics = agent.get("/metrics")?.text();
-    assert!(metrics.contains(r#"divert_pods_direct{reason="not_found"} 1"#), "{metrics}");
-    Ok(())
+    wait_counted(&agent, "not_found")
 }
 
 #[test]
@@ -144,9 +149,7 @@ fn of_two_namespaces_with_a_pods_address_none_is_served() -> Result<()> {
     let twin = NamedNetNs::new(&format!("{}.twin", town.lab.name()))?;
     twin.ip_batch(&format!("link set lo up\naddr add {}/32 dev lo\n", client.v4))?;
     wait::until("the pod to be left direct", || !is_served(&town, &client))?;
-    let metrics = agent.get("/metrics")?.text();
-    let counted = r#"divert_pods_direct{reason="several_namespaces"} 1"#;
-    assert!(metrics.contains(counted), "{metrics}");
+    wait_counted(&agent, "several_namespaces")?;
     assert!(is_served(&town, &town.lab.pod("bob/web")), "others are");
     drop(twin);
     wait::until("the pod to be served again", || is_served(&town, &client))
@@ -174,4 +177,35 @@ fn a_pod_that_is_planned_before_its_sandbox_is_served_when_it_comes() -> Result<
         let traces = agent.traces_in(&come);
         traces.is_ok_and(|it| it.iter().all(|it| !it.starts_with("listener") && !it.contains("240.64")))
     })
+}
+
+#[test]
+fn a_pod_that_is_found_before_it_has_all_its_addresses_is_served_by_both_families() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let client = town.client();
+    let captured = |family| {
+        let stream = client.connect(town.address(family))?;
+        is_captured(&stream, &client)?.context("the connection is in no table of sockets")
+    };
+    for (family, taken) in
+        [(Family::V6, format!("{}/64", client.v6)), (Family::V4, format!("{}/24", client.v4))]
+    {
+        let other = if family == Family::V6 { Family::V4 } else { Family::V6 };
+        client.named_netns().ip_batch(&format!("addr del {taken} dev eth0\n"))?;
+        let _agent = town.agent()?;
+        assert!(captured(other)?);
+        // What comes second with it is how others are reached.
+        let routes = match family {
+            Family::V4 => format!("route add {} dev eth0 src {}\n", town.lab.service_ranges().0, client.v4),
+            Family::V6 => {
+                format!("route replace {} dev eth0 src {}\n", town.lab.service_ranges().1, client.v6)
+            }
+        };
+        let nodad = if family == Family::V6 { " nodad" } else { "" };
+        client.named_netns().ip_batch(&format!("addr add {taken} dev eth0{nodad}\n{routes}"))?;
+        wait::until("the pod to be served by both", || captured(family).is_ok_and(|it| it))?;
+        assert!(captured(other)?);
+    }
+    Ok(())
 }

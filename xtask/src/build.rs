@@ -12,7 +12,7 @@ use crate::{command, linker, workspace};
 /// Objects of divert-ebpf.
 const OBJECTS: [&str; 2] = ["connect", "lookup"];
 
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Args {
     /// Builds the agent optimized. The eBPF objects always are: the verifier wants it so.
     #[arg(long)]

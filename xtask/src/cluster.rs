@@ -93,6 +93,11 @@ pub(crate) fn run(task: &Task) -> Result<()> {
     }
 }
 
+/// Helm, built if need be.
+pub(crate) fn helm() -> Result<PathBuf> {
+    parts::HELM.build()
+}
+
 /// Gets Kubernetes and all else. Gives the folder of all else.
 pub(crate) fn build() -> Result<PathBuf> {
     kubernetes::build()?;

@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes | cluster`.
+//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes | cluster | image | manifests`.
 
 mod build;
 mod cache;
@@ -7,9 +7,11 @@ mod command;
 mod demo;
 mod golang;
 mod gomodule;
+mod image;
 mod interrupt;
 mod kubernetes;
 mod linker;
+mod manifests;
 mod packages;
 mod test;
 mod toolchain;
@@ -32,6 +34,10 @@ enum Task {
     Demo(demo::Args),
     /// Builds the Kubernetes that tests run, once; `cargo xtask test` does so, too.
     Kubernetes,
+    /// Writes the agent's container image, without a container engine.
+    Image(image::Args),
+    /// Makes the files below deploy that are made from others: definition, plain manifests.
+    Manifests(manifests::Args),
     /// A real cluster of several nodes on this machine, with no way out. As root.
     #[command(subcommand)]
     Cluster(cluster::Task),
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
+        Task::Image(args) => image::run(&args),
+        Task::Manifests(args) => manifests::run(&args),
         Task::Cluster(task) => cluster::run(&task),
         Task::DemoService(args) => demo::service::run(&args),
     };

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::command::{self, clean};
 use crate::toolchain::nightlies;
-use crate::{build, cache, cluster, kubernetes, packages, workspace};
+use crate::{build, cache, cluster, kubernetes, manifests, packages, workspace};
 
 const CARGO_FUZZ: &str = "0.13.2";
 /// Targets of divert-agent/http/fuzz.
@@ -38,6 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Programs that the tests start; `cargo test` builds those of a package for that package's tests alone.
     cargo(&["build", "--workspace", "--bins"])?;
     let agent = workspace::target().join("debug/divert-agent");
+    manifests::check(&agent)?;
     let kubernetes = kubernetes::build()?;
     let cluster = cluster::build()?;
     let mut test = at_root();

@@ -11,7 +11,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, warn};
 
 use super::{Applier, Status};
@@ -23,13 +23,30 @@ const AFTER_A_REPORT: Duration = Duration::from_secs(1);
 /// Pace in that time.
 const QUICK: Duration = Duration::from_millis(20);
 
-#[derive(Debug)]
 enum Command {
     Apply(PlanChange),
     Look,
+    Ask(Box<dyn FnOnce(&Applier) + Send>),
     /// Answered when it is done.
     Release(SyncSender<()>),
     Stop,
+}
+
+/// Questions to a running applier.
+#[derive(Clone, Debug)]
+pub struct Inquiry(Sender<Command>);
+
+impl Inquiry {
+    /// Its answer; `None` when it has ended.
+    pub async fn ask<R: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Applier) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (answer, answered) = oneshot::channel();
+        let ask = move |applier: &Applier| drop(answer.send(question(applier)));
+        self.0.send(Command::Ask(Box::new(ask))).ok()?;
+        answered.await.ok()
+    }
 }
 
 /// A running applier. Dropping it stops it and leaves the kernel clean.
@@ -66,6 +83,11 @@ impl Driver {
         self.send(Command::Release(done));
         // An error says that the thread has ended, and its hooks with it.
         let _ = wait.recv();
+    }
+
+    /// For questions to the applier.
+    pub fn inquiry(&self) -> Inquiry {
+        Inquiry(self.commands.clone())
     }
 
     /// The status, and when it changes.
@@ -114,6 +136,7 @@ fn run(
                 quick_until = Instant::now() + AFTER_A_REPORT;
                 due = due.min(Instant::now() + QUICK);
             }
+            Ok(Command::Ask(question)) => question(&applier),
             Ok(Command::Release(done)) => {
                 applier.release();
                 // Who asked may have gone.

@@ -15,6 +15,7 @@
 mod captures;
 pub mod driver;
 mod labels;
+pub mod live;
 mod pods;
 pub mod reconnect;
 mod resting;

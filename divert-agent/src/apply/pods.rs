@@ -10,11 +10,12 @@ use divert_common::label::Label;
 use divert_common::netns::{NetNs, NetNsId};
 use tracing::{debug, info, warn};
 
+use super::live;
 use super::reconnect::Reconnect;
 use super::served::{Common, Served};
 use super::status::{Direct, Status};
 use crate::kernel::addresses::Addresses;
-use crate::kernel::hooks::Hooks;
+use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::{self, Candidates, NoMatch, Processes, Scanner, Sought};
 use crate::kernel::pod_cgroups::{Members, PodCgroups};
 use crate::plan::{PodPlan, PodRef};
@@ -161,28 +162,32 @@ impl Pods {
     }
 
     /// Reads the addresses of namespaces that are new, and again of those that may have changed in a
-    /// way that matters: at a quick look, those that are nobody's while a pod is still sought.
+    /// way that matters: at a quick look, those that are nobody's while a pod is still sought, and of pods that
+    /// do not have all of theirs yet.
     fn read_addresses(&mut self, look: Look, candidates: &Candidates) {
-        let served: HashMap<NetNsId, (&NetNs, u8)> = self
+        let served: HashMap<NetNsId, (&NetNs, u8, bool)> = self
             .pods
             .values()
             .filter_map(|entry| match &entry.state {
-                State::Served { served, misses } => Some((served.id(), (served.netns(), *misses))),
+                State::Served { served, misses } => {
+                    Some((served.id(), (served.netns(), *misses, served.lacks_a_family(&entry.plan))))
+                }
                 State::Direct { .. } => None,
             })
             .collect();
         let sought = served.len() < self.pods.len();
         self.known.retain(|id, _| {
-            candidates.contains_key(id) || served.get(id).is_some_and(|(_, misses)| *misses < MISSES)
+            candidates.contains_key(id) || served.get(id).is_some_and(|(_, misses, _)| *misses < MISSES)
         });
         for (id, candidate) in candidates {
-            let owner = served.get(id).map(|(netns, _)| *netns);
-            let stale = look == Look::Thorough || (owner.is_none() && sought);
+            let owner = served.get(id);
+            let incomplete = owner.map_or(sought, |(_, _, lacks_a_family)| *lacks_a_family);
+            let stale = look == Look::Thorough || incomplete;
             if self.known.contains_key(id) && !stale {
                 continue;
             }
             let read = match owner {
-                Some(netns) => Addresses::of(netns),
+                Some((netns, ..)) => Addresses::of(netns),
                 None => netns_find::open(*id, candidate).and_then(|it| Addresses::of(&it)),
             };
             match read {
@@ -274,6 +279,24 @@ impl Pods {
         served.flat_map(|it| it.labels_under_way(common)).collect()
     }
 
+    /// The capture set of a pod, and how it is served.
+    pub(super) fn look_up(
+        &self,
+        name: &PodRef,
+        hooks: &Hooks,
+    ) -> Result<Option<(u32, live::Served)>, HookError> {
+        let Some(entry) = self.pods.get(name) else { return Ok(None) };
+        let served = match &entry.state {
+            State::Served { served, .. } => live::Served::Yes {
+                port: served.port(),
+                registered: served.is_registered(hooks)?,
+                key: entry.plan.key.clone(),
+            },
+            State::Direct { why, .. } => live::Served::No(why.clone()),
+        };
+        Ok(Some((entry.set, served)))
+    }
+
     /// Adds pods to the status.
     pub(super) fn report(&self, status: &mut Status) {
         for (name, entry) in &self.pods {
@@ -301,7 +324,8 @@ impl Entry {
         let State::Served { served, .. } = &self.state else { return };
         let why = match (matched, known.get(&served.id())) {
             (Ok(id), Some(held)) if id == served.id() => match look {
-                Look::Quick => return,
+                Look::Quick if served.still_suits(&self.plan, held) => return,
+                Look::Quick => Direct::Failed("its addresses have changed".into()),
                 Look::Thorough => match served.check(common, &self.plan, held) {
                     Ok(()) => return,
                     Err(why) => why,

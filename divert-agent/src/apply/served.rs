@@ -20,7 +20,7 @@ use super::reconnect::Search;
 use super::status::Direct;
 use crate::kernel::addresses::Addresses;
 use crate::kernel::cookie::NetnsCookie;
-use crate::kernel::hooks::Hooks;
+use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::listeners::{self, Families, PortListeners};
 use crate::kernel::lookup::Assignment;
 use crate::kernel::ports::{self, PortNeeds};
@@ -44,6 +44,7 @@ pub(super) struct Common {
 pub(super) struct Served {
     cookie: NetnsCookie,
     port: u16,
+    /// As chosen when it was opened.
     sources: Sources,
     /// Inodes of the listening sockets.
     listeners: BTreeSet<u32>,
@@ -97,7 +98,7 @@ impl Served {
         if !held.loopback_is_up {
             return Err(Direct::LoopbackDown);
         }
-        let mut sources = Sources::choose(plan, held)?;
+        let sources = Sources::choose(plan, held)?;
         let cookie =
             NetnsCookie::of_netns(&netns).map_err(failed("asking for the cookie of its namespace"))?;
         let mut socket = RouteSocket::open(&netns, &common.ranges)
@@ -109,14 +110,13 @@ impl Served {
         let (port, PortListeners { listeners, inodes }) =
             open_port(common, &netns, plan, sources, &predecessors)?;
         let first = listeners.first().ok_or(Direct::NoFreePort)?;
-        if first.v6.is_none() {
-            sources.v6 = None;
-        }
 
         let pod = Arc::new(Pod::new(name.clone(), netns, plan.key.clone()));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
         for range in Prefix::of_labels(&common.ranges) {
-            if let Some(source) = sources.of(&range) {
+            // IPv6 may be switched off though there are addresses.
+            let listens = range.address.is_ipv4() || first.v6.is_some();
+            if let Some(source) = sources.of(&range).filter(|_| listens) {
                 let route = LabelRoute { range, source: Some(source), metric: port.into() };
                 socket.add(&route).map_err(failed("adding a label route"))?;
                 routes.routes.push(route);
@@ -152,6 +152,11 @@ impl Served {
     pub(super) fn register(&self, hooks: &mut Hooks, set: u32) -> Result<(), Direct> {
         let entry = PodEntry { set, port: self.port, reserved: 0 };
         hooks.register_pod(self.cookie, entry).map_err(failed("registering it with the hooks"))
+    }
+
+    /// Whether the hooks know the namespace, by this agent's port.
+    pub(super) fn is_registered(&self, hooks: &Hooks) -> Result<bool, HookError> {
+        Ok(hooks.registered(self.cookie)?.is_some_and(|entry| entry.port == self.port))
     }
 
     /// Stops capturing, resets the connections that are spliced, closes and removes all that was opened.
@@ -195,12 +200,19 @@ impl Served {
     /// Whether what was opened is what would be opened now for this plan of the pod.
     pub(super) fn still_suits(&self, plan: &PodPlan, held: &Addresses) -> bool {
         let suits = match Sources::choose(plan, held) {
-            // IPv6 may be missing here because it is switched off, though there are addresses.
-            Ok(now) => now.v4 == self.sources.v4 && (now.v6 == self.sources.v6 || self.sources.v6.is_none()),
+            Ok(now) => now == self.sources,
             // A link that came back has its addresses checked again; they will be the same.
             Err(_) => true,
         };
         suits && !plan.ports.contains(&self.port)
+    }
+
+    /// Whether an address of the plan's was not there when the pod was opened: it is served by one family only. A
+    /// namespace may be found before it has all.
+    pub(super) fn lacks_a_family(&self, plan: &PodPlan) -> bool {
+        let lacks =
+            |it: &IpAddr| if it.is_ipv4() { self.sources.v4.is_none() } else { self.sources.v6.is_none() };
+        plan.addresses.iter().any(lacks)
     }
 
     /// Labels that sockets in the namespace are connected, or connecting, to at this agent's port.

@@ -67,6 +67,11 @@ impl Planner {
         }
     }
 
+    /// What is judged of it: consent, coverage, hosts.
+    pub fn judge(&self) -> &Judge {
+        &self.judge
+    }
+
     /// What exists now.
     pub fn world(&self) -> &World {
         self.judge.world()

@@ -21,11 +21,13 @@ pub(super) const WRITE: Duration = Duration::from_secs(4);
 /// Others may take a Lease that has not changed for so long.
 const DURATION: Duration = Duration::from_secs(15);
 /// Who has not renewed for so long stops writing.
-const DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// A look that is not answered is given up, so that the next can go by another connection.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks, and between two renewals.
 const PACE: Duration = Duration::from_secs(2);
+/// For so long nobody leads after the lease was taken for good.
+const TAKEN_FOR: Duration = Duration::from_secs(300);
 
 /// Whether this controller may write.
 #[derive(Clone, Debug)]
@@ -34,6 +36,11 @@ pub(super) struct Leadership {
 }
 
 impl Leadership {
+    /// Of who has [`take`]n the Lease.
+    pub(super) fn taken() -> Self {
+        Self { until: Arc::new(Mutex::new(Some(Instant::now() + TAKEN_FOR))) }
+    }
+
     /// To be asked before each write.
     pub(super) fn is_held(&self) -> bool {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,6 +54,21 @@ impl Leadership {
 
     fn set(&self, until: Option<Instant>) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+}
+
+/// Takes the Lease from whoever has it, for five minutes. The former holder may write for [`DEADLINE`] longer, if it
+/// does not hear of it.
+pub(super) async fn take(api: &Api<Lease>, name: &str, identity: &str) -> kube::Result<()> {
+    let lease = api.get_opt(name).await?;
+    let turn = if lease.is_some() { Turn::Take } else { Turn::Create };
+    let mut lease = next(lease, turn, name, identity);
+    if let Some(spec) = lease.spec.as_mut() {
+        spec.lease_duration_seconds = i32::try_from(TAKEN_FOR.as_secs()).ok();
+    }
+    match turn {
+        Turn::Create => api.create(&PostParams::default(), &lease).await.map(drop),
+        _ => api.replace(name, &PostParams::default(), &lease).await.map(drop),
     }
 }
 

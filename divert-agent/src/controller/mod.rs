@@ -15,6 +15,7 @@
 //! | `names` | pure: what to do about one of them |
 //! | `reconcile` | pure: from what is known to what is to be written about one thing |
 //! | `write` | the requests, each after a look at the lease |
+//! | `uninstall` | takes back what was made, when nobody is to write any more |
 
 mod cache;
 mod conditions;
@@ -27,11 +28,13 @@ mod queue;
 mod reconcile;
 #[cfg(test)]
 mod tests;
+mod uninstall;
 mod wishes;
 mod write;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,16 +56,20 @@ use self::names::Action;
 use self::pace::Pace;
 use self::queue::{Queue, Work};
 use self::reconcile::{Job, Told};
+pub use self::uninstall::{UninstallArgs, run as uninstall};
 use self::write::{Outcome, Writer};
-use crate::api;
+use crate::admin::controller::Standing;
 use crate::compile::{EndpointTrust, Settings, SettingsArgs};
 use crate::kubernetes::source::Source;
 use crate::kubernetes::{Cluster, ConnectError};
+use crate::{admin, api};
 
 /// Changes that come together are written together.
 const SETTLE: Duration = Duration::from_millis(100);
 /// After a write that failed.
 const RETRY: Duration = Duration::from_secs(5);
+/// Name of the Lease, if no other is said.
+const DEFAULT_LEASE: &str = "divert-controller";
 /// Writes under way at a time.
 const AT_ONCE: usize = 16;
 /// Looks that may find nothing to write, before the watches have their turn.
@@ -78,7 +85,7 @@ pub struct ControllerArgs {
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     pub identity: Option<String>,
     /// Name of the Lease by which one of several controllers leads.
-    #[arg(long, value_name = "NAME", default_value = "divert-controller")]
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_LEASE)]
     pub lease: String,
     /// Label selector of the agents' Pods in that namespace.
     #[arg(long, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=divert-agent")]
@@ -93,6 +100,9 @@ pub struct ControllerArgs {
     /// Most writes a second to the API server.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub kube_api_qps: u32,
+    /// Address of /healthz and /readyz. Default: none.
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
     /// The same as the agents'.
     #[command(flatten)]
     pub settings: SettingsArgs,
@@ -105,6 +115,14 @@ pub enum ControllerError {
     /// No cluster.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+    /// The admin address.
+    #[error("listening on the admin address {address}: {source}; choose another with --admin")]
+    Admin {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
     /// The system has no descriptor left.
     #[error("{doing}: {source}")]
     System {
@@ -112,6 +130,16 @@ pub enum ControllerError {
         doing: &'static str,
         /// Why not.
         source: io::Error,
+    },
+    /// Names are left behind.
+    #[error(
+        "{problem}, after two minutes; `kubectl get services -A -l {}` shows what is left, which \
+         can be deleted by hand once no controller runs",
+        api::EXTERNAL_NAME
+    )]
+    NotTakenBack {
+        /// What is in the way.
+        problem: String,
     },
 }
 
@@ -148,6 +176,13 @@ async fn control(
     end: impl Future<Output = ()>,
 ) -> Result<(), ControllerError> {
     let client = cluster.client()?;
+    let standing = Arc::new(Standing::default());
+    if let Some(address) = args.admin {
+        let listener =
+            admin::bind(address).await.map_err(|source| ControllerError::Admin { address, source })?;
+        let standing = standing.clone();
+        tokio::spawn(admin::serve(listener, move |path, _| std::future::ready(standing.answer(&path))));
+    }
     let namespace = args.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(host_name);
     tracing::info!("controlling the cluster of {} from namespace {namespace}, as {identity}", cluster.url());
@@ -205,7 +240,9 @@ async fn control(
             () = sleep_until(at), if wake.is_some() => known.take_time(Instant::now()),
             () = &mut end => break,
         };
-        let leads = source.is_complete() && known.is_complete() && *led.borrow();
+        let synced = source.is_complete() && known.is_complete();
+        let leads = synced && *led.borrow();
+        standing.set(synced, leads);
         match (leads, known.wishes.is_some()) {
             (true, false) => {
                 let all = known.begin(args.max_names);

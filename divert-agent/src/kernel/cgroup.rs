@@ -40,13 +40,20 @@ pub enum CgroupError {
     },
 }
 
-/// Where cgroup2 is mounted: `root` if given (`--cgroup-root`), else as mountinfo says.
+/// Where cgroup2 is mounted: `root` if given (`--cgroup-root`), or `unified` below it, where systemd mounts
+/// cgroup2 beside cgroups v1; else as mountinfo says.
 ///
 /// # Errors
 /// When it is mounted nowhere, or `root` is something else.
 pub fn mount(root: Option<&Path>) -> Result<PathBuf, CgroupError> {
     let path = match root {
-        Some(root) => root.to_owned(),
+        Some(root) => {
+            let unified = root.join("unified");
+            match open_directory(root) {
+                Err(CgroupError::NotCgroup2 { .. }) if open_directory(&unified).is_ok() => unified,
+                _ => root.to_owned(),
+            }
+        }
         None => {
             let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(CgroupError::Mounts)?;
             cgroup2_mount(&mounts).ok_or(CgroupError::NotMounted)?
@@ -264,6 +271,16 @@ mod tests {
             let pods: Vec<_> =
                 pods.iter().map(|pod| PathBuf::from(pod.replace('A', A).replace('B', B))).collect();
             assert_eq!(above_pods(Path::new("/c"), &pods), Path::new(expected), "{pods:?}");
+        }
+    }
+
+    #[test]
+    fn beside_cgroups_v1_the_hierarchy_is_found() {
+        let found = mount(None).unwrap();
+        assert_eq!(mount(Some(&found)).unwrap(), found);
+        // Where this machine has both; elsewhere there is nothing to be seen.
+        if found.ends_with("unified") {
+            assert_eq!(mount(found.parent()).unwrap(), found);
         }
     }
 

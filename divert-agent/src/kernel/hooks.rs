@@ -266,6 +266,29 @@ impl Hooks {
         })
     }
 
+    /// What is registered for a network namespace.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn registered(&self, netns: NetnsCookie) -> Result<Option<PodEntry>, HookError> {
+        absent_is_none(self.pods.get(&netns.0, 0)).map_err(|source| {
+            HookError::map("looking up", format_args!("network namespace {}", netns.0), source)
+        })
+    }
+
+    /// Where connections of a capture set to `address` are led.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn captured(&self, set: u32, address: SocketAddr) -> Result<Option<Label>, HookError> {
+        let index = match CaptureKey::new(set, address) {
+            CaptureKey::V4(key) => self.capture4.get(&key, 0),
+            CaptureKey::V6(key) => self.capture6.get(&key, 0),
+        };
+        let index = absent_is_none(index).map_err(|source| HookError::map("looking up", address, source))?;
+        Ok(index.and_then(Label::new))
+    }
+
     /// Sets what getpeername shows for a label.
     ///
     /// # Errors
@@ -378,6 +401,14 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupS
 fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, HookError> {
     let map = ebpf.take_map(name).ok_or(HookError::Missing { what: name })?;
     M::try_from(map).map_err(|source| HookError::map("opening the eBPF map", name, source))
+}
+
+/// What is not there is no error to who only looks.
+fn absent_is_none<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match found {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => absent_is_fine(Err(error)).map(|()| None),
+    }
 }
 
 /// Removing what is not there has done what was asked.

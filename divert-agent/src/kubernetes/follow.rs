@@ -4,13 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::source::Source;
 use super::{Cluster, ConnectError};
 use crate::compile::{Planner, Settings};
-use crate::control::State;
+use crate::control::{Question, State};
 use crate::plan::PlanChange;
 
 /// A cluster that is being followed; dropping it ends that.
@@ -44,7 +44,7 @@ pub enum FollowError {
 }
 
 /// Follows the cluster and sends steps of the plan for the pods of `node`. The first is sent once everything
-/// has been listed; what is wrong meanwhile, and later, is in the state.
+/// has been listed; what is wrong meanwhile, and later, is in the state. Questions are answered between changes.
 ///
 /// # Errors
 /// When it cannot begin. An API server that is away is no error: it is waited for.
@@ -54,6 +54,7 @@ pub fn follow(
     settings: Settings,
     sender: UnboundedSender<PlanChange>,
     state: Arc<State>,
+    questions: UnboundedReceiver<Question>,
 ) -> Result<Following, FollowError> {
     let (stop, stopped) = oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -72,7 +73,7 @@ pub fn follow(
                 troubles: Vec::new(),
             };
             tokio::select! {
-                () = follower.run(source) => {}
+                () = follower.run(source, questions) => {}
                 // Dropped: the agent ends.
                 _ = stopped => {}
             }
@@ -91,9 +92,15 @@ struct Follower {
 }
 
 impl Follower {
-    async fn run(&mut self, mut source: Source) {
+    async fn run(&mut self, mut source: Source, mut questions: UnboundedReceiver<Question>) {
         loop {
-            let batch = source.next(self.planner.world()).await;
+            let batch = tokio::select! {
+                batch = source.next(self.planner.world()) => batch,
+                Some(question) = questions.recv() => {
+                    question(&self.planner);
+                    continue;
+                }
+            };
             let change = self.planner.update(batch.changes);
             if self.planned {
                 self.send(change);

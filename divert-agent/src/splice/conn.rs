@@ -58,6 +58,11 @@ impl Conn {
     pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // A fresh socket is first writable when its connect has ended, and stays so: nothing to clear.
         let _ = ready!(self.fd.poll_write_ready(cx))?;
+        // A server that has spoken and reset the connection by now: it was open, and what was said comes first. To
+        // ask for the error would use it up, and the reset would read as a clean end.
+        if rustix::io::ioctl_fionread(self.socket()).is_ok_and(|unread| unread > 0) {
+            return Poll::Ready(Ok(()));
+        }
         Poll::Ready(match self.socket().take_error()? {
             Some(error) => Err(error),
             None => Ok(()),

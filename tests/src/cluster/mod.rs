@@ -21,7 +21,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -214,19 +214,7 @@ impl Cluster {
     /// # Errors
     /// With what it says, when it fails.
     pub fn helm(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new(self.programs.helm());
-        command
-            .arg("--kubeconfig")
-            .arg(self.admin.kubeconfig())
-            .args(arguments)
-            .env("HOME", self.folder.path());
-        command.stdin(Stdio::null());
-        let line = format!("helm {}", arguments.join(" "));
-        let output = self.nodes[0].netns().netns().enter(|| command.output())?;
-        let output = output.with_context(|| format!("running {line}"))?;
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{line}: {}", error.trim_end());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.admin.helm(arguments)
     }
 
     /// Gives every node the images of an archive (OCI or docker's). Their tags are to be other than `latest`, which a

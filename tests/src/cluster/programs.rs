@@ -37,10 +37,6 @@ impl Programs {
         self.0.join("root/usr/lib/cni")
     }
 
-    pub(super) fn helm(&self) -> PathBuf {
-        self.0.join("helm")
-    }
-
     /// Archives of the images that every node gets.
     pub(super) fn images(&self) -> [PathBuf; 2] {
         ["tiny.tar", "dns.tar"].map(|name| self.0.join("images").join(name))

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use super::kind::{self, Kind, NAMESPACE, SERVICE_ACCOUNT};
 use super::program;
 use super::rest::{Request, Rest};
-use crate::wait;
+use crate::{chart, wait};
 
 /// The field manager of [`Client::apply`].
 const FIELD_MANAGER: &str = "divert-tests";
 /// How long an effect is waited for: several programs have a part in it, on a machine that may be busy.
-const PATIENCE: Duration = Duration::from_secs(45);
+pub(super) const PATIENCE: Duration = Duration::from_secs(45);
 /// Between two looks at an object: each costs both sides a handshake.
 const PACE: Duration = Duration::from_millis(10);
 const JSON: &str = "application/json";
@@ -103,6 +103,24 @@ impl Client {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Runs Helm with these arguments, and gives what it prints.
+    ///
+    /// # Errors
+    /// With what it says, when it fails.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(chart::program()?);
+        // Whatever the user's own settings are.
+        command.args(arguments).env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.home);
+        for folder in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            command.env(folder, self.home.join("helm"));
+        }
+        let line = format!("helm {}", arguments.join(" "));
+        let output = self.output(command, "").with_context(|| format!("running {line}"))?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{line}, as {}: {}", self.user, error.trim_end());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     fn output(&self, mut command: Command, input: &str) -> Result<std::process::Output> {
         // A file, for a pipe would have to be filled while the output is being emptied.
         let mut file = File::from(rustix::fs::memfd_create("kubectl", rustix::fs::MemfdFlags::CLOEXEC)?);
@@ -138,6 +156,15 @@ impl Client {
     /// [`Self::apply`]'s.
     pub fn replace(&self, object: &Value) -> Result<Value> {
         self.request("PUT", &kind::paths_of(object).1, JSON, Some(object))
+    }
+
+    /// What creating an object would come to, with all that decides about it; nothing is created.
+    ///
+    /// # Errors
+    /// [`Self::apply`]'s.
+    pub fn dry_run(&self, object: &Value) -> Result<Value> {
+        let path = format!("{}?dryRun=All", kind::paths_of(object).0);
+        self.request("POST", &path, JSON, Some(object))
     }
 
     /// Creates a namespace, and waits until Pods can be created in it.

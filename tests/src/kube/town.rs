@@ -8,16 +8,16 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::client::Client;
+use super::client::{Client, PATIENCE, Refusal};
 use super::kind::{CUSTOM_RESOURCE_DEFINITION, ENDPOINT_SLICE, SERVICE};
 use super::lab::Node;
 use super::server::ApiServer;
 use crate::agent::{Agent, Options};
 use crate::http::Http;
 use crate::lab::{ClusterIps, Family, Lab, Pod};
-use crate::manifest;
 use crate::process::{Place, Process};
 use crate::server::Echo;
+use crate::{manifest, wait};
 
 /// The port of every service.
 pub const PORT: u16 = 8080;
@@ -167,22 +167,32 @@ pub fn install_definition(admin: &Client) -> Result<()> {
     Ok(())
 }
 
-/// The agents and the controller with no more rights than they are installed with: makes `divert-system`
-/// with their ServiceAccounts.
+/// The agents and the controller with no more rights than they are installed with: installs the manifests that
+/// users get. Nobody schedules their pods here.
 ///
 /// # Errors
 /// When the API server refuses it.
 pub fn install_accounts(server: &ApiServer) -> Result<[Client; 2]> {
-    const RIGHTS: &str = include_str!("../../../deploy/rbac.yaml");
+    const MANIFESTS: &str = include_str!("../../../deploy/divert.yaml");
     let admin = server.admin();
     admin.create_namespace(&manifest::namespace("divert-system"))?;
-    admin.kubectl(&["apply", "--server-side", "-f", "-"], RIGHTS)?;
-    for name in ["divert-agent", "divert-controller"] {
-        let metadata = json!({"name": name, "namespace": "divert-system"});
-        admin.create(&json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata}))?;
-    }
+    admin.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", "-"], MANIFESTS)?;
     let account = |name| server.service_account("divert-system", name);
-    Ok([account("divert-agent")?, account("divert-controller")?])
+    let [agents, controllers] = [account("divert-agent")?, account("divert-controller")?];
+    wait_for_policy(&controllers)?;
+    Ok([agents, controllers])
+}
+
+/// Waits until the API server holds the controller's account to Services of its own: policies come to it by a
+/// watch, as roles do.
+fn wait_for_policy(controllers: &Client) -> Result<()> {
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "refused", "namespace": "default"},
+        "spec": {"ports": [{"port": 80}]},
+    });
+    wait::until_within(PATIENCE, "the controller's account to be held to its own Services", || {
+        Refusal::of(controllers.dry_run(&service)).is_ok_and(|it| it.message.contains("denied request"))
+    })
 }
 
 /// Installs a definition of okteto.com/v1 Divert that allows anything.

@@ -171,7 +171,7 @@ impl Town {
     }
 
     fn is_marked(&self) -> bool {
-        self.changes % 2 == 0
+        self.changes.is_multiple_of(2)
     }
 
     /// Whether an answer shows that the last change is in effect.

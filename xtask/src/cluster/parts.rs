@@ -20,7 +20,7 @@ const DNS: Module = Module {
 };
 
 /// What installs charts.
-const HELM: Module = Module {
+pub(crate) const HELM: Module = Module {
     name: "helm",
     folder: "tests/helm",
     package: "helm.sh/helm/v4/cmd/helm",

@@ -1,0 +1,117 @@
+//! `divert-agent uninstall`: takes back the names that a controller made, before it goes for good. Diverts stay, and
+//! what they own with them: nobody would keep those Services up to date.
+//!
+//! The controllers still run. Whoever holds the lease writes, so it is taken from them, for long enough that all of
+//! them are gone before it expires.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use futures_util::StreamExt;
+use futures_util::stream::iter;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::ListParams;
+use kube::{Api, Client};
+use tokio::time::sleep;
+
+use super::names::{self, Existing};
+use super::reconcile::Job;
+use super::write::Writer;
+use super::{AT_ONCE, ControllerError, host_name, lease, system};
+use crate::api;
+use crate::kubernetes::{Cluster, describe};
+
+/// Between two looks.
+const PACE: Duration = Duration::from_secs(1);
+/// What cannot be done within this time needs a person.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Options of `divert-agent uninstall`.
+#[derive(Args, Clone, Debug)]
+pub struct UninstallArgs {
+    /// The namespace of the controller. Default: the pod's, or the kubeconfig's current one.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Name to take the lease by. Default: the name of the host.
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub identity: Option<String>,
+    /// Name of the Lease by which controllers lead.
+    #[arg(long, value_name = "NAME", default_value = super::DEFAULT_LEASE)]
+    pub lease: String,
+}
+
+/// Takes back all names.
+///
+/// # Errors
+/// When some are left after two minutes.
+pub fn run(args: UninstallArgs) -> Result<(), ControllerError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("making the runtime"))?;
+    runtime.block_on(async {
+        let cluster = Cluster::infer().await?;
+        take_back(args, &cluster).await
+    })
+}
+
+async fn take_back(args: UninstallArgs, cluster: &Cluster) -> Result<(), ControllerError> {
+    let client = cluster.client()?;
+    let namespace = args.namespace.unwrap_or_else(|| cluster.default_namespace().to_owned());
+    let identity = args.identity.unwrap_or_else(host_name);
+    let leases = Api::<Lease>::namespaced(client.clone(), &namespace);
+    let began = Instant::now();
+    let mut taken: Option<Instant> = None;
+    let mut count = 0;
+    loop {
+        let problem = match taken {
+            None => match lease::take(&leases, &args.lease, &identity).await {
+                Ok(()) => {
+                    tracing::info!("taking back the names that resolve, as {identity}; no controller writes");
+                    taken = Some(Instant::now());
+                    continue;
+                }
+                Err(error) => format!("taking the lease {namespace}/{}: {}", args.lease, describe(&error)),
+            },
+            Some(since) => match remove(&client, &identity).await {
+                // Until then a write of the former holder may still come.
+                Ok(0) if since.elapsed() > lease::DEADLINE + lease::WRITE => break,
+                Ok(some) => {
+                    count += some;
+                    String::from("some Services are still there")
+                }
+                Err(error) => format!("listing Services: {}", describe(&error)),
+            },
+        };
+        if began.elapsed() > LIMIT {
+            return Err(ControllerError::NotTakenBack { problem });
+        }
+        sleep(PACE).await;
+    }
+    tracing::info!("{count} names taken back; {namespace}/{} is held for five minutes", args.lease);
+    Ok(())
+}
+
+/// Deletes or releases all names that are ours; says how many there were.
+async fn remove(client: &Client, identity: &str) -> kube::Result<usize> {
+    let ours = ListParams::default().labels(api::EXTERNAL_NAME);
+    let services = Api::<Service>::all(client.clone()).list(&ours).await?;
+    let writer = Writer::new(client.clone(), lease::Leadership::taken(), identity.to_owned());
+    let jobs = services.into_iter().filter_map(|service| {
+        let namespace = service.metadata.namespace.clone().unwrap_or_default();
+        let name = service.metadata.name.clone().unwrap_or_default();
+        let action = names::action(&name, None, Some(&Existing::new(service)))?;
+        Some(Job::Name(namespace.into(), action))
+    });
+    let mut count = 0;
+    let written = iter(jobs).map(|job| {
+        let writer = writer.clone();
+        async move { writer.carry_out(&job).await }
+    });
+    let mut written = written.buffer_unordered(AT_ONCE);
+    while written.next().await.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}

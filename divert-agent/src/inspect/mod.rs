@@ -1,0 +1,258 @@
+//! `divert-agent status` and `divert-agent explain`: asks the agents that run, and prints what they say.
+
+mod agents;
+
+use std::io::{self, Write as _};
+
+use clap::Args;
+
+use self::agents::{Agents, AskError};
+use crate::admin::agent::AgentStatus;
+use crate::columns::Columns;
+use crate::explain::{Destination, Explanation, Question, question};
+use crate::plan::PodRef;
+use crate::plan_view::Format;
+
+/// Where the agents are.
+#[derive(Args, Clone, Debug)]
+pub struct WhereArgs {
+    /// Admin address of one agent, as of a `kubectl port-forward` or on this box. Without it, the agents of the
+    /// cluster are asked through its API server, which takes the right to get pods/proxy in their namespace.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub agent: Option<String>,
+    /// Namespace of the agents.
+    #[arg(long, value_name = "NAME", default_value = "divert-system")]
+    pub agents_namespace: String,
+    /// Label selector of the agents' Pods in that namespace.
+    #[arg(long, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=divert-agent")]
+    pub agents: String,
+    /// Port of the agents' admin address.
+    #[arg(long, value_name = "PORT", default_value_t = 9464)]
+    pub agents_port: u16,
+    /// How to print it.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+/// Options of `divert-agent status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Also the plan that each agent carries out.
+    #[arg(long)]
+    pub plan: bool,
+    /// Where the agents are.
+    #[command(flatten)]
+    pub at: WhereArgs,
+}
+
+/// Options of `divert-agent explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// The pod that sends the request.
+    #[arg(long, value_name = "NAMESPACE/POD", value_parser = question::pod)]
+    pub pod: PodRef,
+    /// Where to, as the application would say: a name or an address.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub to: Destination,
+    /// A header field of the request; may be given several times.
+    #[arg(long, short = 'H', value_name = "NAME: VALUE", value_parser = question::field)]
+    pub header: Vec<(String, String)>,
+    /// Where the agents are.
+    #[command(flatten)]
+    pub at: WhereArgs,
+}
+
+/// Why nothing, or not all, was printed.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// No agent can be asked.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// Some did not answer; the others were printed.
+    #[error("{0} of the agents did not answer")]
+    Silent(usize),
+    /// The reader of standard output is gone.
+    #[error("cannot print: {0}")]
+    Print(#[from] io::Error),
+}
+
+fn run<T>(asking: impl Future<Output = Result<T, InspectError>>) -> Result<T, InspectError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(asking)
+}
+
+/// Prints an overview of all agents.
+///
+/// # Errors
+/// Also when some agent did not answer, so that the exit status says it.
+pub fn status(args: StatusArgs) -> Result<(), InspectError> {
+    run(async {
+        let agents = Agents::find(&args.at).await?;
+        let mut statuses = Vec::new();
+        let mut silent = Vec::new();
+        let mut plans = String::new();
+        for agent in agents.all() {
+            match agents.json::<AgentStatus>(agent, "/status").await {
+                Ok(status) => statuses.push(status),
+                Err(error) => silent.push(error.to_string()),
+            }
+            if args.plan && args.at.output == Format::Table {
+                let plan = agents.text(agent, "/plan").await?;
+                plans.push_str(&format!("\nPlan of {}\n\n{plan}", agent.name));
+            }
+        }
+        let text = match args.at.output {
+            Format::Json => serde_json::to_string_pretty(&statuses).map_err(io::Error::from)? + "\n",
+            Format::Table => overview(&statuses) + &plans,
+        };
+        io::stdout().write_all(text.as_bytes())?;
+        for problem in &silent {
+            writeln!(io::stderr(), "{problem}")?;
+        }
+        if silent.is_empty() { Ok(()) } else { Err(InspectError::Silent(silent.len())) }
+    })
+}
+
+/// Asks the agent of a pod's node where a request would go.
+///
+/// # Errors
+/// When the pod or its agent cannot be found or asked.
+pub fn explain(args: ExplainArgs) -> Result<(), InspectError> {
+    run(async {
+        let agents = Agents::find(&args.at).await?;
+        let question = Question { pod: args.pod, to: args.to, fields: args.header };
+        let agent = agents.of_pod(&question.pod).await?;
+        let path = format!("/explain?{}", question.to_query());
+        let explanation: Explanation = agents.json(agent, &path).await?;
+        let text = match args.at.output {
+            Format::Json => serde_json::to_string_pretty(&explanation).map_err(io::Error::from)? + "\n",
+            Format::Table => told(&question, &agent.name, &explanation),
+        };
+        io::stdout().write_all(text.as_bytes())?;
+        Ok(())
+    })
+}
+
+fn overview(statuses: &[AgentStatus]) -> String {
+    let mut agents =
+        Columns::new("Agents", &["NODE", "AGENT", "VERSION", "STATE", "SERVED", "DIRECT", "CAPTURES"]);
+    let mut direct = Columns::new("Pods left direct", &["NODE", "POD", "REASON", "WHY"]);
+    let mut troubles = String::new();
+    for status in statuses {
+        let node = status.node.clone().unwrap_or_else(|| "-".to_owned());
+        let state = match (status.ready, status.standing_by) {
+            (false, _) => "not ready",
+            (true, true) => "standing by",
+            (true, false) => "serving",
+        };
+        agents.row([
+            node.clone(),
+            status.identity.clone(),
+            status.version.clone(),
+            state.to_owned(),
+            status.served.len().to_string(),
+            status.direct.len().to_string(),
+            status.captures.to_string(),
+        ]);
+        for pod in &status.direct {
+            direct.row([node.clone(), pod.pod.clone(), pod.reason.clone(), pod.why.clone()]);
+        }
+        for trouble in &status.troubles {
+            troubles.push_str(&format!("\n{node}: {trouble}\n"));
+        }
+    }
+    format!("{}\n{}{troubles}", agents.print(), direct.print())
+}
+
+fn told(question: &Question, agent: &str, explanation: &Explanation) -> String {
+    let mut text = format!("A request of {} to {}, as {agent} sees it\n\n", question.pod, question.to);
+    for step in &explanation.steps {
+        let mark = match step.holds {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "",
+        };
+        let about = format!("{:?}", step.about).to_lowercase();
+        text.push_str(&format!("  {about:<12} {mark:<4} {}\n", step.says));
+    }
+    text.push_str(&format!("\n{}.\n", upper_first(&explanation.verdict)));
+    text
+}
+
+fn upper_first(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::agent::LeftDirect;
+    use crate::explain::{About, Step};
+
+    #[test]
+    fn the_overview_shows_each_agent_and_what_it_leaves() {
+        let first = AgentStatus {
+            identity: "divert-agent-x1".into(),
+            node: Some("n1".into()),
+            version: "0.1.0".into(),
+            ready: true,
+            served: vec!["staging/web".into(), "alice/web".into()],
+            captures: 8,
+            ..AgentStatus::default()
+        };
+        let second = AgentStatus {
+            identity: "divert-agent-x2".into(),
+            node: Some("n2".into()),
+            version: "0.1.0".into(),
+            direct: vec![LeftDirect {
+                pod: "staging/db".into(),
+                reason: "not_found".into(),
+                why: "no network namespace on this node holds its address".into(),
+            }],
+            troubles: vec!["the API server is away".into()],
+            ..AgentStatus::default()
+        };
+        assert_eq!(
+            overview(&[first, second]),
+            "\
+Agents
+  NODE  AGENT            VERSION  STATE      SERVED  DIRECT  CAPTURES
+  n1    divert-agent-x1  0.1.0    serving    2       0       8
+  n2    divert-agent-x2  0.1.0    not ready  0       1       0
+
+Pods left direct
+  NODE  POD         REASON     WHY
+  n2    staging/db  not_found  no network namespace on this node holds its address
+
+n2: the API server is away
+"
+        );
+    }
+
+    #[test]
+    fn an_explanation_reads_from_top_to_bottom() {
+        let question = Question {
+            pod: question::pod("staging/web-1").unwrap(),
+            to: "catalog:8080".parse().unwrap(),
+            fields: Vec::new(),
+        };
+        let step = |about, holds, says: &str| Step { about, holds, says: says.into() };
+        let explanation = Explanation {
+            steps: vec![
+                step(About::Registered, Some(true), "it is"),
+                step(About::Key, None, "none"),
+                step(About::Target, Some(false), "no"),
+            ],
+            verdict: "staging answers".into(),
+        };
+        assert_eq!(
+            told(&question, "n1", &explanation),
+            "A request of staging/web-1 to catalog:8080, as n1 sees it\n\n\
+             \x20 registered   yes  it is\n\
+             \x20 key               none\n\
+             \x20 target       no   no\n\n\
+             Staging answers.\n"
+        );
+    }
+}
