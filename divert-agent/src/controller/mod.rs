@@ -312,6 +312,7 @@ impl Desk {
             if let Some(uid) = lets_go(&job) {
                 known.let_go.insert(uid.to_owned());
             }
+            self.queue.wrote(&work);
             self.pace.take(1, now);
             let writer = self.writer.clone();
             self.running.spawn(async move {

@@ -82,9 +82,14 @@ impl Queue {
         } else {
             self.next_object().or_else(|| self.next_name())
         }?;
-        self.names_next = matches!(work, Work::Tell(_));
         self.states.insert(work.clone(), State::UnderWay(None));
         Some(work)
+    }
+
+    /// What was looked at is written, and the other lane has its turn. Most looks find nothing to write: what we
+    /// write ourselves comes back as a change.
+    pub(super) fn wrote(&mut self, work: &Work) {
+        self.names_next = matches!(work, Work::Tell(_));
     }
 
     /// Ends what was given to be looked at; it is looked at again when it was marked meanwhile, or at a time.
@@ -169,7 +174,20 @@ mod tests {
         }
         let expected =
             [tell("x"), name("a", "1"), tell("y"), name("b", "1"), tell("z"), name("a", "2"), name("a", "3")];
-        assert_eq!(all(&mut queue, now), expected);
+        for expected in expected {
+            let work = queue.next(now);
+            assert_eq!(work, Some(expected));
+            work.iter().for_each(|work| queue.wrote(work));
+        }
+    }
+
+    #[test]
+    fn a_look_that_finds_nothing_takes_no_turn() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for work in [tell("echo"), tell("news"), name("a", "1")] {
+            queue.mark(work, now);
+        }
+        assert_eq!(all(&mut queue, now), [tell("echo"), tell("news"), name("a", "1")]);
     }
 
     #[test]
