@@ -24,6 +24,8 @@ pub struct Audited {
     pub address: String,
     /// HTTP status code.
     pub code: u64,
+    /// Only to see what would come of it.
+    pub dry_run: bool,
     /// When it arrived, in RFC 3339 with microseconds: as text it sorts by time.
     pub received: String,
     /// When it was answered, or a watch began.
@@ -40,7 +42,8 @@ impl Audited {
 
     /// Whether it was to change something.
     pub fn is_write(&self) -> bool {
-        ["create", "update", "patch", "delete", "deletecollection"].contains(&self.verb.as_str())
+        !self.dry_run
+            && ["create", "update", "patch", "delete", "deletecollection"].contains(&self.verb.as_str())
     }
 }
 
@@ -102,6 +105,7 @@ fn audited(entry: &Value) -> Audited {
         user: text(&entry["user"]["username"]),
         address: text(&entry["sourceIPs"][0]),
         code: entry["responseStatus"]["code"].as_u64().unwrap_or_default(),
+        dry_run: entry["requestURI"].as_str().is_some_and(|uri| uri.contains("dryRun=All")),
         received: text(&entry["requestReceivedTimestamp"]),
         answered: text(&entry["stageTimestamp"]),
         answer: entry["responseObject"].clone(),
