@@ -14,6 +14,8 @@ pub struct Audited {
     pub verb: String,
     /// Resource with subresource: `services`, `diverts/status`.
     pub resource: String,
+    /// Asked only what would come of it.
+    pub dry_run: bool,
     /// Of the object.
     pub namespace: String,
     /// Of the object. A request to create may not name it; then as it was answered.
@@ -40,7 +42,8 @@ impl Audited {
 
     /// Whether it was to change something.
     pub fn is_write(&self) -> bool {
-        ["create", "update", "patch", "delete", "deletecollection"].contains(&self.verb.as_str())
+        let writes = ["create", "update", "patch", "delete", "deletecollection"];
+        writes.contains(&self.verb.as_str()) && !self.dry_run
     }
 }
 
@@ -97,6 +100,7 @@ fn audited(entry: &Value) -> Audited {
     Audited {
         verb: text(&entry["verb"]),
         resource,
+        dry_run: text(&entry["requestURI"]).contains("dryRun=All"),
         namespace: text(&object["namespace"]),
         name: text(&object["name"]),
         user: text(&entry["user"]["username"]),
