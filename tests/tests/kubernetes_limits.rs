@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use divert_tests::kube::{
     ApiServer, Client, Control, DIVERT, NAMESPACE, Options, Refusal, SERVICE, condition, install_definition,
+    service,
 };
 use divert_tests::manifest;
 use serde_json::{Value, json};
@@ -14,21 +15,6 @@ use serde_json::{Value, json};
 const LEFT_FREE: Duration = Duration::from_secs(3);
 /// Names that two want at a time.
 const WANTED_BY_TWO: usize = 12;
-
-fn service(namespace: &str, name: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
-        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80}]},
-    })
-}
-
-fn is_ours(service: &Value) -> bool {
-    service["metadata"]["labels"]["divert.dev/external-name"] == "true"
-}
-
-fn wait_ours(admin: &Client, namespace: &str, name: &str) -> Result<Value> {
-    admin.wait_for(SERVICE, namespace, name, "to be made", is_ours)
-}
 
 /// A server whose garbage collector knows of Diverts: it looks for new kinds every 30 s only, and at its start.
 fn server() -> Result<(Arc<ApiServer>, Client)> {
@@ -39,16 +25,6 @@ fn server() -> Result<(Arc<ApiServer>, Client)> {
     Ok((Arc::new(server), account))
 }
 
-/// Makes a shared namespace with these Services and a developer's with none.
-fn town(admin: &Client, shared: &str, developer: &str, names: &[&str]) -> Result<()> {
-    admin.create_namespace(&manifest::shared_namespace(shared))?;
-    admin.create_namespace(&manifest::namespace(developer))?;
-    for name in names {
-        admin.create(&service(shared, name))?;
-    }
-    Ok(())
-}
-
 #[test]
 fn limits_of_the_operator_and_a_controller_that_is_gone() -> Result<()> {
     let (server, account) = server()?;
@@ -57,8 +33,8 @@ fn limits_of_the_operator_and_a_controller_that_is_gone() -> Result<()> {
     let arguments =
         ["--max-names", "2", "--shared-namespaces", "staging", "--names-left-free", left_free.as_str()];
     let control = Control::start(&server, &account, &arguments)?;
-    town(admin, "staging", "alice", &["b", "c", "d"])?;
-    town(admin, "unlisted", "bob", &[])?;
+    admin.create_pair("staging", "alice", &["b", "c", "d"])?;
+    admin.create_pair("unlisted", "bob", &[])?;
 
     // Labelled is not enough where the operator has a list.
     let refused = admin.create(&manifest::divert("bob", "unlisted"))?;
@@ -73,14 +49,14 @@ fn limits_of_the_operator_and_a_controller_that_is_gone() -> Result<()> {
     assert_eq!(condition(&seen, "Names")["status"], "False");
     assert_eq!(condition(&seen, "Accepted")["status"], "True", "it gates nothing");
     admin.wait_event(&seen, "Warning", "TooMany", says)?;
-    let [b, _] = [wait_ours(admin, "alice", "b")?, wait_ours(admin, "alice", "c")?];
+    let [b, _] = [admin.wait_ours("alice", "b")?, admin.wait_ours("alice", "c")?];
     assert_eq!(Refusal::of(admin.get(SERVICE, "alice", "d"))?.code, 404);
     admin.create(&service("staging", "a"))?;
-    wait_ours(admin, "alice", "a")?;
+    admin.wait_ours("alice", "a")?;
     admin.wait_gone(SERVICE, "alice", "c")?;
     admin.delete(SERVICE, "staging", "a")?;
     admin.wait_gone(SERVICE, "alice", "a")?;
-    wait_ours(admin, "alice", "c")?;
+    admin.wait_ours("alice", "c")?;
     // With one of her own there is room for all; it was never one of ours that went for it.
     admin.create(&service("alice", "d"))?;
     let seen = admin.wait_condition(&divert, "Names", "Resolve", "every Service of staging resolves")?;
@@ -90,7 +66,7 @@ fn limits_of_the_operator_and_a_controller_that_is_gone() -> Result<()> {
     for name in ["c", "d"] {
         let taken = Instant::now();
         admin.delete(SERVICE, "alice", name)?;
-        wait_ours(admin, "alice", name)?;
+        admin.wait_ours("alice", name)?;
         ensure!(taken.elapsed() >= LEFT_FREE, "{name} is back after {:?}", taken.elapsed());
         if name == "c" {
             // Room for the last: there is none for d while c is here.
@@ -107,9 +83,9 @@ fn limits_of_the_operator_and_a_controller_that_is_gone() -> Result<()> {
     label(Value::Null)?;
     admin.wait_gone(SERVICE, "alice", "b")?;
     label(json!("true"))?;
-    let again = wait_ours(admin, "alice", "b")?;
+    let again = admin.wait_ours("alice", "b")?;
     assert_ne!(again["metadata"]["uid"], b["metadata"]["uid"]);
-    let d = wait_ours(admin, "alice", "d")?;
+    let d = admin.wait_ours("alice", "d")?;
 
     // Another controller finds all as it ought to be, and writes nothing.
     admin.wait_condition(&divert, "Names", "Resolve", "")?;
@@ -120,7 +96,7 @@ fn limits_of_the_operator_and_a_controller_that_is_gone() -> Result<()> {
     admin
         .wait_condition(&bob, "Names", "Resolve", "every Service of staging resolves in bob")
         .with_context(|| control.output())?;
-    wait_ours(admin, "bob", "d")?;
+    admin.wait_ours("bob", "d")?;
     let after = [
         admin.get(DIVERT, "alice", "staging")?,
         admin.get(SERVICE, "alice", "b")?,
@@ -159,9 +135,9 @@ fn who_creates_a_service_first_has_it() -> Result<()> {
     let (server, account) = server()?;
     let admin = server.admin();
     let control = Control::start(&server, &account, &[])?;
-    town(admin, "staging", "alice", &["first"])?;
+    admin.create_pair("staging", "alice", &["first"])?;
     admin.create(&manifest::divert("alice", "staging"))?;
-    wait_ours(admin, "alice", "first").with_context(|| control.output())?;
+    admin.wait_ours("alice", "first").with_context(|| control.output())?;
 
     // Both at the same time, as near as can be: she makes her own just when the controller would.
     let (mut hers, mut ours) = (0, 0);
@@ -189,14 +165,14 @@ fn who_creates_a_service_first_has_it() -> Result<()> {
                 Some(_) => hers += 1,
                 None => {
                     ours += 1;
-                    wait_ours(admin, "alice", name)?;
+                    admin.wait_ours("alice", name)?;
                 }
             }
         }
         // What the controller has not done to them by the next, it does not mean to.
         let next = format!("z{round}");
         admin.create(&service("staging", &next))?;
-        wait_ours(admin, "alice", &next)?;
+        admin.wait_ours("alice", &next)?;
         for (name, created) in names.iter().zip(created) {
             let Some(created) = created else { continue };
             let now = admin.get(SERVICE, "alice", name)?;

@@ -1,16 +1,11 @@
 //! Names that resolve: whose they are, who gets them, and that nothing of them stays behind.
 
 use anyhow::{Result, ensure};
-use divert_tests::kube::{CONFIG_MAP, Client, Control, DIVERT, NAMESPACE, Refusal, SERVICE};
+use divert_tests::kube::{
+    CONFIG_MAP, Client, Control, DIVERT, NAMESPACE, Refusal, SERVICE, is_ours, service,
+};
 use divert_tests::manifest;
 use serde_json::{Value, json};
-
-fn service(namespace: &str, name: &str) -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
-        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80}]},
-    })
-}
 
 fn divert(namespace: &str, name: &str, spec: &Value) -> Value {
     json!({
@@ -19,38 +14,20 @@ fn divert(namespace: &str, name: &str, spec: &Value) -> Value {
     })
 }
 
-fn is_ours(service: &Value) -> bool {
-    service["metadata"]["labels"]["divert.dev/external-name"] == "true"
-}
-
-fn wait_ours(admin: &Client, namespace: &str, name: &str) -> Result<Value> {
-    admin.wait_for(SERVICE, namespace, name, "to be made", is_ours)
-}
-
-/// Makes a shared namespace with these Services and a developer's with none.
-fn town(admin: &Client, shared: &str, developer: &str, names: &[&str]) -> Result<()> {
-    admin.create_namespace(&manifest::shared_namespace(shared))?;
-    admin.create_namespace(&manifest::namespace(developer))?;
-    for name in names {
-        admin.create(&service(shared, name))?;
-    }
-    Ok(())
-}
-
 /// Waits until the controller has written names once more: what it has not done by then it does not mean to.
 fn wait_for_another_round(admin: &Client, shared: &str, developer: &str, name: &str) -> Result<()> {
     admin.create(&service(shared, name))?;
-    wait_ours(admin, developer, name).map(drop)
+    admin.wait_ours(developer, name).map(drop)
 }
 
 #[test]
 fn each_divert_that_needs_a_name_owns_it() -> Result<()> {
     let control = Control::shared()?;
     let admin = control.server.admin();
-    town(admin, "owners-staging", "owners-alice", &["web"])?;
+    admin.create_pair("owners-staging", "owners-alice", &["web"])?;
     let spec = json!({"sharedNamespace": "owners-staging"});
     let first = admin.create(&divert("owners-alice", "a", &spec))?;
-    let made = wait_ours(admin, "owners-alice", "web")?;
+    let made = admin.wait_ours("owners-alice", "web")?;
     assert_eq!(made["metadata"]["finalizers"], Value::Null);
     let owner = json!({
         "apiVersion": DIVERT.api_version, "kind": "Divert", "name": "a", "uid": first["metadata"]["uid"],
@@ -79,14 +56,14 @@ fn each_divert_that_needs_a_name_owns_it() -> Result<()> {
 fn what_is_there_is_theirs_and_what_is_deleted_is_left_free() -> Result<()> {
     let control = Control::shared()?;
     let admin = control.server.admin();
-    town(admin, "free-staging", "free-alice", &["theirs", "deleted", "labelled"])?;
+    admin.create_pair("free-staging", "free-alice", &["theirs", "deleted", "labelled"])?;
     let theirs = admin.create(&service("free-alice", "theirs"))?;
     // Our label alone makes nothing ours.
     let mut labelled = service("free-alice", "labelled");
     labelled["metadata"]["labels"] = json!({"divert.dev/external-name": "true"});
     let labelled = admin.create(&labelled)?;
     admin.create(&manifest::divert("free-alice", "free-staging"))?;
-    wait_ours(admin, "free-alice", "deleted")?;
+    admin.wait_ours("free-alice", "deleted")?;
     admin.delete(SERVICE, "free-alice", "deleted")?;
     wait_for_another_round(admin, "free-staging", "free-alice", "later")?;
     assert_eq!(Refusal::of(admin.get(SERVICE, "free-alice", "deleted"))?.code, 404);
@@ -104,10 +81,10 @@ fn what_is_there_is_theirs_and_what_is_deleted_is_left_free() -> Result<()> {
 fn metadata_of_others_does_not_matter_and_a_field_of_the_spec_does() -> Result<()> {
     let control = Control::shared()?;
     let admin = control.server.admin();
-    town(admin, "writers-staging", "writers-alice", &["noted", "node-port", "alias"])?;
+    admin.create_pair("writers-staging", "writers-alice", &["noted", "node-port", "alias"])?;
     admin.create(&manifest::divert("writers-alice", "writers-staging"))?;
     for name in ["noted", "node-port", "alias"] {
-        wait_ours(admin, "writers-alice", name)?;
+        admin.wait_ours("writers-alice", name)?;
     }
     let note = json!({"metadata": {"labels": {"team": "a"}}});
     admin.patch(SERVICE, "writers-alice", "noted", &note)?;
@@ -141,11 +118,11 @@ fn metadata_of_others_does_not_matter_and_a_field_of_the_spec_does() -> Result<(
 fn a_namespace_that_is_deleted_while_diverted_ends() -> Result<()> {
     let control = Control::shared()?;
     let admin = control.server.admin();
-    town(admin, "ends-staging", "ends-alice", &["web"])?;
+    admin.create_pair("ends-staging", "ends-alice", &["web"])?;
     admin.create_namespace(&manifest::namespace("ends-bob"))?;
     for developer in ["ends-alice", "ends-bob"] {
         admin.create(&manifest::divert(developer, "ends-staging"))?;
-        wait_ours(admin, developer, "web")?;
+        admin.wait_ours(developer, "web")?;
     }
     // Keeps the namespace Terminating.
     let metadata =
@@ -169,12 +146,12 @@ fn a_namespace_that_is_deleted_while_diverted_ends() -> Result<()> {
 fn an_older_divert_has_the_name_that_two_shared_namespaces_have() -> Result<()> {
     let control = Control::shared()?;
     let admin = control.server.admin();
-    town(admin, "both-a", "both-alice", &["web", "kubernetes"])?;
+    admin.create_pair("both-a", "both-alice", &["web", "kubernetes"])?;
     admin.create_namespace(&manifest::shared_namespace("both-b"))?;
     admin.create(&service("both-b", "web"))?;
     // Of the same second or not: the first by name as well.
     admin.create(&manifest::divert("both-alice", "both-a"))?;
-    wait_ours(admin, "both-alice", "web")?;
+    admin.wait_ours("both-alice", "web")?;
     let later = admin.create(&manifest::divert("both-alice", "both-b"))?;
     let says = "web resolves to both-a in both-alice";
     let seen = admin.wait_condition(&later, "Names", "ResolvedElsewhere", says)?;
@@ -210,10 +187,10 @@ fn a_service_is_handed_over_in_one_write() -> Result<()> {
     let control = Control::shared()?;
     let admin = control.server.admin();
     let names = ["client-side", "server-side", "helm", "moved"];
-    town(admin, "one-staging", "one-alice", &names)?;
+    admin.create_pair("one-staging", "one-alice", &names)?;
     admin.create(&manifest::divert("one-alice", "one-staging"))?;
     for name in names {
-        wait_ours(admin, "one-alice", name)?;
+        admin.wait_ours("one-alice", name)?;
         let wanted = service("one-alice", name).to_string();
         let helm = json!({"metadata": {"annotations": {"meta.helm.sh/release-name": "app"}}});
         let elsewhere = json!({"spec": {"externalName": "elsewhere.example.com"}});

@@ -9,6 +9,7 @@
 //!
 //! Every user has a [`Client`], which speaks to the API directly, in JSON, and by kubectl.
 
+mod aliases;
 mod audit;
 mod client;
 mod control;
@@ -24,6 +25,7 @@ mod rest;
 mod server;
 mod town;
 
+pub use aliases::{is_ours, service};
 pub use audit::Audited;
 pub use client::{Client, Refusal};
 pub use control::{Control, SYSTEM, condition};
