@@ -36,8 +36,22 @@ pub(crate) struct Args {
     program: Option<PathBuf>,
 }
 
+/// Builds the image that the chart names by default, and gives the path of its archive.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn archive() -> Result<PathBuf> {
+    let output = default_output();
+    write(&format!("{REPOSITORY}:{VERSION}"), &program()?, &output)?;
+    Ok(output)
+}
+
+fn default_output() -> PathBuf {
+    workspace::target().join("divert-agent.tar")
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let output = args.output.clone().unwrap_or_else(|| workspace::target().join("divert-agent.tar"));
+    let output = args.output.clone().unwrap_or_else(default_output);
     let name = args.name.clone().unwrap_or_else(|| format!("{REPOSITORY}:{VERSION}"));
     let program = program()?;
     if let Some(to) = &args.program {
