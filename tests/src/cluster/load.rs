@@ -70,7 +70,7 @@ impl Load {
             all.add(tally?);
         }
         // Another may follow.
-        self.tell(&["find", STOP, "-delete"])?;
+        self.tell(&["busybox", "rm", STOP])?;
         Ok(all)
     }
 
