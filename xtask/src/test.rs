@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     manifests::check(&agent)?;
     let kubernetes = kubernetes::build()?;
     let cluster = cluster::build()?;
-    let image = image::archive()?;
+    let image = image::quick()?;
     let mut test = at_root();
     test.args(["test", "--workspace"]).args(&args.cargo_test);
     test.env("DIVERT_AGENT", agent).env("DIVERT_KUBERNETES", kubernetes);

@@ -1,4 +1,4 @@
-//! Divert on a cluster, installed by its README: the image that `cargo xtask image` writes, and the chart.
+//! Divert on a cluster, installed by its README: an image as `cargo xtask image` writes it, and the chart.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -24,14 +24,19 @@ pub const CONTROLLER: &str = "deployment/divert-controller";
 /// As the chart has it by default.
 const REPOSITORY: &str = "divert.dev/divert-agent";
 
-/// The archive of the image: what DIVERT_IMAGE names, else where `cargo xtask image` writes it.
+/// The archive of the image: what DIVERT_IMAGE names, else where `cargo xtask test` writes it.
 ///
 /// # Errors
 /// When it is not there.
 pub fn image() -> Result<PathBuf> {
-    let written = || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("divert-agent.tar");
+    let written =
+        || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target").join("image/divert-agent.tar");
     let path = std::env::var_os("DIVERT_IMAGE").map_or_else(written, PathBuf::from);
-    ensure!(path.is_file(), "there is no image at {}: `cargo xtask image` writes it", path.display());
+    ensure!(
+        path.is_file(),
+        "there is no image at {}: `cargo xtask test` writes it and runs the tests, or `cargo xtask image --output`",
+        path.display()
+    );
     Ok(path)
 }
 

@@ -83,7 +83,7 @@ pub(super) fn run() -> Result<()> {
 fn parts() -> Result<()> {
     println!("Building what it takes: the first time that takes some ten minutes, then seconds.");
     cluster::build()?;
-    image::archive()?;
+    image::quick()?;
     super::build(&super::Args { release: false, kubernetes: true })?;
     ensure!(workspace::target().join("debug/divert-agent").is_file(), "the agent was not built");
     Ok(())
