@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::stream::Stream;
-use super::{Leg, Mux, headers, rst_stream};
+use super::{Leg, Mux, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, code, flag, kind};
 use crate::h2::hpack::encode;
 

@@ -55,7 +55,8 @@ impl<T> Mux<T> {
         if matches!(stream.leg, Leg::Up(_)) {
             self.give_back(Leg::Client, held.up.len());
         }
-        let data = held.down.iter().map(|chunk| if let Chunk::Data { bytes, .. } = chunk { bytes.len() } else { 0 });
+        let data =
+            held.down.iter().map(|chunk| if let Chunk::Data { bytes, .. } = chunk { bytes.len() } else { 0 });
         self.give_back(stream.leg, data.sum());
     }
 
@@ -92,7 +93,8 @@ impl<T> Mux<T> {
 
     /// A server has reset a stream.
     pub(super) fn reset_down(&mut self, leg: Leg, id: u32, code: u32) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|it| it.leg == leg && it.waiting.is_none()) else {
+        let Some(stream) = self.streams.get_mut(&id).filter(|it| it.leg == leg && it.waiting.is_none())
+        else {
             // The original's business with the client, unless the stream was never its own.
             if leg == Leg::Original && (id < self.first_mixed || !is_clients(id)) {
                 rst_stream(self.to_client(), id, code);
@@ -103,9 +105,10 @@ impl<T> Mux<T> {
             return;
         }
         let whole = stream.server_ended && !stream.held_nothing_down();
-        let blocks = stream.held.as_ref().is_some_and(|held| {
-            held.down.iter().any(|chunk| matches!(chunk, Chunk::Frames { .. }))
-        });
+        let blocks = stream
+            .held
+            .as_ref()
+            .is_some_and(|held| held.down.iter().any(|chunk| matches!(chunk, Chunk::Frames { .. })));
         if !whole && !blocks {
             rst_stream(self.to_client(), id, code);
             return self.forget(id);
@@ -161,7 +164,7 @@ impl<T> Mux<T> {
             let waiting = stream.waiting.take();
             let (answered, dead) = (stream.answered, stream.dead);
             if let Some(waiting) = waiting {
-                host.settle(waiting.token, Fate::Unavailable);
+                host.settle(waiting.token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });
             }
             let shadow = stream.shadow();
             self.streams.insert(id, stream);

@@ -47,10 +47,7 @@ impl<T> Mux<T> {
         let announced = self.unacked_original.iter().flatten().copied().max().map_or(0, i64::from);
         let coming = (announced - self.initial).max(0);
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if !matches!(stream.leg, Leg::Up(_))
-            || stream.waiting.is_some()
-            || stream.client_ended
-            || stream.dead
+        if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.client_ended || stream.dead
         {
             return;
         }

@@ -89,6 +89,8 @@ pub enum Route {
     },
     /// Nowhere.
     Answer(Answer),
+    /// Nowhere, and the client may try again.
+    Refuse,
 }
 
 /// What is to become of a request.
@@ -113,6 +115,8 @@ pub enum Fate {
     Diverted,
     /// Answered, as no upstream was available.
     Unavailable,
+    /// Answered, as the original destination was not.
+    Lost,
 }
 
 /// Who decides.
@@ -426,6 +430,25 @@ impl<T> Mux<T> {
     /// Nothing was diverted, answered or given to anyone but the original destination: the two connections are one.
     pub fn is_transparent(&self) -> bool {
         self.mode == Mode::Transparent
+    }
+
+    /// Frames go by their stream.
+    pub fn is_mixed(&self) -> bool {
+        self.mode == Mode::Mixed
+    }
+
+    /// One side of a transparent connection has ended its stream: no more is to be decided, and what is kept of frames
+    /// that are not whole is passed on.
+    pub fn stop_following(&mut self) {
+        if self.mode == Mode::Transparent {
+            self.irregular(code::NO_ERROR);
+        }
+    }
+
+    /// The client has begun a header block and not ended it.
+    pub fn is_within_head(&self) -> bool {
+        let begun = self.client.reader.within().is_some_and(|frame| frame.kind == kind::HEADERS);
+        begun || self.client.block.first.is_some()
     }
 
     /// A request was decided.

@@ -2,9 +2,7 @@
 
 use super::data::DataIn;
 use super::stream::Chunk;
-use super::{
-    Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, frame, goaway, is_clients, rst_stream,
-};
+use super::{Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, word};
 use crate::h2::hpack::encode;
 use crate::h2::settings::Settings;

@@ -52,7 +52,8 @@ impl<T> Mux<T> {
         let Some(stream) = known else {
             if leg == Leg::Original && !super::is_clients(id) && !self.streams.contains_key(&id) {
                 // A stream that it has pushed.
-                self.streams.insert(id, Stream { client_ended: true, up_closed: true, ..Stream::new(leg, 0) });
+                self.streams
+                    .insert(id, Stream { client_ended: true, up_closed: true, ..Stream::new(leg, 0) });
                 return self.data_down(leg, id, data, end);
             }
             return self.give_back(leg, data.len());
@@ -150,7 +151,8 @@ impl<T> Mux<T> {
                 data_frames(self.to_client(), id, &data, ended);
             }
             Some(Chunk::Frames { .. }) if self.block_order.front() != Some(&id) => return false,
-            Some(Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_)) => match held.down.pop_front() {
+            Some(Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_)) => match held.down.pop_front()
+            {
                 Some(Chunk::Frames { bytes, end }) => {
                     held.down_len -= bytes.len();
                     self.held_down -= bytes.len();
@@ -237,8 +239,7 @@ impl<T> Mux<T> {
         }
         if last {
             self.up_pending.remove(&id);
-            let trailers =
-                self.streams.get_mut(&id).and_then(|stream| stream.held.as_mut()?.trailers.take());
+            let trailers = self.streams.get_mut(&id).and_then(|stream| stream.held.as_mut()?.trailers.take());
             if let Some(block) = trailers {
                 self.send_block(leg, id, &block, client_ended);
             }
@@ -269,7 +270,12 @@ fn data_frames(out: &mut Queue, id: u32, mut data: &[u8], end: bool) {
         frame(out, kind::DATA, 0, id, part);
         data = rest;
     }
-    let last = Frame { len: data.len(), kind: kind::DATA, flags: if end { flag::END_STREAM } else { 0 }, stream: id };
+    let last = Frame {
+        len: data.len(),
+        kind: kind::DATA,
+        flags: if end { flag::END_STREAM } else { 0 },
+        stream: id,
+    };
     let out = out.space();
     out.extend_from_slice(&last.bytes());
     out.extend_from_slice(data);

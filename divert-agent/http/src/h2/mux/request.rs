@@ -92,7 +92,7 @@ impl<T> Mux<T> {
                 self.open_original(host);
             }
             Route::Original => {
-                host.settle(token, Fate::Original);
+                host.settle(token, Fate::Lost);
                 let answer = host.lost(Leg::Original);
                 self.answer(id, &stream, &answer);
             }
@@ -109,6 +109,10 @@ impl<T> Mux<T> {
                 stream.waiting = Some(Box::new(Waiting { block, end, token, credit: 0 }));
                 self.streams.insert(id, stream);
                 self.open_up(up, host);
+            }
+            Route::Refuse => {
+                self.enter_for_block(id, updates);
+                rst_stream(self.to_client(), id, code::REFUSED_STREAM);
             }
             Route::Answer(answer) => {
                 self.enter_for_block(id, updates);
@@ -150,7 +154,8 @@ impl<T> Mux<T> {
             return;
         }
         let block = self.encoded();
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.client_ended && !stream.dead) else {
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.client_ended && !stream.dead)
+        else {
             return;
         };
         // Trailers end the stream (RFC 9113 8.1); for what does not, whoever gets it has the right error.
@@ -212,7 +217,8 @@ impl<T> Mux<T> {
     /// Opens the streams that wait for the original destination, up to one whose turn is not certain: ids must rise.
     pub(super) fn open_original<H: Host<Token = T>>(&mut self, host: &mut H) {
         while let Some(&id) = self.original_waiting.front() {
-            let undecided = |up: &Up| up.shared && !up.open && up.waiting.front().is_some_and(|first| *first < id);
+            let undecided =
+                |up: &Up| up.shared && !up.open && up.waiting.front().is_some_and(|first| *first < id);
             if self.ups.values().any(undecided) {
                 return;
             }

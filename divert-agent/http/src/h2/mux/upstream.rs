@@ -177,7 +177,8 @@ impl<T> Mux<T> {
         up.decoder.decode(whole, &mut self.fields).map_err(|_| code::COMPRESSION_ERROR)?;
         let end = first.has(flag::END_STREAM);
         let stream = self.streams.get_mut(&first.stream);
-        let Some(stream) = stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none() && !it.server_ended)
+        let Some(stream) =
+            stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none() && !it.server_ended)
         else {
             return Ok(());
         };
