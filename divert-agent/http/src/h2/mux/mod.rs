@@ -645,10 +645,3 @@ fn merge(earlier: Option<(usize, usize)>, later: (usize, usize)) -> (usize, usiz
 fn is_clients(stream: u32) -> bool {
     stream % 2 == 1
 }
-
-#[cfg(test)]
-mod tests;
-
-/// Not part of the interface: shared by tests.
-#[doc(hidden)]
-pub const NO_ERROR: u32 = code::NO_ERROR;
