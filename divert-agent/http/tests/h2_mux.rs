@@ -409,8 +409,6 @@ fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     #[test]
     fn every_stream_gets_its_own_bytes(
         seed in any::<u64>(),
