@@ -65,8 +65,7 @@ impl<T> Mux<T> {
     /// Ends a stream at once; both sides know. What is left is blocks that the client's decoder needs.
     pub(super) fn cut(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let needed = |chunk: &Chunk| matches!(chunk, Chunk::Frames { .. });
-        if stream.held.as_ref().is_none_or(|held| !held.down.iter().any(needed)) {
+        if !stream.holds_frames() {
             self.forget(id);
             return;
         }
@@ -80,7 +79,7 @@ impl<T> Mux<T> {
             if let Chunk::Data { bytes, .. } = chunk {
                 down += bytes.len();
             }
-            needed(chunk)
+            matches!(chunk, Chunk::Frames { .. })
         });
         for chunk in &held.down {
             if let Chunk::Frames { bytes, .. } = chunk {
@@ -108,10 +107,7 @@ impl<T> Mux<T> {
             return;
         }
         let whole = stream.server_ended && !stream.held_nothing_down();
-        let blocks = stream
-            .held
-            .as_ref()
-            .is_some_and(|held| held.down.iter().any(|chunk| matches!(chunk, Chunk::Frames { .. })));
+        let blocks = stream.holds_frames();
         if !whole && !blocks {
             rst_stream(self.to_client(), id, code);
             self.forget(id);
@@ -168,6 +164,14 @@ impl<T> Mux<T> {
             .collect();
         let answer = (!lost.is_empty()).then(|| host.lost(leg));
         for id in lost {
+            // The client needs the blocks of the original that are under way, to read those that come after them.
+            if self.streams.get(&id).is_some_and(Stream::holds_frames) {
+                self.cut(id);
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.held().down.push_back(Chunk::Reset(code::INTERNAL_ERROR));
+                }
+                continue;
+            }
             let Some(mut stream) = self.forget(id) else { continue };
             if let Some(waiting) = stream.waiting.take() {
                 host.settle(waiting.token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });

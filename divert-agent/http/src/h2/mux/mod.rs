@@ -54,6 +54,8 @@ pub const MAX_HELD: usize = 4 << 20;
 pub const MAX_BLOCK: usize = 2 * crate::MAX_HEAD;
 /// Most streams that wait for one upstream; one more is refused.
 pub const MAX_WAITING: usize = 100;
+/// Most streams of one connection that are followed.
+pub const MAX_STREAMS: usize = 16 * 1024;
 /// The connection window that a diverted upstream is given.
 pub(crate) const UP_WINDOW: u32 = 256 * 1024;
 /// Streams that an upstream is taken to allow before its SETTINGS have come (RFC 9113 6.5.2 recommends no less).

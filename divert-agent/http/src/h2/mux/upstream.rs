@@ -199,6 +199,7 @@ impl<T> Mux<T> {
         stream.server_ended = end;
         let mut block = Vec::with_capacity(self.fields.size());
         encode::fields(&mut block, &self.fields);
+        self.fields.release();
         self.block_down(first.stream, block, end);
         Ok(())
     }
