@@ -55,7 +55,7 @@ impl<T> Mux<T> {
         }
         self.last_client = id;
         if many || self.goaway.is_some_and(|last| id > last) {
-            rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+            rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             return Ok(());
         }
         let mut stream = Stream::new(Leg::Original, self.initial);
@@ -118,7 +118,7 @@ impl<T> Mux<T> {
                 stream.leg = Leg::Up(up);
                 let entry = self.ups.entry(up).or_insert_with(|| Up::new(shared));
                 if entry.waiting.len() >= MAX_WAITING || entry.retired {
-                    rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+                    rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
                     return Ok(());
                 }
                 entry.waiting.push_back(id);
@@ -128,7 +128,7 @@ impl<T> Mux<T> {
             }
             Route::Refuse => {
                 self.enter_for_block(id, updates);
-                rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+                rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             }
             Route::Answer(answer) => {
                 self.enter_for_block(id, updates);
