@@ -182,7 +182,7 @@ impl Fields {
 }
 
 /// Memory that is kept for the next block, in bytes.
-const KEPT: usize = 4096;
+const KEPT: usize = 1024;
 
 /// What an injection did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
