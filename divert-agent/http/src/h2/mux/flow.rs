@@ -1,0 +1,184 @@
+//! Whose credit is given to whom.
+//!
+//! The client's windows for what it sends were granted by the original destination, those for what it receives are
+//! shared by all servers. So:
+//!
+//! - What it sends to a diverted upstream was never the original's: credit for the connection is given back. What it may
+//!   send on the stream is made what the upstream takes.
+//! - Windows of streams for what it receives are end to end. That of the connection is accounted truly; what a diverted
+//!   upstream has used of it is withheld from the original, whose own window is then at most that much larger than the
+//!   client's: this is what may have to be held.
+
+use super::{Leg, Mux, UP_WINDOW, frame, merge, window_update};
+use crate::h2::frame::{STREAM_MASK, flag, kind};
+use crate::h2::settings::{self, Settings};
+
+/// Credit is given back in pieces no smaller than this. Windows of connections have at least 65,535.
+const PIECE: u32 = 16 * 1024;
+
+impl<T> Mux<T> {
+    /// The client has acknowledged settings of the original.
+    pub(super) fn original_settings_apply(&mut self, initial: Option<u32>) {
+        let Some(initial) = initial else { return };
+        let more = i64::from(initial) - self.initial;
+        self.initial = initial.into();
+        let diverted: Vec<u32> = (self.streams.iter_mut())
+            .filter(|(_, stream)| matches!(stream.leg, Leg::Up(_)))
+            .map(|(id, stream)| {
+                stream.credit += more;
+                *id
+            })
+            .collect();
+        for id in diverted {
+            self.grant(id);
+        }
+    }
+
+    /// The client's settings are in force.
+    pub(super) fn client_settings_apply(&mut self, settings: &Settings) {
+        if let Some((last, least)) = settings.header_table_size {
+            self.client_table = Some(merge(self.client_table, (least as usize, last as usize)));
+        }
+        if let Some(initial) = settings.initial_window_size {
+            self.client_initial = initial;
+            self.tell_windows();
+        }
+    }
+
+    /// The window for new streams that the client is certain to have in mind: it may count a larger one only from the
+    /// acknowledgement on, and a smaller one too.
+    pub(super) fn certain_initial(&self) -> u32 {
+        let unacked = self.unacked_client.iter().map(|unacked| &unacked.settings).chain(&self.held_acks);
+        unacked
+            .filter_map(|settings| settings.initial_window_size)
+            .chain([self.client_initial])
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// Tells the upstreams how large the client's windows are: smaller at once, larger when the client counts on it.
+    pub(super) fn tell_windows(&mut self) {
+        if self.ups.is_empty() {
+            return;
+        }
+        let initial = self.certain_initial();
+        for up in self.ups.values_mut().filter(|up| up.open && up.told != initial) {
+            let mut payload = Vec::new();
+            settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
+            frame(&mut up.side.out, kind::SETTINGS, 0, 0, &payload);
+            up.told = initial;
+            up.unacked += 1;
+        }
+    }
+
+    /// Lets the client send on a diverted stream what the upstream takes.
+    pub(super) fn grant(&mut self, id: u32) {
+        // What the original has announced will be added by the client on its own.
+        let announced = self.unacked_original.iter().filter_map(|(_, it)| *it).max().map_or(0, i64::from);
+        let coming = (announced - self.initial).max(0);
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.client_ended || stream.dead
+        {
+            return;
+        }
+        let more = stream.window - stream.held_up() as i64 - (stream.credit + coming);
+        if let Ok(credit @ 1..=STREAM_MASK) = u32::try_from(more) {
+            stream.credit += more;
+            window_update(self.client_queue(), id, credit);
+        }
+    }
+
+    /// The client has given credit for the connection: it makes up for what was not the original's first.
+    pub(super) fn share_credit(&mut self, credit: u32) {
+        let repaid = self.debt.min(credit.into());
+        self.debt -= repaid;
+        // Not negative, and not more than it was.
+        let rest = credit - repaid as u32;
+        if rest > 0 && self.original_alive {
+            window_update(&mut self.original.out, 0, rest);
+        }
+    }
+
+    /// Bytes of a diverted upstream have left, or are dropped.
+    pub(super) fn give_back(&mut self, leg: Leg, count: usize) {
+        // No more than a window of bytes is ever on its way.
+        let count = count as u32;
+        match leg {
+            Leg::Client => self.client_credit = self.client_credit.saturating_add(count),
+            Leg::Original => self.original_credit = self.original_credit.saturating_add(count),
+            Leg::Up(id) => {
+                let Some(up) = self.ups.get_mut(&id) else { return };
+                up.credit += count;
+                if up.credit >= UP_WINDOW / 4 {
+                    up.receive += i64::from(up.credit);
+                    window_update(&mut up.side.out, 0, std::mem::take(&mut up.credit));
+                }
+            }
+        }
+    }
+
+    /// Padding of the client's DATA, which is not passed on.
+    pub(super) fn padding_up(&mut self, id: u32, padding: usize, end: bool) {
+        self.give_back(Leg::Client, padding);
+        match self.streams.get(&id).map(|stream| stream.leg) {
+            Some(Leg::Original) if !end => window_update(self.client_queue(), id, padding as u32),
+            _ => self.grant(id),
+        }
+    }
+
+    /// Padding of a server's DATA.
+    pub(super) fn padding_down(&mut self, leg: Leg, id: u32, padding: usize, end: bool) {
+        self.give_back(leg, padding);
+        let known = self.streams.get(&id).is_some_and(|stream| stream.leg == leg && !stream.dead);
+        if end || !known {
+            return;
+        }
+        if let Some(out) = self.out(leg) {
+            window_update(out, id, padding as u32);
+        }
+    }
+
+    /// Sends the credit that has come together.
+    pub(super) fn send_credit(&mut self) {
+        if self.client_credit >= PIECE {
+            let credit = std::mem::take(&mut self.client_credit).min(STREAM_MASK);
+            window_update(self.client_queue(), 0, credit);
+        }
+        if self.original_credit >= PIECE {
+            let credit = std::mem::take(&mut self.original_credit).min(STREAM_MASK);
+            if self.original_alive {
+                window_update(&mut self.original.out, 0, credit);
+            }
+        }
+    }
+
+    /// Somebody has not heard yet that the client's windows are smaller, or sent what is held before it did.
+    pub(super) fn is_owed_larger_windows(&self) -> bool {
+        self.held_down > 0 || self.ups.values().any(|up| up.unacked > 0)
+    }
+
+    /// DATA is held that is the original's, or may become so.
+    pub(super) fn holds_for_original(&self) -> bool {
+        let may_be = |leg: Leg| match leg {
+            Leg::Up(id) => self.ups.get(&id).is_some_and(|up| up.shared && !up.open),
+            _ => true,
+        };
+        let mut pending = self.up_pending.iter().filter_map(|id| self.streams.get(id));
+        pending.any(|stream| stream.held_up() > 0 && may_be(stream.leg))
+    }
+
+    /// Acknowledges settings once everybody keeps to them.
+    pub(super) fn release_acks(&mut self) {
+        while !self.held_acks.is_empty() && !self.is_owed_larger_windows() {
+            if let Some(settings) = self.held_acks.pop_front() {
+                frame(self.client_queue(), kind::SETTINGS, flag::ACK, 0, &[]);
+                self.client_settings_apply(&settings);
+            }
+        }
+        if self.held_acks_up > 0 && !self.holds_for_original() {
+            for _ in 0..std::mem::take(&mut self.held_acks_up) {
+                frame(&mut self.original.out, kind::SETTINGS, flag::ACK, 0, &[]);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! A client, the mux, and three servers, in memory: bytes are carried in pieces of any size, and everything that
+//! anybody sends is remembered.
+
+use std::collections::BTreeMap;
+
+use divert_http::h2::{Leg, Mux};
+
+use super::decider::{Decider, answer};
+use super::end::{End, List};
+
+/// All of it.
+pub(crate) struct Town {
+    pub(crate) mux: Mux<u32>,
+    pub(crate) decider: Decider,
+    pub(crate) client: End,
+    pub(crate) original: End,
+    /// By connection: alice's have even numbers, bob's odd ones; 2 and 3 cannot be connected to.
+    pub(crate) ups: BTreeMap<u32, End>,
+    /// Those that are open.
+    pub(crate) opened: Vec<u32>,
+    settings: [u32; 2],
+}
+
+impl Town {
+    /// The servers' windows for new streams, how many streams they take, and the client's window.
+    pub(crate) fn new(original: u32, ups: u32, streams: u32, client: u32, tables: [u32; 2]) -> Self {
+        Self {
+            mux: Mux::new(),
+            decider: Decider::new(true),
+            client: End::new("client", true, Some(client), 0, tables[0]),
+            original: End::new("original", false, Some(original), u32::MAX, tables[1]),
+            ups: BTreeMap::new(),
+            opened: Vec::new(),
+            settings: [ups, streams],
+        }
+    }
+
+    pub(crate) fn end(&mut self, leg: Leg) -> &mut End {
+        match leg {
+            Leg::Client => &mut self.client,
+            Leg::Original => &mut self.original,
+            Leg::Up(id) => self.ups.get_mut(&id).unwrap(),
+        }
+    }
+
+    /// Alice's first connection is 0, bob's 1.
+    pub(crate) fn ups(&mut self, id: u32) -> &mut End {
+        self.end(Leg::Up(id))
+    }
+
+    pub(crate) fn legs(&self) -> Vec<Leg> {
+        let ups = self.opened.iter().map(|id| Leg::Up(*id));
+        [Leg::Client, Leg::Original].into_iter().chain(ups).collect()
+    }
+
+    /// Connects, or does not.
+    pub(crate) fn dial(&mut self) -> bool {
+        let Some(id) = self.decider.dialled.first().copied() else {
+            return false;
+        };
+        self.decider.dialled.retain(|it| *it != id);
+        if id == 2 || id == 3 {
+            self.decider.asked.retain(|it| *it != id);
+            self.mux.unreachable(id, &answer(), &mut self.decider);
+        } else {
+            self.opened.push(id);
+            let [initial, streams] = self.settings;
+            let name = if id % 2 == 0 { "alice" } else { "bob" };
+            self.ups.insert(id, End::new(name, false, Some(initial), streams, 4096));
+            self.mux.opened(id, &mut self.decider);
+        }
+        true
+    }
+
+    /// Carries up to `limit` bytes from a leg to the mux.
+    pub(crate) fn carry_in(&mut self, leg: Leg, limit: usize) -> bool {
+        if !self.mux.wants(leg) {
+            return false;
+        }
+        let out = &mut self.end(leg).out;
+        let bytes: Vec<u8> = out.drain(..out.len().min(limit)).collect();
+        if bytes.is_empty() {
+            return false;
+        }
+        self.mux.receive(leg, &bytes, &mut self.decider);
+        self.renew();
+        true
+    }
+
+    /// What takes no more streams gets no more.
+    fn renew(&mut self) {
+        for current in &mut self.decider.current {
+            if self.opened.contains(current) && self.mux.is_retired(*current) {
+                *current += 4;
+            }
+        }
+    }
+
+    /// A connection breaks.
+    pub(crate) fn kill(&mut self, id: u32) {
+        self.mux.ended(Leg::Up(id), &mut self.decider);
+        self.renew();
+        self.opened.retain(|it| *it != id);
+    }
+
+    /// Everything that was sent to alice, or to bob.
+    pub(crate) fn server_of(&self, id: u32, name: &str) -> Option<&End> {
+        self.ups.values().find(|end| end.name == name && end.streams.contains_key(&id))
+    }
+
+    /// ... and from the mux to a leg.
+    pub(crate) fn carry_out(&mut self, leg: Leg, limit: usize) -> bool {
+        let Some(out) = self.mux.out(leg) else { return false };
+        let bytes = out.bytes()[..out.len().min(limit)].to_vec();
+        if bytes.is_empty() {
+            return false;
+        }
+        out.consume(bytes.len());
+        self.end(leg).receive(&bytes);
+        self.mux.sent(&mut self.decider);
+        true
+    }
+
+    /// Until nothing moves.
+    pub(crate) fn settle(&mut self) {
+        self.settle_legs(|_| true);
+    }
+
+    /// ... where the original is gone.
+    pub(crate) fn settle_without_original(&mut self) {
+        self.settle_legs(|leg| leg != Leg::Original);
+    }
+
+    fn settle_legs(&mut self, which: impl Fn(Leg) -> bool) {
+        loop {
+            let mut moved = self.dial();
+            for leg in self.legs().into_iter().filter(|leg| which(*leg)) {
+                moved |= self.carry_in(leg, usize::MAX);
+                moved |= self.carry_out(leg, usize::MAX);
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+}
+
+/// A request's fields.
+pub(crate) fn request(key: Option<&str>, more: &[(&str, &str)]) -> List {
+    let mut list = vec![
+        (":method".into(), "POST".into()),
+        (":scheme".into(), "http".into()),
+        (":path".into(), "/x".into()),
+        (":authority".into(), "catalog".into()),
+    ];
+    if let Some(key) = key {
+        list.push(("baggage".into(), format!("a=b,okteto-divert={key}").into()));
+    }
+    list.extend(more.iter().map(|(name, value)| ((*name).into(), (*value).into())));
+    list
+}
+
+/// A response's fields.
+pub(crate) fn response(status: &str) -> List {
+    vec![(":status".into(), status.into()), ("server".into(), "town".into())]
+}
