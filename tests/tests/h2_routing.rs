@@ -3,9 +3,8 @@
 use anyhow::Result;
 use divert_tests::fixture::{ALICE, BOB};
 use divert_tests::h2::stage::{alice, answer, expect_answer, open, open_with};
-use divert_tests::h2::{Event, Frame, Head, Style, flag, kind, owned, request, setting};
+use divert_tests::h2::{Frame, Style, flag, kind, owned, request, setting};
 use divert_tests::stage::Stage;
-use divert_tests::wait;
 
 #[test]
 fn streams_of_one_connection_go_to_their_own_namespaces_at_once() -> Result<()> {
@@ -223,44 +222,5 @@ fn connections_to_a_developer_belong_to_one_client_connection() -> Result<()> {
         answer(alice, 5, "three");
         expect_answer(client, 5, "three");
     }
-    Ok(())
-}
-
-#[test]
-fn a_divert_is_followed_from_the_next_stream_on() -> Result<()> {
-    let stage = Stage::new()?;
-    let (mut client, mut shared) = open(&stage)?;
-    client.request(1, &[ALICE], false);
-    let (mut alice, _) = alice(&stage, &[])?;
-    alice.head(1);
-    stage.town.undivert("alice")?;
-    let mut stream = 3;
-    // Who is asked next: both could be.
-    let mut asked = |alice: &mut divert_tests::h2::H2, shared: &mut divert_tests::h2::H2| -> &'static str {
-        client.request(stream, &[ALICE], true);
-        let by = loop {
-            if shared.peer().has_something() {
-                break "shared";
-            }
-            if alice.peer().has_something() {
-                break "alice";
-            }
-            std::thread::yield_now();
-        };
-        let server = if by == "shared" { shared } else { alice };
-        answer(server, stream, by);
-        expect_answer(&mut client, stream, by);
-        stream += 2;
-        by
-    };
-    wait::until("the shared copy to be asked", || asked(&mut alice, &mut shared) == "shared")?;
-    stage.town.divert("alice")?;
-    // By the connection that is there.
-    wait::until("alice to be asked", || asked(&mut alice, &mut shared) == "alice")?;
-    // What was under way ends where it began.
-    client.data(1, "still hers", true);
-    alice.expect_data(1, "still hers", true);
-    alice.respond(1, &[], true);
-    assert!(matches!(client.on(1), Event::Head(Head { end: true, .. })));
     Ok(())
 }

@@ -395,6 +395,17 @@ impl H2 {
         self.kept.is_empty()
     }
 
+    /// Reads one frame, which must be there, for whoever asks for it later.
+    ///
+    /// # Panics
+    /// When none comes.
+    #[track_caller]
+    pub fn look(&mut self) {
+        if let Some(event) = self.read() {
+            self.kept.push_back(event);
+        }
+    }
+
     /// Credit so far, by WINDOW_UPDATE of a stream or of the connection; of what has been read.
     pub fn granted(&self, stream: u32) -> usize {
         self.granted.get(&stream).copied().unwrap_or(0)
