@@ -62,17 +62,14 @@ fn much_goes_both_ways_in_windows_that_are_given_again() -> Result<()> {
 /// Sends all of it in the default windows, with END_STREAM, waiting for credit as a sender does.
 #[track_caller]
 fn send_all(peer: &mut H2, stream: u32, bytes: &[u8]) {
-    // What others have used of the connection's window was given back in full before.
-    let connection = peer.granted(0);
     let mut sent = 0;
     while sent < bytes.len() {
         let size = (bytes.len() - sent).min(16_384);
         peer.wait_granted(stream, (sent + size).saturating_sub(DEFAULT_WINDOW));
-        peer.wait_granted(0, connection + (sent + size).saturating_sub(DEFAULT_WINDOW));
+        peer.wait_window(size);
         peer.data(stream, &bytes[sent..sent + size], sent + size == bytes.len());
         sent += size;
     }
-    peer.wait_granted(0, connection + bytes.len());
 }
 
 /// Takes all of it up to END_STREAM, and gives back what was used, frame by frame.
@@ -148,7 +145,7 @@ fn a_request_that_nobody_reads_stalls_no_other() -> Result<()> {
     // The client believes in the window of the original.
     client.bulk(1, &bulk(DEFAULT_WINDOW, 1), false);
     // The connection's window is given back all the same: the others need it.
-    client.wait_granted(0, DEFAULT_WINDOW);
+    client.wait_window(60_000);
     client.request(3, &[], false);
     shared.head(3);
     client.bulk(3, &bulk(60_000, 3), true);
@@ -216,11 +213,9 @@ fn windows_that_change_in_mid_stream_are_followed() -> Result<()> {
     assert_eq!(client.head(1).status(), "200");
     // The window of the connection to alice is the agent's to give.
     let body = bulk(150_000, 1);
-    let mut sent = 0;
     for piece in body.chunks(10_000) {
-        alice.wait_granted(0, (sent + piece.len()).saturating_sub(DEFAULT_WINDOW));
+        alice.wait_window(piece.len());
         alice.data(1, piece, false);
-        sent += piece.len();
         client.expect_data(1, piece, false);
     }
     // The original's initial window shrinks below what the client has sent to alice: hers is still open.
@@ -281,7 +276,7 @@ fn the_clients_window_of_the_connection_is_never_overdrawn() -> Result<()> {
     // What was used of each server's window has come back to it, so that both can go on.
     client.send(&[Frame::window_update(0, 120_000)]);
     for (server, stream) in [(&mut shared, 1), (&mut alice, 3)] {
-        server.wait_granted(0, 60_000 + 20_000 - DEFAULT_WINDOW);
+        server.wait_window(20_000);
         server.bulk(stream, &body[..20_000], true);
         client.expect_data(stream, &body[..20_000], true);
     }
@@ -334,16 +329,14 @@ fn push(peer: &H2, bytes: &[u8], most: usize) -> usize {
 fn push_within_windows(peer: &mut H2, stream: u32, most: usize) -> usize {
     let mut sent = 0;
     while sent < most {
-        let window = DEFAULT_WINDOW + peer.granted(0);
-        if sent + 16_384 > window {
-            if !peer.peer().readable_within(Duration::from_millis(300)) {
-                break;
-            }
+        if peer.window() >= 16_384 {
+            peer.data(stream, vec![0; 16_384], false);
+            sent += 16_384;
+        } else if peer.peer().readable_within(Duration::from_millis(300)) {
             peer.look();
-            continue;
+        } else {
+            break;
         }
-        peer.data(stream, vec![0; 16_384], false);
-        sent += 16_384;
     }
     sent
 }

@@ -7,6 +7,7 @@
 //! Nothing is answered by itself. A server that is to acknowledge SETTINGS or PING is told so by the test.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -96,6 +97,8 @@ pub struct H2 {
     kept: VecDeque<Event>,
     /// Sums of WINDOW_UPDATE.
     granted: HashMap<u32, usize>,
+    /// Bytes of DATA sent, on all streams.
+    sent: usize,
     acknowledged: usize,
 }
 
@@ -108,6 +111,7 @@ impl H2 {
             decoder: Decoder::default(),
             kept: VecDeque::new(),
             granted: HashMap::new(),
+            sent: 0,
             acknowledged: 0,
         }
     }
@@ -139,6 +143,15 @@ impl H2 {
     /// The bytes below. What was read into [`Self::kept`] is not there any more.
     pub fn peer(&mut self) -> &mut Peer {
         &mut self.peer
+    }
+
+    /// Closes with a reset.
+    ///
+    /// # Panics
+    /// When the connection refuses the option.
+    #[track_caller]
+    pub fn reset(self) {
+        self.peer.reset();
     }
 
     /// The connection.
@@ -222,6 +235,7 @@ impl H2 {
     /// When it cannot be sent.
     #[track_caller]
     pub fn data(&mut self, stream: u32, bytes: impl AsRef<[u8]>, end: bool) {
+        self.sent += bytes.as_ref().len();
         self.send(&[Frame::data(stream, bytes, end)]);
     }
 
@@ -371,6 +385,21 @@ impl H2 {
         }
     }
 
+    /// Takes whatever comes up to the end of the connection, of any kind.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[track_caller]
+    pub fn read_to_end(&mut self) {
+        loop {
+            match Frame::read(&mut self.peer.stream()) {
+                Ok(Some(_)) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("no end: {error}"),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
     /// Takes no frame but credit and acknowledgements for so long.
     ///
     /// # Panics
@@ -411,6 +440,22 @@ impl H2 {
         self.granted.get(&stream).copied().unwrap_or(0)
     }
 
+    /// Bytes of DATA that the connection's window lets through now, of what has been read.
+    pub fn window(&self) -> usize {
+        (frame::DEFAULT_WINDOW + self.granted(0)).saturating_sub(self.sent)
+    }
+
+    /// Waits until the connection's window lets so many bytes of DATA through.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn wait_window(&mut self, bytes: usize) {
+        while self.window() < bytes {
+            self.look();
+        }
+    }
+
     /// Waits until the credit of a stream or of the connection has come to so much.
     ///
     /// # Panics
@@ -418,9 +463,7 @@ impl H2 {
     #[track_caller]
     pub fn wait_granted(&mut self, stream: u32, bytes: usize) {
         while self.granted(stream) < bytes {
-            if let Some(event) = self.read() {
-                self.kept.push_back(event);
-            }
+            self.look();
         }
     }
 
@@ -431,9 +474,7 @@ impl H2 {
     #[track_caller]
     pub fn wait_acknowledged(&mut self, times: usize) {
         while self.acknowledged < times {
-            if let Some(event) = self.read() {
-                self.kept.push_back(event);
-            }
+            self.look();
         }
     }
 
