@@ -152,7 +152,8 @@ fn heads_without_an_end() -> Result<()> {
             attacker.send(&[Frame::new(kind::HEADERS, flag::END_STREAM, 3, block)]);
             // Empty ones, single bytes, and full ones: literals of a name and a value of one byte.
             let field = b"\x00\x01x\x01y";
-            let payload = [&b""[..], &field[..1], &field.repeat(3000)][number % 3];
+            let full = field.repeat(3000);
+            let payload = [&b""[..], &field[..1], &full][number % 3];
             let more = Frame::new(kind::CONTINUATION, 0, 3, payload).encode();
             write_until_full(attacker.stream(), &more.repeat(1 + 60_000 / more.len()), MOST)?;
         }

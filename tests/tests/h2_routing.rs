@@ -18,13 +18,14 @@ fn streams_of_one_connection_go_to_their_own_namespaces_at_once() -> Result<()> 
     client.request(7, &[ALICE, own], true);
     client.request(9, &[own], true);
     let (mut alice, _) = alice(&stage, &[])?;
-    for (server, stream, fields, end) in [
-        (&mut shared, 1, &[own][..], false),
-        (&mut alice, 3, &[own, ALICE], false),
-        (&mut shared, 5, &[BOB, own], true),
-        (&mut alice, 7, &[ALICE, own], true),
-        (&mut shared, 9, &[own], true),
+    for (hers, stream, fields, end) in [
+        (false, 1, &[own][..], false),
+        (true, 3, &[own, ALICE], false),
+        (false, 5, &[BOB, own], true),
+        (true, 7, &[ALICE, own], true),
+        (false, 9, &[own], true),
     ] {
+        let server = if hers { &mut alice } else { &mut shared };
         let head = server.head(stream);
         assert_eq!(head.fields, owned(&request(fields, end)), "all fields, in their order");
         assert_eq!(head.end, end);
@@ -36,17 +37,13 @@ fn streams_of_one_connection_go_to_their_own_namespaces_at_once() -> Result<()> 
     }
     alice.expect_data(3, "alice's aalice's balice's c", true);
     shared.expect_data(1, "shared ashared bshared c", true);
-    for (server, stream, name) in [
-        (&mut shared, 9, "staging"),
-        (&mut alice, 7, "alice"),
-        (&mut shared, 5, "staging"),
-        (&mut alice, 3, "alice"),
-        (&mut shared, 1, "staging"),
-    ] {
+    let names = [(1, "staging"), (3, "alice"), (5, "staging"), (7, "alice"), (9, "staging")];
+    for (stream, name) in names.into_iter().rev() {
+        let server = if name == "alice" { &mut alice } else { &mut shared };
         server.respond(stream, &[("x-served-by", name)], false);
         server.data(stream, format!("{name} answers {stream}"), true);
     }
-    for (stream, name) in [(1, "staging"), (3, "alice"), (5, "staging"), (7, "alice"), (9, "staging")] {
+    for (stream, name) in names {
         let head = expect_answer(&mut client, stream, &format!("{name} answers {stream}"));
         assert_eq!(head.fields, owned(&[(":status", "200"), ("x-served-by", name)]));
     }

@@ -39,7 +39,7 @@ pub struct Head {
 impl Head {
     /// The first field of a name.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.all(name).next()
+        self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
     }
 
     /// All fields of a name.
