@@ -113,6 +113,7 @@ fn four_megabytes_go_there_and_back() -> Result<()> {
     for answer in [one?, two?, three?] {
         assert!(answer == large, "other bytes");
     }
+    assert_eq!(town.servers.each_ref().map(|server| server.seen().calls()), [2; 3]);
     Ok(())
 }
 
@@ -248,7 +249,7 @@ fn a_channel_that_is_older_than_a_divert_follows_it() -> Result<()> {
     town.divert("alice")?;
     wait::until("the old connection to be closed", || {
         // The runtime must run for the channel to see it.
-        runtime.block_on(tokio::time::sleep(Duration::from_millis(20)));
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
         agent.metric("divert_reconnects_total").is_ok_and(|closed| closed >= 1.0)
     })?;
     assert_eq!(by()??, "alice/web m", "within {idle:?}");

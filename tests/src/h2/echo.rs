@@ -104,6 +104,9 @@ async fn serve(
 ) -> Result<(), h2::Error> {
     let mut head = Response::new(());
     head.headers_mut().insert("x-served-by", name);
+    if request.method() == Method::HEAD {
+        return respond.send_response(head, true).map(drop);
+    }
     let tunnel = request.method() == Method::CONNECT;
     let line = format!("{} {}\n", request.method(), request.uri().path());
     let path = request.uri().path().to_owned();
