@@ -19,31 +19,69 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b',').add(b';').add
 /// `head` is that of a [`RequestHead`](crate::RequestHead) without a key, with the blank lines before it or
 /// without. What comes out may be longer than [`MAX_HEAD`](crate::MAX_HEAD), which is for the caller to refuse.
 pub fn inject_key(head: &[u8], names: &KeyNames, key: &str, out: &mut Vec<u8>) {
-    let (at, before, after) = match (names.members(), names.headers()) {
-        ([name, ..], _) => match place_of_member(head, name) {
-            Place::Value(at) => (at, String::new(), ""),
-            Place::Front(at) => (at, format!("{name}="), ","),
-            Place::Whole(at) => (at, format!("{name}="), ""),
-            Place::New => (end(head), format!("{BAGGAGE}: {name}="), "\r\n"),
-        },
-        ([], [name, ..]) => match fields(head).find(|(_, field, _)| is(field, name)) {
-            Some((at, _, _)) => (at, String::new(), ""),
-            None => (end(head), format!("{name}: "), "\r\n"),
-        },
-        ([], []) => return out.extend_from_slice(head),
-    };
-    let (start, rest) = head.split_at(at);
+    let insertion = insertion(fields(head), names);
+    let new = insertion.at.is_none();
+    let (start, rest) = head.split_at(insertion.at.unwrap_or_else(|| end(head)));
     out.extend_from_slice(start);
-    out.extend_from_slice(before.as_bytes());
+    if new {
+        out.extend_from_slice(insertion.field.as_bytes());
+        out.extend_from_slice(b": ");
+    }
+    out.extend_from_slice(insertion.before.as_bytes());
+    push_key(out, names, key);
+    out.extend_from_slice(insertion.after.as_bytes());
+    if new {
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(rest);
+}
+
+/// How a key is put among fields.
+pub(crate) struct Insertion<'n> {
+    /// Where in the value of a field, as the fields' positions count; `None` is a new field.
+    pub(crate) at: Option<usize>,
+    /// Name of the new field.
+    pub(crate) field: &'n str,
+    /// What goes before the key.
+    pub(crate) before: String,
+    /// What goes behind it.
+    pub(crate) after: &'static str,
+}
+
+/// Where the key goes among these fields: the position of the value, the name, the value, both without leading
+/// white space.
+pub(crate) fn insertion<'a, 'n>(
+    mut fields: impl Iterator<Item = (usize, &'a [u8], &'a [u8])>,
+    names: &'n KeyNames,
+) -> Insertion<'n> {
+    match (names.members(), names.headers()) {
+        ([name, ..], _) => {
+            let (at, before, after) = match place_of_member(fields, name) {
+                Place::Value(at) => (Some(at), String::new(), ""),
+                Place::Front(at) => (Some(at), format!("{name}="), ","),
+                Place::Whole(at) => (Some(at), format!("{name}="), ""),
+                Place::New => (None, format!("{name}="), ""),
+            };
+            Insertion { at, field: BAGGAGE, before, after }
+        }
+        ([], [name, ..]) => {
+            let at = fields.find(|(_, field, _)| is(field, name)).map(|(at, ..)| at);
+            Insertion { at, field: name, before: String::new(), after: "" }
+        }
+        // There are no names of nothing: KeyNames refuses that.
+        ([], []) => Insertion { at: None, field: BAGGAGE, before: String::new(), after: "" },
+    }
+}
+
+/// Appends the key, encoded as its carrier asks.
+pub(crate) fn push_key(out: &mut Vec<u8>, names: &KeyNames, key: &str) {
     match names.members() {
         [] => out.extend_from_slice(key.as_bytes()),
         [..] => utf8_percent_encode(key, ENCODED).for_each(|part| out.extend_from_slice(part.as_bytes())),
     }
-    out.extend_from_slice(after.as_bytes());
-    out.extend_from_slice(rest);
 }
 
-/// Where the member goes, by position in the head.
+/// Where the member goes, by position.
 enum Place {
     /// The value of a member of this name, which has none.
     Value(usize),
@@ -55,10 +93,10 @@ enum Place {
     New,
 }
 
-fn place_of_member(head: &[u8], name: &str) -> Place {
+fn place_of_member<'a>(fields: impl Iterator<Item = (usize, &'a [u8], &'a [u8])>, name: &str) -> Place {
     let mut first = None;
     let (mut joined, mut members) = (0, 0);
-    for (at, _, value) in fields(head).filter(|(_, field, _)| is(field, BAGGAGE)) {
+    for (at, _, value) in fields.filter(|(_, field, _)| is(field, BAGGAGE)) {
         first.get_or_insert((at, value));
         let mut start = 0;
         for element in value.split(|byte| *byte == b',') {

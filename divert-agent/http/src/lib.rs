@@ -43,6 +43,7 @@ pub mod body;
 pub mod detect;
 mod field;
 pub mod framing;
+pub mod h2;
 pub mod h2c;
 pub mod head;
 pub mod inject;

@@ -1,7 +1,7 @@
 //! Answers that the agent gives itself, in the developer's or the platform's stead.
 //!
-//! Each is a complete HTTP/1.1 response whose sentence names the service and what to do, and whose
-//! `x-divert-error` field names the reason for programs.
+//! Each is a complete response, of HTTP/1.1 here and of HTTP/2 in [`divert_http::h2`], whose sentence names the service
+//! and what to do, and whose `x-divert-error` field names the reason for programs.
 
 use std::fmt::Write as _;
 
@@ -20,6 +20,10 @@ pub(super) enum Answer<'a> {
     Unavailable(&'a ServiceRef, &'a Unavailable),
     /// None of its endpoints could be connected to.
     Unreachable(&'a ServiceRef, &'a Unreachable),
+    /// HTTP/2: the connection to one of its endpoints ended before it answered.
+    Ended(&'a ServiceRef),
+    /// HTTP/2: the original destination cannot be connected to, or has ended, where others serve the connection.
+    OriginalFailed,
 }
 
 impl Answer<'_> {
@@ -29,7 +33,7 @@ impl Answer<'_> {
             Answer::HeadTooLarge => "431 Request Header Fields Too Large",
             Answer::Unavailable(..) => "503 Service Unavailable",
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "504 Gateway Timeout",
-            Answer::Unreachable(..) => "502 Bad Gateway",
+            Answer::Unreachable(..) | Answer::Ended(_) | Answer::OriginalFailed => "502 Bad Gateway",
         }
     }
 
@@ -44,6 +48,8 @@ impl Answer<'_> {
             Answer::Unavailable(_, Unavailable::EndpointsNotPods) => "EndpointsNotPods",
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "ConnectTimeout",
             Answer::Unreachable(..) => "ConnectFailed",
+            Answer::Ended(_) => "UpstreamEnded",
+            Answer::OriginalFailed => "OriginalFailed",
         }
     }
 
@@ -65,6 +71,12 @@ impl Answer<'_> {
             Answer::Unavailable(service, Unavailable::EndpointsNotPods) => format!(
                 "{service} has endpoints that are not pods of its namespace, which a diverted service may not have."
             ),
+            Answer::Ended(service) => {
+                format!("The connection to {service} ended before it answered; look at its pods.")
+            }
+            Answer::OriginalFailed => {
+                "The connection to the destination that was asked for failed, and no Divert takes this request.".into()
+            }
             Answer::Unreachable(service, unreachable) => {
                 let mut sentence = format!("No endpoint of {service} could be connected to");
                 for (i, (endpoint, error)) in unreachable.tried.iter().enumerate() {
@@ -78,6 +90,16 @@ impl Answer<'_> {
                 }
                 sentence
             }
+        }
+    }
+
+    /// The same for HTTP/2.
+    pub(super) fn h2(&self) -> divert_http::h2::Answer {
+        let status = self.status().split(' ').next().and_then(|code| code.parse().ok());
+        divert_http::h2::Answer {
+            status: status.expect("a status line begins with a number"),
+            reason: self.reason(),
+            sentence: self.sentence(),
         }
     }
 

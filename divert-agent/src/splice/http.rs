@@ -6,7 +6,6 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,10 +19,10 @@ use super::conn::{Conn, Unfinished};
 use super::counts::Count;
 use super::dial;
 use super::exchange::{Exchange, Outcome, Outgoing, Reset};
+use super::routing::{Decided, in_turn};
 use super::session::{End, Session};
 use super::tally::{Fate, Tally};
 use super::upstream::{Idle, Kept, Original, poll_idle};
-use crate::decide::{self, decide};
 use crate::plan::{Backend, OnUnavailable, Route};
 
 /// A step that the client's bytes ask for.
@@ -47,16 +46,6 @@ struct Wanted {
     /// The service that was asked for, where the response is to name it.
     asked: Option<String>,
     /// Where it counts.
-    tally: Arc<Tally>,
-}
-
-/// What was decided about a request, in so far as it outlives the look into the routing table.
-struct Decided {
-    route: Option<Arc<Route>>,
-    /// The key to forward with it.
-    inject: Option<Box<str>>,
-    /// The service that was asked for, for `x-divert-target`.
-    asked: Option<String>,
     tally: Arc<Tally>,
 }
 
@@ -157,22 +146,8 @@ impl Session {
         }
     }
 
-    /// Decides a request by the routing table as it is now.
     fn decide(&self, key: Option<&str>, host: Option<&str>, debug: bool) -> Decided {
-        let (target, hosts) = (self.claim.target(), self.worker.table.hosts());
-        let sender = self.claim.from_pods.then(|| self.pod.key());
-        let sender = sender.as_ref().and_then(|key| key.as_deref());
-        let decision = decide(&target, &hosts, &decide::Request { key, host, sender });
-        let service = decision.service.map(|shared| &shared.service);
-        // A key that the client made up names no series.
-        let known = decision.inject || decision.route.is_some();
-        let series = decision.key.filter(|_| known).unwrap_or_default();
-        Decided {
-            route: decision.route.map(Arc::clone),
-            inject: decision.key.filter(|_| decision.inject).map(Box::from),
-            asked: service.filter(|_| debug).map(ToString::to_string),
-            tally: self.worker.tallies.get(service, series),
-        }
+        Decided::of(&self.worker, &self.claim, &self.pod, key, host, debug)
     }
 
     /// Watches the upstreams while no request is outstanding.
@@ -311,7 +286,9 @@ impl Session {
         let unreachable;
         let answer = match &route.backend {
             Backend::Unavailable(why) => Answer::Unavailable(&route.service, why),
-            Backend::Endpoints { .. } => match dial::first_of(self.dial_from(), self.in_turn(route)).await {
+            Backend::Endpoints { .. } => match dial::first_of(self.dial_from(), in_turn(&self.worker, route))
+                .await
+            {
                 Ok((endpoint, conn)) => {
                     return Ok(Upstream::Developer(Kept { service: route.service.clone(), endpoint, conn }));
                 }
@@ -334,20 +311,6 @@ impl Session {
         wanted.tally.add(Fate::Unavailable);
         self.answer(&answer, wanted).await?;
         Ok(Upstream::Answered)
-    }
-
-    /// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is.
-    fn in_turn<'r>(&self, route: &'r Route) -> impl Iterator<Item = SocketAddr> + use<'r> {
-        let (preferred, endpoints): (&[_], &[_]) = match &route.backend {
-            Backend::Endpoints { preferred, endpoints } => (preferred, endpoints),
-            Backend::Unavailable(_) => (&[], &[]),
-        };
-        let turn = self.worker.turn.get();
-        self.worker.turn.set(turn.wrapping_add(1));
-        let start = turn.checked_rem(endpoints.len()).unwrap_or(0);
-        let (after, first) = endpoints.split_at(start);
-        let rest = first.iter().chain(after).filter(move |endpoint| !preferred.contains(endpoint));
-        preferred.iter().chain(rest).copied()
     }
 
     /// Answers a request that cannot be read further.

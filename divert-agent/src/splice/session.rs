@@ -47,6 +47,7 @@ pub(super) enum End {
 /// What a connection turned out to be.
 enum Opened {
     Http,
+    Http2 { server: Buffer },
     Opaque { server: Buffer, server_ended: bool },
 }
 
@@ -55,7 +56,7 @@ enum Opened {
 pub(super) struct Session {
     pub(super) worker: Rc<Worker>,
     pub(super) pod: Arc<Pod>,
-    pub(super) claim: Claim,
+    pub(super) claim: Rc<Claim>,
     /// The client's address.
     pub(super) source: IpAddr,
     pub(super) client: Downstream,
@@ -83,7 +84,7 @@ impl Session {
         Self {
             worker,
             pod,
-            claim,
+            claim: Rc::new(claim),
             source,
             client: Downstream { conn: client, inbox: Buffer::default(), ended: false },
             original: Original::Absent,
@@ -133,6 +134,7 @@ impl Session {
         };
         match self.open().await? {
             Opened::Http => self.http().await,
+            Opened::Http2 { server } => Err(self.http2(server).await),
             Opened::Opaque { server, server_ended } => Err(self.opaque(server, server_ended).await),
         }
     }
@@ -172,7 +174,10 @@ impl Session {
             }
             match detector.detect(self.client.inbox.bytes()) {
                 ClientBytes::Http1 if server.is_empty() => return Poll::Ready(Ok(Opened::Http)),
-                ClientBytes::Http1 | ClientBytes::Http2 | ClientBytes::Opaque => {
+                ClientBytes::Http2 => {
+                    return Poll::Ready(Ok(Opened::Http2 { server: std::mem::take(server) }));
+                }
+                ClientBytes::Http1 | ClientBytes::Opaque => {
                     return opaque(server, false);
                 }
                 ClientBytes::Undecided if self.client.inbox.is_full() => self.client.inbox.grow(),
@@ -227,7 +232,7 @@ impl Session {
 
     /// The original destination cannot be connected to. Before the first request only one that is diverted
     /// can still be served, so without a ready endpoint the client learns of it at once.
-    fn original_failed(&mut self, error: &std::io::Error) -> Result<Original, End> {
+    pub(super) fn original_failed(&mut self, error: &std::io::Error) -> Result<Original, End> {
         if self.requested {
             return Ok(Original::Absent);
         }
@@ -268,6 +273,11 @@ impl Session {
         }
     }
 
+    /// No head has begun that is not complete.
+    pub(super) fn await_nothing(&mut self) {
+        self.patience = None;
+    }
+
     /// A head is complete.
     pub(super) fn head_complete(&mut self) {
         self.patience = None;
@@ -286,6 +296,11 @@ impl Session {
     /// Relays the rest of the connection to an upstream, byte for byte.
     pub(super) async fn tunnel(&mut self, upstream: &Conn, server: Buffer, server_ended: bool) -> End {
         self.count(Count::Opaque);
+        self.relay_rest(upstream, server, server_ended).await
+    }
+
+    /// The same for a connection of which all was read that can be.
+    pub(super) async fn relay_rest(&mut self, upstream: &Conn, server: Buffer, server_ended: bool) -> End {
         let client = Side {
             conn: &self.client.conn,
             read: std::mem::take(&mut self.client.inbox),

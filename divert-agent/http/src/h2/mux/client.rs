@@ -1,0 +1,331 @@
+//! Frames of the client.
+
+use super::data::DataIn;
+use super::{
+    Drain, Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Unacked, frame, is_clients, rst_stream,
+    window_update,
+};
+use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
+use crate::h2::settings::{self, Settings};
+
+/// What a PING of ours says.
+pub(super) const DRAIN_PING: &[u8] = b"divert\x00\x01";
+
+/// A frame, or the last of several, that was not passed on yet.
+pub(super) struct Raw<'a> {
+    /// Frames before it.
+    pub(super) frames: &'a [u8],
+    pub(super) header: &'a [u8],
+    pub(super) payload: &'a [u8],
+}
+
+impl<T> Mux<T> {
+    pub(super) fn from_client<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
+        if self.preface > 0 {
+            let (preface, rest) = bytes.split_at(bytes.len().min(self.preface));
+            self.preface -= preface.len();
+            if self.original_alive {
+                self.original.out.push(preface);
+            }
+            bytes = rest;
+        }
+        while matches!(self.mode, Mode::Transparent | Mode::Mixed) {
+            let Some(piece) = self.client.reader.next(&mut bytes) else { return };
+            let handled = match piece {
+                Piece::Begin(frame) => self.client_begins(frame),
+                Piece::Payload { frame, part, done } => self.client_goes_on(frame, part, done, host),
+            };
+            if let Err(code) = handled {
+                self.irregular(code);
+            }
+        }
+        if self.mode == Mode::Opaque {
+            self.original.out.push(bytes);
+        }
+    }
+
+    fn client_begins(&mut self, frame: Frame) -> Result<(), u32> {
+        // Until it is said otherwise: what goes opaque now begins with this frame.
+        self.client.handling = Handling::Collect;
+        if !self.client.in_order(frame) {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        let mixed = self.mode == Mode::Mixed;
+        match frame.kind {
+            kind::DATA if frame.stream == 0 => return Err(code::PROTOCOL_ERROR),
+            kind::DATA if mixed => {
+                if frame.stream > self.last_client && is_clients(frame.stream) {
+                    return Err(code::PROTOCOL_ERROR);
+                }
+                if let Some(stream) = self.streams.get_mut(&frame.stream)
+                    && matches!(stream.leg, Leg::Up(_))
+                {
+                    stream.credit -= frame.len as i64;
+                }
+                self.client.handling = Handling::Data(DataIn::new(frame));
+            }
+            kind::HEADERS | kind::CONTINUATION => {
+                if frame.stream == 0 {
+                    return Err(code::PROTOCOL_ERROR);
+                }
+                self.client.block.len += frame.len + HEADER_LEN;
+                if self.client.block.len > MAX_BLOCK {
+                    return Err(code::ENHANCE_YOUR_CALM);
+                }
+            }
+            kind::PRIORITY
+            | kind::RST_STREAM
+            | kind::SETTINGS
+            | kind::PUSH_PROMISE
+            | kind::PING
+            | kind::GOAWAY
+            | kind::WINDOW_UPDATE
+                if frame.len > FRAME_SIZE =>
+            {
+                return Err(code::FRAME_SIZE_ERROR);
+            }
+            kind::DATA => self.client.handling = Handling::Pass,
+            kind::PRIORITY..=kind::WINDOW_UPDATE => {}
+            _ if !mixed => self.client.handling = Handling::Pass,
+            _ if frame.len > FRAME_SIZE => self.client.handling = Handling::Skip,
+            _ => {}
+        }
+        if matches!(self.client.handling, Handling::Pass) {
+            self.original.out.push(self.client.reader.header());
+        }
+        Ok(())
+    }
+
+    fn client_goes_on<H: Host<Token = T>>(
+        &mut self,
+        frame: Frame,
+        part: &[u8],
+        done: bool,
+        host: &mut H,
+    ) -> Result<(), u32> {
+        match &mut self.client.handling {
+            Handling::Skip => Ok(()),
+            Handling::Pass => {
+                self.original.out.push(part);
+                if done && frame.ends_stream() {
+                    self.passed_up_end(frame.stream);
+                }
+                Ok(())
+            }
+            Handling::Data(data) => {
+                let bytes = data.take(part).ok_or(code::PROTOCOL_ERROR)?;
+                let (stream, padding, end) = (data.stream, data.padding, data.end);
+                if !bytes.is_empty() || done && end {
+                    self.data_up(stream, bytes, done && end);
+                }
+                if done && padding > 0 {
+                    self.padding_up(stream, padding, end);
+                }
+                Ok(())
+            }
+            Handling::Collect => {
+                let Some(payload) = self.client.collected(part, done) else { return Ok(()) };
+                let handled = self.client_frame(frame, &payload, host);
+                if handled.is_err() && self.mode == Mode::Transparent {
+                    let side = &mut self.client;
+                    side.block.frames.extend_from_slice(side.reader.header());
+                    side.block.frames.extend_from_slice(&payload);
+                }
+                handled
+            }
+        }
+    }
+
+    fn client_frame<H: Host<Token = T>>(
+        &mut self,
+        frame: Frame,
+        payload: &[u8],
+        host: &mut H,
+    ) -> Result<(), u32> {
+        match frame.kind {
+            kind::HEADERS | kind::CONTINUATION => return self.client_headers(frame, payload, host),
+            kind::SETTINGS => self.client_settings(frame, payload)?,
+            kind::WINDOW_UPDATE => return self.client_window(frame, payload),
+            kind::RST_STREAM => return self.client_reset(frame, payload),
+            kind::PING if self.client_ping(frame, payload) => return Ok(()),
+            kind::PRIORITY if self.mode == Mode::Mixed && !self.original_knows(frame.stream) => return Ok(()),
+            kind::PUSH_PROMISE => return Err(code::PROTOCOL_ERROR),
+            _ => {}
+        }
+        self.pass_up(payload);
+        Ok(())
+    }
+
+    /// Passes a frame on to the original destination as it came.
+    fn pass_up(&mut self, payload: &[u8]) {
+        if self.original_alive {
+            self.original.out.push(self.client.reader.header());
+            self.original.out.push(payload);
+        }
+    }
+
+    /// Whether a frame may refer to a stream there: it is or was one, or is none yet.
+    fn original_knows(&self, stream: u32) -> bool {
+        match self.streams.get(&stream) {
+            Some(known) => known.leg == Leg::Original && known.waiting.is_none(),
+            None => stream < self.first_mixed || stream > self.last_client || !is_clients(stream),
+        }
+    }
+
+    fn client_headers<H: Host<Token = T>>(
+        &mut self,
+        frame: Frame,
+        payload: &[u8],
+        host: &mut H,
+    ) -> Result<(), u32> {
+        let first = self.client.block.first.unwrap_or(frame);
+        let part = match frame.kind {
+            kind::HEADERS => unpadded(frame, payload).ok_or(code::PROTOCOL_ERROR)?,
+            _ => payload,
+        };
+        let header = *self.client.reader.header();
+        if !frame.has(flag::END_HEADERS) {
+            let block = &mut self.client.block;
+            block.first = Some(first);
+            block.fragment.extend_from_slice(part);
+            if self.mode == Mode::Transparent {
+                block.frames.extend_from_slice(&header);
+                block.frames.extend_from_slice(payload);
+            }
+            return Ok(());
+        }
+        let mut block = std::mem::take(&mut self.client.block);
+        let whole = if block.fragment.is_empty() {
+            part
+        } else {
+            block.fragment.extend_from_slice(part);
+            &block.fragment
+        };
+        let raw = Raw { frames: &block.frames, header: &header, payload };
+        let handled = self.request_block(first, whole, &raw, host);
+        if handled.is_err() {
+            self.client.block = block;
+        }
+        handled
+    }
+
+    fn client_settings(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
+        if frame.stream != 0 {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        if frame.has(flag::ACK) {
+            if let Some(initial) = self.unacked_original.pop_front() {
+                self.original_settings_apply(initial);
+            }
+            return Ok(());
+        }
+        let settings = Settings::read(payload).ok_or(code::FRAME_SIZE_ERROR)?;
+        let before = self.client_settings;
+        if let Some(initial) = settings.initial_window_size {
+            self.client_settings.initial_window = initial;
+        }
+        self.client_settings.max_header_list =
+            settings.max_header_list_size.or(self.client_settings.max_header_list);
+        let mut told = Vec::new();
+        if let Some(initial) = settings.initial_window_size {
+            settings::put(&mut told, settings::INITIAL_WINDOW_SIZE, initial);
+        }
+        if let Some(list) = settings.max_header_list_size {
+            settings::put(&mut told, settings::MAX_HEADER_LIST_SIZE, list);
+        }
+        for up in self.ups.values_mut().filter(|up| up.open && !told.is_empty()) {
+            frame_to(&mut up.side.out, &told);
+            up.unacked += 1;
+        }
+        if !self.original_alive {
+            super::frame(self.to_client(), kind::SETTINGS, flag::ACK, 0, &[]);
+            self.client_settings_apply(&settings);
+            return Ok(());
+        }
+        if self.unacked_client.len() >= MAX_UNACKED {
+            return Err(code::ENHANCE_YOUR_CALM);
+        }
+        let shrinks = self.client_settings.initial_window < before.initial_window;
+        self.unacked_client.push_back(Unacked { settings, shrinks });
+        Ok(())
+    }
+
+    fn client_window(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
+        let credit = word(payload).ok_or(code::FRAME_SIZE_ERROR)? & STREAM_MASK;
+        if frame.stream == 0 {
+            if credit == 0 {
+                return Err(code::PROTOCOL_ERROR);
+            }
+            self.window += i64::from(credit);
+            if self.window > i64::from(STREAM_MASK) {
+                return Err(code::FLOW_CONTROL_ERROR);
+            }
+        }
+        if self.mode == Mode::Transparent {
+            self.pass_up(payload);
+            return Ok(());
+        }
+        if frame.stream == 0 {
+            self.share_credit(credit);
+            return Ok(());
+        }
+        if is_clients(frame.stream) && frame.stream > self.last_client {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        match self.streams.get_mut(&frame.stream) {
+            Some(stream) => match (&mut stream.waiting, stream.leg) {
+                (Some(waiting), _) => waiting.credit = waiting.credit.saturating_add(credit).min(STREAM_MASK),
+                (None, Leg::Up(id)) if credit > 0 => {
+                    if let Some(up) = self.ups.get_mut(&id) {
+                        window_update(&mut up.side.out, frame.stream, credit);
+                    }
+                }
+                (None, Leg::Up(_)) => return Err(code::PROTOCOL_ERROR),
+                (None, _) => self.pass_up(payload),
+            },
+            None if frame.stream < self.first_mixed || !is_clients(frame.stream) => self.pass_up(payload),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn client_reset(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
+        let code = word(payload).ok_or(code::FRAME_SIZE_ERROR)?;
+        let id = frame.stream;
+        if id == 0 || id > self.last_client && is_clients(id) {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        match self.streams.get(&id).map(|stream| (stream.leg, stream.waiting.is_some())) {
+            Some((Leg::Up(up), false)) => {
+                if let Some(up) = self.ups.get_mut(&up) {
+                    rst_stream(&mut up.side.out, id, code);
+                }
+            }
+            Some((_, true)) => {}
+            Some((_, false)) => self.pass_up(payload),
+            None if self.original_knows(id) => self.pass_up(payload),
+            None => {}
+        }
+        self.cut(id);
+        Ok(())
+    }
+
+    /// Whether a PING is none of the original's business.
+    fn client_ping(&mut self, frame: Frame, payload: &[u8]) -> bool {
+        if frame.has(flag::ACK) && payload == DRAIN_PING && self.drain == Drain::Asked {
+            self.drain_answered();
+            return true;
+        }
+        if self.original_alive {
+            return false;
+        }
+        if !frame.has(flag::ACK) && payload.len() == 8 {
+            super::frame(self.to_client(), kind::PING, flag::ACK, 0, payload);
+        }
+        true
+    }
+}
+
+fn frame_to(out: &mut crate::h2::queue::Queue, settings: &[u8]) {
+    frame(out, kind::SETTINGS, 0, 0, settings);
+}

@@ -1,0 +1,249 @@
+//! Streams and legs that end.
+
+use super::client::DRAIN_PING;
+use super::stream::Chunk;
+use super::{Answer, Drain, Fate, Host, Leg, Mode, Mux, UpId, frame, goaway, is_clients, rst_stream};
+use crate::h2::frame::{STREAM_MASK, code, kind};
+
+impl<T> Mux<T> {
+    /// The client's side of a stream has ended, and the upstream has been told.
+    pub(super) fn passed_up_end(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.client_ended = true;
+            stream.up_closed = true;
+            if stream.is_over() {
+                self.forget(id);
+            }
+        }
+    }
+
+    /// The server's side of a stream has ended, and the client has been told.
+    pub(super) fn passed_down_end(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.server_ended = true;
+            stream.down_closed = true;
+            if stream.is_over() {
+                self.forget(id);
+            }
+        }
+    }
+
+    /// Forgets a stream, and gives back credit for what was held of it.
+    pub(super) fn forget(&mut self, id: u32) {
+        self.up_pending.remove(&id);
+        self.down_pending.remove(&id);
+        let Some(mut stream) = self.streams.remove(&id) else { return };
+        match stream.leg {
+            Leg::Up(up_id) => {
+                if let Some(up) = self.ups.get_mut(&up_id) {
+                    if stream.waiting.is_some() {
+                        up.waiting.retain(|waiting| *waiting != id);
+                    } else if !stream.dead {
+                        up.streams -= 1;
+                    }
+                    if !up.waiting.is_empty() {
+                        self.freed.push(up_id);
+                    }
+                }
+            }
+            _ if stream.waiting.is_some() => self.original_waiting.retain(|waiting| *waiting != id),
+            _ => {}
+        }
+        let Some(held) = stream.held.take() else { return };
+        self.held_up -= held.up.len();
+        self.held_down -= held.down_len;
+        if matches!(stream.leg, Leg::Up(_)) {
+            self.give_back(Leg::Client, held.up.len());
+        }
+        let data =
+            held.down.iter().map(|chunk| if let Chunk::Data { bytes, .. } = chunk { bytes.len() } else { 0 });
+        self.give_back(stream.leg, data.sum());
+    }
+
+    /// Ends a stream at once; both sides know. What is left is blocks that the client's decoder needs.
+    pub(super) fn cut(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let needed = |chunk: &Chunk| matches!(chunk, Chunk::Frames { .. });
+        if stream.held.as_ref().is_none_or(|held| !held.down.iter().any(needed)) {
+            return self.forget(id);
+        }
+        stream.dead = true;
+        let held = stream.held();
+        let (mut up, mut down, mut len) = (0, 0, 0);
+        up += held.up.len();
+        held.up.clear();
+        held.trailers = None;
+        held.down.retain(|chunk| {
+            if let Chunk::Data { bytes, .. } = chunk {
+                down += bytes.len();
+            }
+            needed(chunk)
+        });
+        for chunk in &held.down {
+            if let Chunk::Frames { bytes, .. } = chunk {
+                len += bytes.len();
+            }
+        }
+        self.held_up -= up;
+        self.held_down = self.held_down - held.down_len + len;
+        held.down_len = len;
+        self.up_pending.remove(&id);
+        self.give_back(Leg::Original, down);
+    }
+
+    /// A server has reset a stream.
+    pub(super) fn reset_down(&mut self, leg: Leg, id: u32, code: u32) {
+        let Some(stream) = self.streams.get_mut(&id).filter(|it| it.leg == leg && it.waiting.is_none())
+        else {
+            // The original's business with the client, unless the stream was never its own.
+            if leg == Leg::Original && (id < self.first_mixed || !is_clients(id)) {
+                rst_stream(self.to_client(), id, code);
+            }
+            return;
+        };
+        if stream.dead {
+            return;
+        }
+        let whole = stream.server_ended && !stream.held_nothing_down();
+        let blocks = stream
+            .held
+            .as_ref()
+            .is_some_and(|held| held.down.iter().any(|chunk| matches!(chunk, Chunk::Frames { .. })));
+        if !whole && !blocks {
+            rst_stream(self.to_client(), id, code);
+            return self.forget(id);
+        }
+        if !whole {
+            self.cut(id);
+        }
+        // Behind a response that is complete, as "no more of the request is needed" is (RFC 9113 8.1), and behind
+        // blocks that other responses build on.
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.held().down.push_back(Chunk::Reset(code));
+            self.down_pending.insert(id);
+        }
+    }
+
+    /// A diverted upstream has said that it did not look at streams above `last`, and opens none.
+    pub(super) fn refuse_above(&mut self, id: UpId, last: u32) {
+        let lost: Vec<u32> = (self.streams.iter())
+            .filter(|(stream_id, stream)| {
+                stream.leg == Leg::Up(id) && !stream.dead && (stream.waiting.is_some() || **stream_id > last)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+            self.cut(id);
+        }
+    }
+
+    /// An upstream's connection has ended, or broke, or never was: what it had under way is over.
+    pub fn ended<H: Host<Token = T>>(&mut self, leg: Leg, host: &mut H) {
+        match leg {
+            Leg::Client => return,
+            Leg::Original if !self.original_alive => return,
+            Leg::Original => {
+                if self.is_passing() {
+                    // Half of a frame cannot be taken back.
+                    return self.fail(code::INTERNAL_ERROR);
+                }
+                self.original_alive = false;
+                self.mode = Mode::Mixed;
+                self.original_waiting.clear();
+            }
+            Leg::Up(_) => {}
+        }
+        let lost: Vec<u32> = (self.streams.iter())
+            .filter(|(_, stream)| stream.leg == leg && !(stream.server_ended && !stream.held_nothing_down()))
+            .map(|(id, _)| *id)
+            .collect();
+        let answer = (!lost.is_empty()).then(|| host.lost(leg));
+        for id in lost {
+            let Some(mut stream) = self.streams.remove(&id) else { continue };
+            let waiting = stream.waiting.take();
+            let (answered, dead) = (stream.answered, stream.dead);
+            if let Some(waiting) = waiting {
+                host.settle(waiting.token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });
+            }
+            let shadow = stream.shadow();
+            self.streams.insert(id, stream);
+            self.forget(id);
+            match &answer {
+                _ if dead => {}
+                Some(answer) if !answered && is_clients(id) => self.answer(id, &shadow, answer),
+                _ => rst_stream(self.to_client(), id, code::INTERNAL_ERROR),
+            }
+        }
+        self.block_order.retain(|id| self.streams.contains_key(id));
+        match leg {
+            Leg::Up(id) => {
+                self.ups.remove(&id);
+                self.open_original(host);
+            }
+            _ => {
+                let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
+                goaway(self.to_client(), last, code::NO_ERROR);
+                self.goaway = Some(last);
+            }
+        }
+        self.release_acks();
+        self.pump(host);
+    }
+
+    /// An upstream cannot be connected to. Streams that wait for it are answered, or go to the original destination.
+    pub fn unreachable<H: Host<Token = T>>(&mut self, id: UpId, answer: &Answer, host: &mut H) {
+        let Some(up) = self.ups.remove(&id) else { return };
+        for id in up.waiting {
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            if up.shared && self.original_alive {
+                stream.leg = Leg::Original;
+                let at = self.original_waiting.partition_point(|waiting| *waiting < id);
+                self.original_waiting.insert(at, id);
+                continue;
+            }
+            let shadow = stream.shadow();
+            if let Some(waiting) = stream.waiting.take() {
+                host.settle(waiting.token, Fate::Unavailable);
+            }
+            self.forget(id);
+            self.answer(id, &shadow, answer);
+        }
+        self.open_original(host);
+        self.pump(host);
+    }
+
+    /// An error of the connection: the client gets a GOAWAY that says so, and nothing after it.
+    pub(super) fn fail(&mut self, code: u32) {
+        let last = self.last_client;
+        if self.is_passing() {
+            // It would stand in the middle of a frame; the end of the connection says enough.
+            self.client.out.clear();
+        } else {
+            goaway(&mut self.client.out, last, code);
+        }
+        for up in self.ups.values_mut() {
+            goaway(&mut up.side.out, 0, code::NO_ERROR);
+        }
+        self.mode = Mode::Failed;
+    }
+
+    /// Ends the connection in order: the client is told to open no more streams, and those that are open may end.
+    pub fn drain(&mut self) {
+        if self.drain != Drain::No || matches!(self.mode, Mode::Opaque | Mode::Failed) || self.preface > 0 {
+            return;
+        }
+        self.drain = Drain::Asked;
+        goaway(self.to_client(), STREAM_MASK, code::NO_ERROR);
+        // Its answer comes behind every stream that was on its way (RFC 9113 6.8).
+        frame(self.to_client(), kind::PING, 0, 0, DRAIN_PING);
+    }
+
+    pub(super) fn drain_answered(&mut self) {
+        self.drain = Drain::Ending;
+        self.enter_mixed(self.last_client.saturating_add(1));
+        let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
+        goaway(self.to_client(), last, code::NO_ERROR);
+        self.goaway = Some(last);
+    }
+}

@@ -1,0 +1,133 @@
+//! Whose credit is given to whom.
+//!
+//! The client's windows for what it sends were granted by the original destination, those for what it receives are
+//! shared by all servers. So:
+//!
+//! - What it sends to a diverted upstream was never the original's: credit for the connection is given back when it is
+//!   forwarded. What it may send on the stream is made what the upstream takes.
+//! - Windows of streams for what it receives are end to end. That of the connection is accounted truly; what a diverted
+//!   upstream has used of it is withheld from the original, whose own window is then at most that much larger than the
+//!   client's: this is what may have to be held.
+
+use super::{Leg, Mux, UP_WINDOW, frame, merge, window_update};
+use crate::h2::frame::{STREAM_MASK, kind};
+use crate::h2::settings::Settings;
+
+/// Credit is given back in pieces no smaller than this. Windows of connections have at least 65,535.
+const PIECE: u32 = 16 * 1024;
+
+impl<T> Mux<T> {
+    /// The client has acknowledged settings of the original.
+    pub(super) fn original_settings_apply(&mut self, initial: Option<u32>) {
+        let Some(initial) = initial else { return };
+        let more = i64::from(initial) - self.initial;
+        self.initial = initial.into();
+        let diverted: Vec<u32> = (self.streams.iter_mut())
+            .filter(|(_, stream)| matches!(stream.leg, Leg::Up(_)))
+            .map(|(id, stream)| {
+                stream.credit += more;
+                *id
+            })
+            .collect();
+        for id in diverted {
+            self.grant(id);
+        }
+    }
+
+    /// The client's settings are in force.
+    pub(super) fn client_settings_apply(&mut self, settings: &Settings) {
+        if let Some((last, least)) = settings.header_table_size {
+            self.client_table = Some(merge(self.client_table, (least as usize, last as usize)));
+        }
+    }
+
+    /// Lets the client send on a diverted stream what the upstream takes.
+    pub(super) fn grant(&mut self, id: u32) {
+        // What the original has announced will be added by the client on its own.
+        let announced = self.unacked_original.iter().flatten().copied().max().map_or(0, i64::from);
+        let coming = (announced - self.initial).max(0);
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.client_ended || stream.dead
+        {
+            return;
+        }
+        let more = stream.window - stream.held_up() as i64 - (stream.credit + coming);
+        if let Ok(credit @ 1..=STREAM_MASK) = u32::try_from(more) {
+            stream.credit += more;
+            window_update(self.to_client(), id, credit);
+        }
+    }
+
+    /// The client has given credit for the connection: it makes up for what was not the original's first.
+    pub(super) fn share_credit(&mut self, credit: u32) {
+        let repaid = self.debt.min(credit.into());
+        self.debt -= repaid;
+        // Not negative, and not more than it was.
+        let rest = credit - repaid as u32;
+        if rest > 0 && self.original_alive {
+            window_update(&mut self.original.out, 0, rest);
+        }
+    }
+
+    /// Bytes of a diverted upstream have left, or are dropped.
+    pub(super) fn give_back(&mut self, leg: Leg, count: usize) {
+        // No more than a window of bytes is ever on its way.
+        let count = count as u32;
+        match leg {
+            Leg::Client => self.client_credit = self.client_credit.saturating_add(count),
+            Leg::Original => self.original_credit = self.original_credit.saturating_add(count),
+            Leg::Up(id) => {
+                let Some(up) = self.ups.get_mut(&id) else { return };
+                up.credit += count;
+                if up.credit >= UP_WINDOW / 4 {
+                    up.receive += i64::from(up.credit);
+                    window_update(&mut up.side.out, 0, std::mem::take(&mut up.credit));
+                }
+            }
+        }
+    }
+
+    /// Padding of the client's DATA, which is not passed on.
+    pub(super) fn padding_up(&mut self, id: u32, padding: usize, end: bool) {
+        self.give_back(Leg::Client, padding);
+        match self.streams.get(&id).map(|stream| stream.leg) {
+            Some(Leg::Original) if !end => window_update(self.to_client(), id, padding as u32),
+            _ => self.grant(id),
+        }
+    }
+
+    /// Padding of a server's DATA.
+    pub(super) fn padding_down(&mut self, leg: Leg, id: u32, padding: usize, end: bool) {
+        self.give_back(leg, padding);
+        let known = self.streams.get(&id).is_some_and(|stream| stream.leg == leg && !stream.dead);
+        if end || !known {
+            return;
+        }
+        if let Some(out) = self.out(leg) {
+            window_update(out, id, padding as u32);
+        }
+    }
+
+    /// Sends the credit that has come together.
+    pub(super) fn send_credit(&mut self) {
+        if self.client_credit >= PIECE {
+            let credit = std::mem::take(&mut self.client_credit).min(STREAM_MASK);
+            window_update(self.to_client(), 0, credit);
+        }
+        if self.original_credit >= PIECE {
+            let credit = std::mem::take(&mut self.original_credit).min(STREAM_MASK);
+            if self.original_alive {
+                window_update(&mut self.original.out, 0, credit);
+            }
+        }
+    }
+
+    /// Acknowledges the client's settings where all have done so.
+    pub(super) fn release_acks(&mut self) {
+        if self.held_acks > 0 && self.ups.values().all(|up| up.unacked == 0) {
+            for _ in 0..std::mem::take(&mut self.held_acks) {
+                frame(self.to_client(), kind::SETTINGS, crate::h2::frame::flag::ACK, 0, &[]);
+            }
+        }
+    }
+}

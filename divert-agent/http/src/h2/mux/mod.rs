@@ -1,0 +1,654 @@
+//! One client connection and the connections behind it, by frames.
+//!
+//! It begins **transparent**: what the client sends goes to the original destination as it came, and back: settings,
+//! windows, pings, stream ids and the tables of HPACK are end to end, and only followed. A request that is to go
+//! elsewhere, or to be answered here, makes it **mixed**, for good: from then on frames go by their stream. Two things
+//! keep that small. Stream ids are the same on every leg, as ids may be skipped. And responses of other servers, and
+//! requests, are written without any table ([`encode`]), so the original's responses still pass as they came.
+//!
+//! What cannot be followed while nothing is diverted makes it **opaque**: the original destination is the judge, and
+//! answers as it would without us. In mixed mode it is an error of the connection.
+//!
+//! - `client`, `original`, `upstream`: frames by where they come from
+//! - `request`: a request's head, from its block to a leg
+//! - `data`: DATA on its way in, without padding
+//! - `pump`: what waits for a window
+//! - `flow`: whose credit is given to whom
+//! - `end`: streams and legs that end
+//! - `answer`: answers of our own
+//! - `stream`: what is known of a stream
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::fields::{Fields, RequestView};
+use super::frame::{FRAME_SIZE, Frame, FrameReader, PREFACE, code, flag, kind};
+use super::hpack::{Decoder, encode};
+use super::queue::Queue;
+use super::settings::{self, DEFAULT_WINDOW, Settings};
+use crate::baggage::KeyNames;
+use data::DataIn;
+use stream::Stream;
+
+mod answer;
+mod client;
+mod data;
+mod end;
+mod flow;
+mod original;
+mod pump;
+mod request;
+mod stream;
+mod upstream;
+
+pub use answer::Answer;
+
+/// A leg is not read while what it feeds holds more than this, in bytes.
+pub const SOFT: usize = 64 * 1024;
+/// ... nor while more than this waits to be sent to itself: what it asks for is answered no faster than it reads.
+pub const HARD: usize = 256 * 1024;
+/// Most bytes of one stream that are held for a window, past which its sender is not read.
+pub const MAX_HELD_STREAM: usize = 1 << 20;
+/// ... and of all streams in one direction.
+pub const MAX_HELD: usize = 4 << 20;
+/// Most bytes of one header block, frame headers included.
+pub const MAX_BLOCK: usize = 2 * crate::MAX_HEAD;
+/// Most streams that wait for one upstream; one more is refused.
+pub const MAX_WAITING: usize = 100;
+/// The connection window that a diverted upstream is given.
+pub(crate) const UP_WINDOW: u32 = 256 * 1024;
+/// Streams that an upstream is taken to allow before its SETTINGS have come (RFC 9113 6.5.2 recommends no less).
+const FIRST_STREAMS: u32 = 100;
+/// Most SETTINGS of one side that the other has not acknowledged.
+const MAX_UNACKED: usize = 1000;
+
+/// A connection to a diverted upstream, numbered by whoever opens it; never used twice.
+pub type UpId = u32;
+
+/// A connection.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Leg {
+    /// The client's.
+    Client,
+    /// To the destination that the client asked for.
+    Original,
+    /// To a developer's service.
+    Up(UpId),
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub enum Route {
+    /// To the destination that the client asked for.
+    Original,
+    /// To another. One with an id that was not seen yet waits for [`Mux::opened`] or [`Mux::unreachable`].
+    Up {
+        /// Which.
+        id: UpId,
+        /// To the original destination, where it cannot be connected to.
+        shared: bool,
+    },
+    /// Nowhere.
+    Answer(Answer),
+    /// Nowhere, and the client may try again.
+    Refuse,
+}
+
+/// What is to become of a request.
+#[derive(Debug)]
+pub struct Verdict<T> {
+    /// Where it goes.
+    pub route: Route,
+    /// The key to give it.
+    pub inject: Option<Box<str>>,
+    /// `x-divert-target` for its response.
+    pub target: Option<Box<str>>,
+    /// Handed back when its fate is known.
+    pub token: T,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Sent to the original destination.
+    Original,
+    /// Sent to a diverted upstream.
+    Diverted,
+    /// Answered, as no upstream was available.
+    Unavailable,
+    /// Answered, as the original destination was not.
+    Lost,
+}
+
+/// Who decides.
+pub trait Host {
+    /// What a request is counted by.
+    type Token;
+    /// The names of keys.
+    fn names(&self) -> &KeyNames;
+    /// Decides a request.
+    fn decide(&mut self, request: &RequestView<'_>) -> Verdict<Self::Token>;
+    /// The fate of a request is known.
+    fn settle(&mut self, token: Self::Token, fate: Fate);
+    /// The answer to a request whose head is too large.
+    fn too_large(&mut self) -> Answer;
+    /// The answer to a request whose server has gone, or never was there.
+    fn lost(&mut self, leg: Leg) -> Answer;
+}
+
+/// How far the connection is taken apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    Transparent,
+    Mixed,
+    Opaque,
+    /// A GOAWAY of ours is the last that the client gets.
+    Failed,
+}
+
+/// What is done with the frame under way.
+#[derive(Debug, Default)]
+enum Handling {
+    /// Passed on as it comes.
+    #[default]
+    Pass,
+    /// Collected.
+    Collect,
+    /// Dropped.
+    Skip,
+    /// DATA, by its stream.
+    Data(DataIn),
+}
+
+/// A header block under way.
+#[derive(Debug, Default)]
+struct Block {
+    /// The frame that began it, until END_HEADERS.
+    first: Option<Frame>,
+    /// Its frames as they came, where they are kept.
+    frames: Vec<u8>,
+    /// The block without them.
+    fragment: Vec<u8>,
+    /// Bytes so far, frame headers included.
+    len: usize,
+}
+
+/// One leg's bytes.
+#[derive(Debug, Default)]
+struct Side {
+    reader: FrameReader,
+    handling: Handling,
+    collect: Vec<u8>,
+    block: Block,
+    out: Queue,
+}
+
+/// A connection to a diverted upstream.
+#[derive(Debug)]
+struct Up {
+    side: Side,
+    decoder: Decoder,
+    /// Its preface has been sent, and a header block.
+    open: bool,
+    began: bool,
+    /// It takes no new streams.
+    retired: bool,
+    /// Its credit for the connection, and for new streams.
+    window: i64,
+    initial: i64,
+    max_streams: u32,
+    /// Its first SETTINGS have come.
+    settled: bool,
+    /// Streams open on it.
+    streams: u32,
+    /// Streams that wait, in order.
+    waiting: VecDeque<u32>,
+    /// Bytes received and not given back yet.
+    credit: u32,
+    /// What it may still send.
+    receive: i64,
+    /// Requests go to the original destination where it cannot be connected to.
+    shared: bool,
+    /// SETTINGS of the client that it has not acknowledged.
+    unacked: usize,
+}
+
+/// One client connection.
+#[derive(Debug)]
+pub struct Mux<T> {
+    mode: Mode,
+    client: Side,
+    original: Side,
+    ups: BTreeMap<UpId, Up>,
+    streams: BTreeMap<u32, Stream<T>>,
+    /// Bytes of the client's preface that have not come.
+    preface: usize,
+    /// The original destination is there.
+    original_alive: bool,
+    /// Streams that wait for those before them, as ids must rise on each leg.
+    original_waiting: VecDeque<u32>,
+    /// Follows the client's encoder.
+    decoder: Decoder,
+    fields: Fields,
+    scratch: Vec<u8>,
+    /// A change of the table that the client made and the original destination was not told of: least, last.
+    table_update: Option<(usize, usize)>,
+    /// A change of its own table that the client waits to hear of.
+    client_table: Option<(usize, usize)>,
+    /// The highest stream that the client has opened.
+    last_client: u32,
+    /// Streams from here on are on no leg when they are not in `streams`.
+    first_mixed: u32,
+    /// Streams above it are not served any more.
+    goaway: Option<u32>,
+    /// Frames for the client that wait for the end of one of the original's.
+    aside: Queue,
+    /// A header block of the original is passing.
+    block_passing: bool,
+    /// The client's credit for the connection.
+    window: i64,
+    /// Bytes sent to the client that were not the original's, and for which it has not given credit again.
+    debt: i64,
+    /// Credit to give back to the client, and to the original.
+    client_credit: u32,
+    original_credit: u32,
+    /// What the client has announced, and what of that awaits the original's acknowledgement.
+    client_settings: ClientSettings,
+    unacked_client: VecDeque<Unacked>,
+    /// INITIAL_WINDOW_SIZE of the original as the client knows it, and changes that it has not acknowledged.
+    initial: i64,
+    unacked_original: VecDeque<Option<u32>>,
+    /// Acknowledgements of the original that wait for others.
+    held_acks: usize,
+    /// Streams with something held, up and down; where the turns are; how much it is.
+    up_pending: BTreeSet<u32>,
+    down_pending: BTreeSet<u32>,
+    up_turn: u32,
+    down_turn: u32,
+    held_up: usize,
+    held_down: usize,
+    /// Streams of the original whose blocks are held, in the order of the blocks.
+    block_order: VecDeque<u32>,
+    /// Upstreams on which a stream has ended while others wait.
+    freed: Vec<UpId>,
+    drain: Drain,
+}
+
+/// What a new upstream is told of the client.
+#[derive(Clone, Copy, Debug)]
+struct ClientSettings {
+    initial_window: u32,
+    max_header_list: Option<u32>,
+}
+
+/// Settings of the client that the original destination has not acknowledged.
+#[derive(Clone, Copy, Debug)]
+struct Unacked {
+    settings: Settings,
+    /// Windows become smaller: the client holds everyone to it from the acknowledgement on.
+    shrinks: bool,
+}
+
+/// How far the end of the connection has been announced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Drain {
+    No,
+    /// GOAWAY and a PING were sent.
+    Asked,
+    /// Both were answered, and streams may end.
+    Ending,
+}
+
+impl<T> Default for Mux<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Mux<T> {
+    /// A connection of which nothing has come, not even the client's preface. What the original destination has sent
+    /// already is fed in as if it came now.
+    pub fn new() -> Self {
+        Self {
+            mode: Mode::Transparent,
+            client: Side::default(),
+            original: Side::default(),
+            ups: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            preface: PREFACE.len(),
+            original_alive: true,
+            original_waiting: VecDeque::new(),
+            decoder: Decoder::default(),
+            fields: Fields::default(),
+            scratch: Vec::new(),
+            table_update: None,
+            client_table: None,
+            last_client: 0,
+            first_mixed: u32::MAX,
+            goaway: None,
+            aside: Queue::default(),
+            block_passing: false,
+            window: DEFAULT_WINDOW.into(),
+            debt: 0,
+            client_credit: 0,
+            original_credit: 0,
+            client_settings: ClientSettings { initial_window: DEFAULT_WINDOW, max_header_list: None },
+            unacked_client: VecDeque::new(),
+            initial: DEFAULT_WINDOW.into(),
+            unacked_original: VecDeque::new(),
+            held_acks: 0,
+            up_pending: BTreeSet::new(),
+            down_pending: BTreeSet::new(),
+            up_turn: 0,
+            down_turn: 0,
+            held_up: 0,
+            held_down: 0,
+            block_order: VecDeque::new(),
+            freed: Vec::new(),
+            drain: Drain::No,
+        }
+    }
+
+    /// A connection whose original destination cannot be connected to: the client is served here, and requests that
+    /// are not diverted are answered with [`Host::lost`].
+    pub fn without_original() -> Self {
+        let mut mux = Self { original_alive: false, mode: Mode::Mixed, first_mixed: 1, ..Self::new() };
+        let mut payload = Vec::new();
+        settings::put(&mut payload, settings::MAX_CONCURRENT_STREAMS, FIRST_STREAMS);
+        frame(&mut mux.client.out, kind::SETTINGS, 0, 0, &payload);
+        mux.unacked_original.push_back(None);
+        mux
+    }
+
+    /// Takes bytes of a leg.
+    pub fn receive<H: Host<Token = T>>(&mut self, leg: Leg, bytes: &[u8], host: &mut H) {
+        match leg {
+            Leg::Client => self.from_client(bytes, host),
+            Leg::Original => self.from_original(bytes, host),
+            Leg::Up(id) => self.from_up(id, bytes, host),
+        }
+        if self.mode == Mode::Mixed {
+            self.pump(host);
+        }
+    }
+
+    /// What is to be sent to a leg. After some of it was taken, [`Self::sent`] may find more.
+    pub fn out(&mut self, leg: Leg) -> Option<&mut Queue> {
+        match leg {
+            Leg::Client => Some(&mut self.client.out),
+            Leg::Original => Some(&mut self.original.out),
+            Leg::Up(id) => self.ups.get_mut(&id).map(|up| &mut up.side.out),
+        }
+    }
+
+    /// Something was sent: what waited for room goes on.
+    pub fn sent<H: Host<Token = T>>(&mut self, host: &mut H) {
+        if self.mode == Mode::Mixed {
+            self.pump(host);
+        }
+    }
+
+    /// Whether a leg is to be read.
+    pub fn wants(&self, leg: Leg) -> bool {
+        match (self.mode, leg) {
+            (Mode::Failed, _) => false,
+            (_, Leg::Client) => {
+                let room = if self.mode == Mode::Mixed { HARD } else { SOFT };
+                self.original.out.len() < room
+                    && self.client.out.len() < HARD
+                    && self.ups.values().all(|up| up.side.out.len() < HARD)
+                    && !self.holds_too_much(self.held_up, true)
+            }
+            (_, Leg::Original) => {
+                self.client.out.len() + self.aside.len() < SOFT
+                    && self.original.out.len() < HARD
+                    && !self.holds_too_much(self.held_down, false)
+            }
+            // What it may send is bounded by its window.
+            (_, Leg::Up(id)) => {
+                self.client.out.len() + self.aside.len() < SOFT
+                    && self.ups.get(&id).is_some_and(|up| up.side.out.len() < HARD)
+            }
+        }
+    }
+
+    fn holds_too_much(&self, held: usize, up: bool) -> bool {
+        // Most connections hold nothing.
+        held > MAX_HELD
+            || held > MAX_HELD_STREAM && {
+                let pending = if up { &self.up_pending } else { &self.down_pending };
+                pending.iter().filter_map(|id| self.streams.get(id)).any(|stream| {
+                    if up { stream.held_up() > MAX_HELD_STREAM } else { stream.held_down() > MAX_HELD_STREAM }
+                })
+            }
+    }
+
+    /// Everything goes to the original destination and back, from here on unread.
+    pub fn is_opaque(&self) -> bool {
+        self.mode == Mode::Opaque
+    }
+
+    /// Nothing was diverted, answered or given to anyone but the original destination: the two connections are one.
+    pub fn is_transparent(&self) -> bool {
+        self.mode == Mode::Transparent
+    }
+
+    /// Frames go by their stream.
+    pub fn is_mixed(&self) -> bool {
+        self.mode == Mode::Mixed
+    }
+
+    /// One side of a transparent connection has ended its stream: no more is to be decided, and what is kept of frames
+    /// that are not whole is passed on.
+    pub fn stop_following(&mut self) {
+        if self.mode == Mode::Transparent {
+            self.irregular(code::NO_ERROR);
+        }
+    }
+
+    /// The client has begun a header block and not ended it.
+    pub fn is_within_head(&self) -> bool {
+        let begun = self.client.reader.within().is_some_and(|frame| frame.kind == kind::HEADERS);
+        begun || self.client.block.first.is_some()
+    }
+
+    /// A request was decided.
+    pub fn has_decided(&self) -> bool {
+        self.last_client > 0
+    }
+
+    /// The upstream takes no new streams, or is gone.
+    pub fn is_retired(&self, id: UpId) -> bool {
+        self.ups.get(&id).is_none_or(|up| up.retired)
+    }
+
+    /// The connection to the upstream is not needed any more: it takes no new streams and has none.
+    pub fn is_finished(&self, id: UpId) -> bool {
+        self.ups.get(&id).is_none_or(|up| up.retired && up.streams == 0 && up.waiting.is_empty())
+    }
+
+    /// Streams that are open on an upstream, or wait for it.
+    pub fn load(&self, id: UpId) -> usize {
+        self.ups.get(&id).map_or(0, |up| up.streams as usize + up.waiting.len())
+    }
+
+    /// Gives an upstream no new streams.
+    pub fn retire(&mut self, id: UpId) {
+        if let Some(up) = self.ups.get_mut(&id) {
+            up.retired = true;
+        }
+    }
+
+    /// The client has been told that this is the end, and what it had under way is over.
+    pub fn is_over(&self) -> bool {
+        match self.mode {
+            Mode::Failed => true,
+            Mode::Transparent | Mode::Mixed => {
+                let ending = self.drain == Drain::Ending || (!self.original_alive && self.goaway.is_some());
+                ending && self.streams.is_empty()
+            }
+            Mode::Opaque => false,
+        }
+    }
+
+    /// An error of ours ended it, and the client may still be sending.
+    pub fn has_failed(&self) -> bool {
+        self.mode == Mode::Failed
+    }
+
+    /// Bytes held for windows, up and down: for tests of the bounds.
+    pub fn held(&self) -> (usize, usize) {
+        (self.held_up, self.held_down)
+    }
+
+    /// Streams that are open.
+    pub fn open_streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// From now on frames go by their stream.
+    fn enter_mixed(&mut self, first: u32) {
+        if self.mode == Mode::Transparent {
+            self.mode = Mode::Mixed;
+            self.first_mixed = first;
+        }
+    }
+
+    /// Where frames for the client are put that are not the original's: behind the end of what of the original's is
+    /// passing, for frames must not be torn apart, nor anything come between those of a header block.
+    fn to_client(&mut self) -> &mut Queue {
+        if self.is_passing() { &mut self.aside } else { &mut self.client.out }
+    }
+
+    /// The original is in the middle of a frame, or of a header block, that is passed on as it comes.
+    fn is_passing(&self) -> bool {
+        let within = self.original.reader.within().is_some();
+        self.block_passing || within && matches!(self.original.handling, Handling::Pass)
+    }
+
+    /// Lets go what waited for the end of one of the original's frames.
+    fn release_aside(&mut self) {
+        if !self.aside.is_empty() && !self.is_passing() {
+            self.client.out.push(self.aside.bytes());
+            self.aside.clear();
+        }
+    }
+
+    /// What cannot be followed. While nothing is diverted the original destination judges, else it is an error of the
+    /// connection.
+    fn irregular(&mut self, code: u32) {
+        if self.mode != Mode::Transparent {
+            return self.fail(code);
+        }
+        self.mode = Mode::Opaque;
+        let Self { client, original, .. } = self;
+        client.hand_over(&mut original.out);
+        original.hand_over(&mut client.out);
+        self.client.out.push(self.aside.bytes());
+        self.aside.clear();
+        self.streams.clear();
+    }
+}
+
+impl Side {
+    /// Passes on what was kept of frames that are under way.
+    fn hand_over(&mut self, to: &mut Queue) {
+        to.push(&self.block.frames);
+        if self.reader.within().is_some() {
+            if matches!(self.handling, Handling::Collect) {
+                to.push(self.reader.header());
+                to.push(&self.collect);
+            }
+        } else {
+            to.push(self.reader.begun());
+        }
+        self.block = Block::default();
+        self.collect = Vec::new();
+    }
+
+    /// Whether a frame may come now: nothing comes between those of a header block (RFC 9113 6.10).
+    fn in_order(&self, frame: Frame) -> bool {
+        match self.block.first {
+            Some(first) => frame.kind == kind::CONTINUATION && frame.stream == first.stream,
+            None => frame.kind != kind::CONTINUATION,
+        }
+    }
+
+    /// The payload of a frame that is collected, once it is whole.
+    fn collected<'a>(&mut self, part: &'a [u8], done: bool) -> Option<std::borrow::Cow<'a, [u8]>> {
+        if !done {
+            self.collect.extend_from_slice(part);
+            return None;
+        }
+        if self.collect.is_empty() {
+            return Some(part.into());
+        }
+        let mut whole = std::mem::take(&mut self.collect);
+        whole.extend_from_slice(part);
+        Some(whole.into())
+    }
+}
+
+/// Appends a frame.
+fn frame(out: &mut Queue, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    let out = out.space();
+    out.extend_from_slice(&Frame { len: payload.len(), kind, flags, stream }.bytes());
+    out.extend_from_slice(payload);
+}
+
+/// Appends a WINDOW_UPDATE.
+fn window_update(out: &mut Queue, stream: u32, credit: u32) {
+    frame(out, kind::WINDOW_UPDATE, 0, stream, &credit.to_be_bytes());
+}
+
+/// Appends an RST_STREAM.
+fn rst_stream(out: &mut Queue, stream: u32, code: u32) {
+    frame(out, kind::RST_STREAM, 0, stream, &code.to_be_bytes());
+}
+
+/// Appends a GOAWAY.
+fn goaway(out: &mut Queue, last: u32, code: u32) {
+    let mut payload = [0; 8];
+    payload[..4].copy_from_slice(&last.to_be_bytes());
+    payload[4..].copy_from_slice(&code.to_be_bytes());
+    frame(out, kind::GOAWAY, 0, 0, &payload);
+}
+
+/// Appends a header block, in as many frames as it takes.
+fn headers(out: &mut Queue, stream: u32, block: &[u8], end_stream: bool) {
+    let (first, mut rest) = block.split_at(block.len().min(FRAME_SIZE));
+    let end = |rest: &[u8]| if rest.is_empty() { flag::END_HEADERS } else { 0 };
+    let end_stream = if end_stream { flag::END_STREAM } else { 0 };
+    frame(out, kind::HEADERS, end_stream | end(rest), stream, first);
+    while !rest.is_empty() {
+        let (part, more) = rest.split_at(rest.len().min(FRAME_SIZE));
+        rest = more;
+        frame(out, kind::CONTINUATION, end(rest), stream, part);
+    }
+}
+
+/// Writes a change of a table at the beginning of a block: the least size, then the last.
+fn put_table(block: &mut Vec<u8>, update: Option<(usize, usize)>) {
+    if let Some((least, last)) = update {
+        encode::size_update(block, least);
+        if last != least {
+            encode::size_update(block, last);
+        }
+    }
+}
+
+/// One change of a table after another.
+fn merge(earlier: Option<(usize, usize)>, later: (usize, usize)) -> (usize, usize) {
+    earlier.map_or(later, |(least, _)| (least.min(later.0), later.1))
+}
+
+/// A stream that a client opens.
+fn is_clients(stream: u32) -> bool {
+    stream % 2 == 1
+}
+
+#[cfg(test)]
+mod tests;
+
+/// Not part of the interface: shared by tests.
+#[doc(hidden)]
+pub const NO_ERROR: u32 = code::NO_ERROR;

@@ -1,0 +1,282 @@
+//! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
+
+use super::stream::{Chunk, Stream};
+use super::{Host, Leg, Mux, SOFT, frame, headers, put_table, rst_stream};
+use crate::h2::frame::{FRAME_SIZE, Frame, flag, kind};
+use crate::h2::queue::Queue;
+
+impl<T> Mux<T> {
+    /// DATA of the client, in mixed mode.
+    pub(super) fn data_up(&mut self, id: u32, data: &[u8], end: bool) {
+        let stream = self.streams.get_mut(&id).filter(|stream| !stream.client_ended && !stream.dead);
+        let Some(stream) = stream else {
+            // Of a stream that has ended: a reset crosses what was under way (RFC 9113 5.1).
+            return self.give_back(Leg::Client, data.len());
+        };
+        stream.client_ended = end;
+        let len = data.len() as i64;
+        let mut direct = stream.waiting.is_none() && stream.held_up() == 0;
+        match stream.leg {
+            Leg::Up(up) => {
+                let Some(up) = self.ups.get_mut(&up) else { return };
+                direct &= up.side.out.len() < SOFT && (len == 0 || len <= up.window.min(stream.window));
+                if direct {
+                    up.window -= len;
+                    stream.window -= len;
+                    data_frames(&mut up.side.out, id, data, end);
+                    self.give_back(Leg::Client, data.len());
+                }
+            }
+            _ => {
+                direct &= self.original.out.len() < SOFT;
+                if direct {
+                    data_frames(&mut self.original.out, id, data, end);
+                }
+            }
+        }
+        if direct {
+            if end {
+                self.passed_up_end(id);
+            }
+        } else if let Some(stream) = self.streams.get_mut(&id) {
+            stream.held().up.push(data);
+            self.held_up += data.len();
+            self.up_pending.insert(id);
+        }
+    }
+
+    /// DATA of a server, in mixed mode.
+    pub(super) fn data_down(&mut self, leg: Leg, id: u32, data: &[u8], end: bool) {
+        let stream = self.streams.get_mut(&id);
+        let known = stream.filter(|it| it.leg == leg && it.waiting.is_none() && !it.dead && !it.server_ended);
+        let Some(stream) = known else {
+            if leg == Leg::Original && !super::is_clients(id) && !self.streams.contains_key(&id) {
+                // A stream that it has pushed.
+                self.streams
+                    .insert(id, Stream { client_ended: true, up_closed: true, ..Stream::new(leg, 0) });
+                return self.data_down(leg, id, data, end);
+            }
+            return self.give_back(leg, data.len());
+        };
+        stream.server_ended = end;
+        stream.data = true;
+        let len = data.len();
+        if stream.held_nothing_down() && (len == 0 || len as i64 <= self.window) {
+            self.spend(leg, len);
+            data_frames(self.to_client(), id, data, end);
+            if end {
+                self.passed_down_end(id);
+            }
+            return;
+        }
+        let held = stream.held();
+        match held.down.back_mut() {
+            Some(Chunk::Data { bytes, end: last }) => {
+                bytes.push(data);
+                *last = end;
+            }
+            _ => {
+                let mut bytes = Queue::default();
+                bytes.push(data);
+                held.down.push_back(Chunk::Data { bytes, end });
+            }
+        }
+        held.down_len += len;
+        self.held_down += len;
+        self.down_pending.insert(id);
+    }
+
+    /// Bytes of a server go to the client.
+    pub(super) fn spend(&mut self, leg: Leg, len: usize) {
+        self.window -= len as i64;
+        if leg != Leg::Original {
+            self.debt += len as i64;
+            self.give_back(leg, len);
+        }
+    }
+
+    /// Sends what can be sent.
+    pub(super) fn pump<H: Host<Token = T>>(&mut self, host: &mut H) {
+        self.release_aside();
+        self.pump_down();
+        self.pump_up();
+        for id in self.freed.drain(..).collect::<Vec<_>>() {
+            self.open_up(id, host);
+        }
+        self.send_credit();
+    }
+
+    fn pump_down(&mut self) {
+        let mut idle = 0;
+        while idle < self.down_pending.len() && self.client.out.len() + self.aside.len() < SOFT {
+            let turn = self.down_turn;
+            let after = self.down_pending.range(turn.saturating_add(1)..).next();
+            let Some(&id) = after.or(self.down_pending.first()) else { return };
+            self.down_turn = id;
+            if self.turn_down(id) {
+                idle = 0;
+            } else {
+                idle += 1;
+            }
+        }
+    }
+
+    /// Sends one frame, or block, of a stream. Whether there was one to be sent.
+    fn turn_down(&mut self, id: u32) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else { return self.down_pending.remove(&id) };
+        let leg = stream.leg;
+        let held = stream.held();
+        let mut ended = false;
+        match held.down.front_mut() {
+            None => {
+                self.down_pending.remove(&id);
+                return true;
+            }
+            Some(Chunk::Data { bytes, end }) => {
+                // Not negative then, and small.
+                let len = bytes.len().min(FRAME_SIZE).min(self.window.max(0) as usize);
+                if len == 0 && !bytes.is_empty() {
+                    return false;
+                }
+                let data = bytes.bytes()[..len].to_vec();
+                bytes.consume(len);
+                let last = bytes.is_empty();
+                ended = last && *end;
+                if last {
+                    held.down.pop_front();
+                }
+                held.down_len -= len;
+                self.held_down -= len;
+                self.spend(leg, len);
+                data_frames(self.to_client(), id, &data, ended);
+            }
+            Some(Chunk::Frames { .. }) if self.block_order.front() != Some(&id) => return false,
+            Some(Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_)) => match held.down.pop_front()
+            {
+                Some(Chunk::Frames { bytes, end }) => {
+                    held.down_len -= bytes.len();
+                    self.held_down -= bytes.len();
+                    self.block_order.pop_front();
+                    self.client_table = None;
+                    self.to_client().push(&bytes);
+                    ended = end;
+                }
+                Some(Chunk::Block { block, end }) => {
+                    held.down_len -= block.len();
+                    self.held_down -= block.len();
+                    self.send_block_down(id, &block, end);
+                    ended = end;
+                }
+                Some(Chunk::Reset(code)) => {
+                    rst_stream(self.to_client(), id, code);
+                    self.forget(id);
+                    return true;
+                }
+                Some(Chunk::Data { .. }) | None => {}
+            },
+        }
+        if ended {
+            self.passed_down_end(id);
+        }
+        if let Some(stream) = self.streams.get(&id) {
+            if stream.held_nothing_down() {
+                self.down_pending.remove(&id);
+            }
+            if stream.is_over() {
+                self.forget(id);
+            }
+        }
+        true
+    }
+
+    fn pump_up(&mut self) {
+        let mut idle = 0;
+        while idle < self.up_pending.len() {
+            let after = self.up_pending.range(self.up_turn.saturating_add(1)..).next();
+            let Some(&id) = after.or(self.up_pending.first()) else { return };
+            self.up_turn = id;
+            if self.turn_up(id) {
+                idle = 0;
+            } else {
+                idle += 1;
+            }
+        }
+    }
+
+    fn turn_up(&mut self, id: u32) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else { return self.up_pending.remove(&id) };
+        if stream.waiting.is_some() {
+            return false;
+        }
+        let (leg, client_ended) = (stream.leg, stream.client_ended);
+        let Some(held) = &mut stream.held else { return self.up_pending.remove(&id) };
+        let (out, window) = match leg {
+            Leg::Up(up) => {
+                let Some(up) = self.ups.get_mut(&up) else { return self.up_pending.remove(&id) };
+                (&mut up.side.out, Some((&mut up.window, &mut stream.window)))
+            }
+            _ => (&mut self.original.out, None),
+        };
+        if out.len() >= SOFT {
+            return false;
+        }
+        let allowed = window.as_ref().map_or(FRAME_SIZE, |(up, stream)| (**up).min(**stream).max(0) as usize);
+        let len = held.up.len().min(FRAME_SIZE).min(allowed);
+        if len == 0 && !held.up.is_empty() {
+            return false;
+        }
+        let last = len == held.up.len();
+        let end = last && client_ended && held.trailers.is_none();
+        if len > 0 || end {
+            data_frames(out, id, &held.up.bytes()[..len], end);
+            held.up.consume(len);
+            self.held_up -= len;
+        }
+        if let Some((up, stream)) = window {
+            *up -= len as i64;
+            *stream -= len as i64;
+            self.give_back(Leg::Client, len);
+        }
+        if last {
+            self.up_pending.remove(&id);
+            let trailers = self.streams.get_mut(&id).and_then(|stream| stream.held.as_mut()?.trailers.take());
+            if let Some(block) = trailers {
+                self.send_block(leg, id, &block, client_ended);
+            }
+            if client_ended {
+                self.passed_up_end(id);
+            }
+        }
+        true
+    }
+
+    /// A block of our writing goes to the client, with what it waits to hear about its table.
+    pub(super) fn send_block_down(&mut self, id: u32, block: &[u8], end: bool) {
+        let update = self.client_table.take();
+        if update.is_none() {
+            return headers(self.to_client(), id, block, end);
+        }
+        let mut whole = Vec::with_capacity(block.len() + 16);
+        put_table(&mut whole, update);
+        whole.extend_from_slice(block);
+        headers(self.to_client(), id, &whole, end);
+    }
+}
+
+/// Appends DATA, in as many frames as it takes; one at least.
+fn data_frames(out: &mut Queue, id: u32, mut data: &[u8], end: bool) {
+    while data.len() > FRAME_SIZE {
+        let (part, rest) = data.split_at(FRAME_SIZE);
+        frame(out, kind::DATA, 0, id, part);
+        data = rest;
+    }
+    let last = Frame {
+        len: data.len(),
+        kind: kind::DATA,
+        flags: if end { flag::END_STREAM } else { 0 },
+        stream: id,
+    };
+    let out = out.space();
+    out.extend_from_slice(&last.bytes());
+    out.extend_from_slice(data);
+}

@@ -1,0 +1,296 @@
+//! A request's head, from its block to a leg.
+
+use std::collections::VecDeque;
+
+use super::client::Raw;
+use super::stream::{Stream, Waiting};
+use super::{
+    FIRST_STREAMS, Fate, Host, Leg, MAX_WAITING, Mode, Mux, Route, Side, UP_WINDOW, Up, UpId, Verdict, frame,
+    headers, is_clients, merge, put_table, rst_stream, window_update,
+};
+use crate::h2::fields::Injected;
+use crate::h2::frame::{Frame, PREFACE, code, flag, kind};
+use crate::h2::hpack::{Decoder, encode};
+use crate::h2::settings::{self, DEFAULT_WINDOW};
+
+impl<T> Mux<T> {
+    /// A header block of the client is whole.
+    pub(super) fn request_block<H: Host<Token = T>>(
+        &mut self,
+        first: Frame,
+        block: &[u8],
+        raw: &Raw<'_>,
+        host: &mut H,
+    ) -> Result<(), u32> {
+        let id = first.stream;
+        let end = first.has(flag::END_STREAM);
+        let updates = self.decoder.decode(block, &mut self.fields).map_err(|_| code::COMPRESSION_ERROR)?;
+        if !is_clients(id) {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        if self.mode == Mode::Mixed
+            && let Some(update) = updates
+        {
+            self.table_update = Some(merge(self.table_update, update));
+        }
+        if id <= self.last_client {
+            self.trailers(id, end, raw);
+            return Ok(());
+        }
+        self.last_client = id;
+        if self.goaway.is_some_and(|last| id > last) {
+            rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+            return Ok(());
+        }
+        let mut stream = Stream::new(Leg::Original, self.initial);
+        stream.client_ended = end;
+        stream.grpc = self.fields.is_grpc();
+        stream.head = self.fields.is_head();
+        if self.fields.too_large() {
+            let answer = host.too_large();
+            self.enter_mixed(id);
+            self.answer(id, &stream, &answer);
+            return Ok(());
+        }
+        let Verdict { route, inject, target, token } = host.decide(&self.fields.request(host.names()));
+        stream.target = target;
+        let injected = inject.map(|key| self.fields.inject(host.names(), &key));
+        if self.fields.too_large() {
+            let answer = host.too_large();
+            self.enter_mixed(id);
+            self.answer(id, &stream, &answer);
+            return Ok(());
+        }
+        match route {
+            Route::Original if self.mode == Mode::Transparent => {
+                host.settle(token, Fate::Original);
+                stream.up_closed = end;
+                match injected {
+                    None => self.pass_block(raw),
+                    Some(Injected::Appended) => {
+                        let mut longer = block.to_vec();
+                        if let Some((name, value, sensitive)) = self.fields.last() {
+                            encode::field(&mut longer, name, value, sensitive);
+                        }
+                        headers(&mut self.original.out, id, &longer, end);
+                    }
+                    Some(Injected::Changed) => {
+                        self.enter_mixed(id);
+                        // Those before it were passed with the block.
+                        self.table_update = updates;
+                        let block = self.encoded();
+                        self.send_block(Leg::Original, id, &block, end);
+                    }
+                }
+                self.streams.insert(id, stream);
+            }
+            Route::Original if self.original_alive => {
+                let block = self.encoded();
+                stream.waiting = Some(Box::new(Waiting { block, end, token, credit: 0 }));
+                self.streams.insert(id, stream);
+                self.original_waiting.push_back(id);
+                self.open_original(host);
+            }
+            Route::Original => {
+                host.settle(token, Fate::Lost);
+                let answer = host.lost(Leg::Original);
+                self.answer(id, &stream, &answer);
+            }
+            Route::Up { id: up, shared } => {
+                self.enter_for_block(id, updates);
+                let block = self.encoded();
+                stream.leg = Leg::Up(up);
+                let entry = self.ups.entry(up).or_insert_with(|| Up::new(shared));
+                if entry.waiting.len() >= MAX_WAITING || entry.retired {
+                    rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+                    return Ok(());
+                }
+                entry.waiting.push_back(id);
+                stream.waiting = Some(Box::new(Waiting { block, end, token, credit: 0 }));
+                self.streams.insert(id, stream);
+                self.open_up(up, host);
+            }
+            Route::Refuse => {
+                self.enter_for_block(id, updates);
+                rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+            }
+            Route::Answer(answer) => {
+                self.enter_for_block(id, updates);
+                host.settle(token, Fate::Unavailable);
+                self.answer(id, &stream, &answer);
+            }
+        }
+        Ok(())
+    }
+
+    /// A block that does not reach the original destination: what it said about the table has to, with the next.
+    fn enter_for_block(&mut self, id: u32, updates: Option<(usize, usize)>) {
+        if self.mode == Mode::Transparent {
+            self.enter_mixed(id);
+            self.table_update = updates;
+        }
+    }
+
+    fn pass_block(&mut self, raw: &Raw<'_>) {
+        self.original.out.push(raw.frames);
+        self.original.out.push(raw.header);
+        self.original.out.push(raw.payload);
+    }
+
+    /// The fields read last, written without a table.
+    fn encoded(&mut self) -> Vec<u8> {
+        let mut block = Vec::with_capacity(self.fields.size());
+        encode::fields(&mut block, &self.fields);
+        block
+    }
+
+    /// A block on a stream that was opened before.
+    fn trailers(&mut self, id: u32, end: bool, raw: &Raw<'_>) {
+        if self.mode == Mode::Transparent {
+            self.pass_block(raw);
+            if end {
+                self.passed_up_end(id);
+            }
+            return;
+        }
+        let block = self.encoded();
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.client_ended && !stream.dead)
+        else {
+            return;
+        };
+        // Trailers end the stream (RFC 9113 8.1); for what does not, whoever gets it has the right error.
+        stream.client_ended = end;
+        let leg = stream.leg;
+        if stream.waiting.is_some() || stream.held_up() > 0 {
+            stream.held().trailers = Some(block);
+            self.up_pending.insert(id);
+            return;
+        }
+        self.send_block(leg, id, &block, end);
+        if end {
+            self.passed_up_end(id);
+        }
+    }
+
+    /// Sends a block to an upstream.
+    pub(super) fn send_block(&mut self, leg: Leg, id: u32, block: &[u8], end: bool) {
+        let mut prefix = std::mem::take(&mut self.scratch);
+        prefix.clear();
+        let out = match leg {
+            Leg::Original => {
+                put_table(&mut prefix, self.table_update.take());
+                &mut self.original.out
+            }
+            Leg::Up(up) => {
+                let Some(up) = self.ups.get_mut(&up) else { return };
+                if !up.began {
+                    up.began = true;
+                    // Nothing that comes refers to a table, so the upstream need not keep one.
+                    put_table(&mut prefix, Some((0, 0)));
+                }
+                &mut up.side.out
+            }
+            Leg::Client => return,
+        };
+        if prefix.is_empty() {
+            headers(out, id, block, end);
+        } else {
+            prefix.extend_from_slice(block);
+            headers(out, id, &prefix, end);
+        }
+        self.scratch = prefix;
+    }
+
+    /// Opens the streams that wait for an upstream, as many as it takes.
+    pub(super) fn open_up<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
+        while let Some(up) = self.ups.get_mut(&id)
+            && up.open
+            && up.streams < up.max_streams
+            && let Some(stream) = up.waiting.pop_front()
+        {
+            up.streams += 1;
+            let window = up.initial;
+            self.open_stream(stream, window, Fate::Diverted, host);
+        }
+    }
+
+    /// Opens the streams that wait for the original destination, up to one whose turn is not certain: ids must rise.
+    pub(super) fn open_original<H: Host<Token = T>>(&mut self, host: &mut H) {
+        while let Some(&id) = self.original_waiting.front() {
+            let undecided =
+                |up: &Up| up.shared && !up.open && up.waiting.front().is_some_and(|first| *first < id);
+            if self.ups.values().any(undecided) {
+                return;
+            }
+            self.original_waiting.pop_front();
+            self.open_stream(id, 0, Fate::Original, host);
+        }
+    }
+
+    fn open_stream<H: Host<Token = T>>(&mut self, id: u32, window: i64, fate: Fate, host: &mut H) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(waiting) = stream.waiting.take() else { return };
+        stream.window = window;
+        let leg = stream.leg;
+        let Waiting { block, end, token, credit } = *waiting;
+        host.settle(token, fate);
+        self.send_block(leg, id, &block, end);
+        let out = match leg {
+            Leg::Up(up) => self.ups.get_mut(&up).map(|up| &mut up.side.out),
+            _ => Some(&mut self.original.out),
+        };
+        if let Some(out) = out
+            && credit > 0
+        {
+            window_update(out, id, credit);
+        }
+        if end {
+            self.passed_up_end(id);
+        } else {
+            self.grant(id);
+        }
+    }
+
+    /// An upstream was connected to.
+    pub fn opened<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
+        let client = self.client_settings;
+        let Some(up) = self.ups.get_mut(&id) else { return };
+        let mut payload = Vec::new();
+        settings::put(&mut payload, settings::ENABLE_PUSH, 0);
+        settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, client.initial_window);
+        if let Some(list) = client.max_header_list {
+            settings::put(&mut payload, settings::MAX_HEADER_LIST_SIZE, list);
+        }
+        let out = &mut up.side.out;
+        out.push(PREFACE);
+        frame(out, kind::SETTINGS, 0, 0, &payload);
+        window_update(out, 0, UP_WINDOW - DEFAULT_WINDOW);
+        up.unacked += 1;
+        up.open = true;
+        self.open_up(id, host);
+        self.open_original(host);
+        self.pump(host);
+    }
+}
+
+impl Up {
+    fn new(shared: bool) -> Self {
+        Self {
+            side: Side::default(),
+            decoder: Decoder::default(),
+            open: false,
+            began: false,
+            retired: false,
+            window: DEFAULT_WINDOW.into(),
+            initial: DEFAULT_WINDOW.into(),
+            max_streams: FIRST_STREAMS,
+            settled: false,
+            streams: 0,
+            waiting: VecDeque::new(),
+            credit: 0,
+            receive: UP_WINDOW.into(),
+            shared,
+            unacked: 0,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What is known of one stream.
+
+use std::collections::VecDeque;
+
+use super::Leg;
+use crate::h2::queue::Queue;
+
+/// A stream that is open. Most have nothing held.
+#[derive(Debug)]
+pub(super) struct Stream<T> {
+    /// Where it goes: never the client.
+    pub(super) leg: Leg,
+    /// It has not been opened there yet.
+    pub(super) waiting: Option<Box<Waiting<T>>>,
+    /// The client has ended its side, and that was passed on.
+    pub(super) client_ended: bool,
+    pub(super) up_closed: bool,
+    /// The server has ended its side, and that was passed on.
+    pub(super) server_ended: bool,
+    pub(super) down_closed: bool,
+    /// The head of a response has come, and data.
+    pub(super) answered: bool,
+    pub(super) data: bool,
+    /// It was reset, and only what others need of it is left.
+    pub(super) dead: bool,
+    /// How an answer of ours is written.
+    pub(super) grpc: bool,
+    pub(super) head: bool,
+    /// `x-divert-target` of its response.
+    pub(super) target: Option<Box<str>>,
+    /// What the client may send, by all that it was told.
+    pub(super) credit: i64,
+    /// What the upstream takes.
+    pub(super) window: i64,
+    /// What waits for windows.
+    pub(super) held: Option<Box<Held>>,
+}
+
+/// A request that waits to be opened.
+#[derive(Debug)]
+pub(super) struct Waiting<T> {
+    pub(super) block: Vec<u8>,
+    pub(super) end: bool,
+    pub(super) token: T,
+    /// Credit that the client gave for the response meanwhile.
+    pub(super) credit: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// From the client.
+    pub(super) up: Queue,
+    /// Trailers behind it.
+    pub(super) trailers: Option<Vec<u8>>,
+    /// To the client.
+    pub(super) down: VecDeque<Chunk>,
+    pub(super) down_len: usize,
+}
+
+/// Something on its way to the client.
+#[derive(Debug)]
+pub(super) enum Chunk {
+    /// Data.
+    Data { bytes: Queue, end: bool },
+    /// A block of our writing.
+    Block { block: Vec<u8>, end: bool },
+    /// Frames of the original destination that hold a block, as they came.
+    Frames { bytes: Vec<u8>, end: bool },
+    /// The server has reset the stream.
+    Reset(u32),
+}
+
+impl<T> Stream<T> {
+    pub(super) fn new(leg: Leg, credit: i64) -> Self {
+        Self {
+            leg,
+            waiting: None,
+            client_ended: false,
+            up_closed: false,
+            server_ended: false,
+            down_closed: false,
+            answered: false,
+            data: false,
+            dead: false,
+            grpc: false,
+            head: false,
+            target: None,
+            credit,
+            window: 0,
+            held: None,
+        }
+    }
+
+    /// Both sides have ended, and everything was passed on.
+    pub(super) fn is_over(&self) -> bool {
+        (self.up_closed && self.down_closed) || self.dead && self.held_nothing_down()
+    }
+
+    pub(super) fn held(&mut self) -> &mut Held {
+        self.held.get_or_insert_default()
+    }
+
+    /// Bytes of the client that are held.
+    pub(super) fn held_up(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.up.len())
+    }
+
+    /// Bytes for the client that are held.
+    pub(super) fn held_down(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.down_len)
+    }
+
+    pub(super) fn held_nothing_down(&self) -> bool {
+        self.held.as_ref().is_none_or(|held| held.down.is_empty())
+    }
+}

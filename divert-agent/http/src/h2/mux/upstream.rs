@@ -1,0 +1,264 @@
+//! Frames of a diverted upstream.
+
+use super::data::DataIn;
+use super::original::TARGET;
+use super::stream::Chunk;
+use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Up, UpId, frame, goaway, rst_stream};
+use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
+use crate::h2::hpack::encode;
+use crate::h2::settings::Settings;
+
+impl<T> Mux<T> {
+    pub(super) fn from_up<H: Host<Token = T>>(&mut self, id: UpId, mut bytes: &[u8], host: &mut H) {
+        while self.mode == Mode::Mixed
+            && let Some(up) = self.ups.get_mut(&id)
+        {
+            let Some(piece) = up.side.reader.next(&mut bytes) else { return };
+            let handled = match piece {
+                Piece::Begin(frame) => up.begins(frame),
+                Piece::Payload { frame, part, done } => self.up_goes_on(id, frame, part, done, host),
+            };
+            if let Err(code) = handled {
+                self.fail_up(id, code, host);
+                return;
+            }
+        }
+    }
+
+    fn up_goes_on<H: Host<Token = T>>(
+        &mut self,
+        id: UpId,
+        frame: Frame,
+        part: &[u8],
+        done: bool,
+        host: &mut H,
+    ) -> Result<(), u32> {
+        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        match &mut up.side.handling {
+            Handling::Skip | Handling::Pass => Ok(()),
+            Handling::Data(data) => {
+                let bytes = data.take(part).ok_or(code::PROTOCOL_ERROR)?;
+                let (stream, padding, end) = (data.stream, data.padding, data.end);
+                if !bytes.is_empty() || done && end {
+                    self.data_down(Leg::Up(id), stream, bytes, done && end);
+                }
+                if done && padding > 0 {
+                    self.padding_down(Leg::Up(id), stream, padding, end);
+                }
+                Ok(())
+            }
+            Handling::Collect => {
+                let Some(payload) = up.side.collected(part, done) else { return Ok(()) };
+                self.up_frame(id, frame, &payload, host)
+            }
+        }
+    }
+
+    fn up_frame<H: Host<Token = T>>(
+        &mut self,
+        id: UpId,
+        of: Frame,
+        payload: &[u8],
+        host: &mut H,
+    ) -> Result<(), u32> {
+        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        match of.kind {
+            kind::HEADERS | kind::CONTINUATION => self.up_headers(id, of, payload),
+            kind::SETTINGS => self.up_settings(id, of, payload, host),
+            kind::PING if payload.len() != 8 => Err(code::FRAME_SIZE_ERROR),
+            kind::PING => {
+                if !of.has(flag::ACK) {
+                    frame(&mut up.side.out, kind::PING, flag::ACK, 0, payload);
+                }
+                Ok(())
+            }
+            kind::RST_STREAM => {
+                let code = word(payload).ok_or(code::FRAME_SIZE_ERROR)?;
+                self.reset_down(Leg::Up(id), of.stream, code);
+                self.open_up(id, host);
+                Ok(())
+            }
+            kind::GOAWAY => {
+                let (last, _) = payload.split_first_chunk::<4>().ok_or(code::FRAME_SIZE_ERROR)?;
+                up.retired = true;
+                self.refuse_above(id, u32::from_be_bytes(*last) & STREAM_MASK);
+                Ok(())
+            }
+            kind::WINDOW_UPDATE => self.up_window(id, of, payload),
+            _ => Ok(()),
+        }
+    }
+
+    fn up_window(&mut self, id: UpId, of: Frame, payload: &[u8]) -> Result<(), u32> {
+        let credit = i64::from(word(payload).ok_or(code::FRAME_SIZE_ERROR)? & STREAM_MASK);
+        if credit == 0 {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        if of.stream == 0 {
+            let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+            up.window += credit;
+            return if up.window > i64::from(STREAM_MASK) { Err(code::FLOW_CONTROL_ERROR) } else { Ok(()) };
+        }
+        let stream = self.streams.get_mut(&of.stream);
+        if let Some(stream) = stream.filter(|stream| stream.leg == Leg::Up(id) && stream.waiting.is_none()) {
+            stream.window += credit;
+            if stream.window > i64::from(STREAM_MASK) {
+                return Err(code::FLOW_CONTROL_ERROR);
+            }
+            self.grant(of.stream);
+        }
+        Ok(())
+    }
+
+    fn up_settings<H: Host<Token = T>>(
+        &mut self,
+        id: UpId,
+        of: Frame,
+        payload: &[u8],
+        host: &mut H,
+    ) -> Result<(), u32> {
+        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        if of.stream != 0 {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        if of.has(flag::ACK) {
+            up.unacked = up.unacked.saturating_sub(1);
+            self.release_acks();
+            return Ok(());
+        }
+        let settings = Settings::read(payload).ok_or(code::FRAME_SIZE_ERROR)?;
+        frame(&mut up.side.out, kind::SETTINGS, flag::ACK, 0, &[]);
+        // Unlimited until its first SETTINGS say otherwise (RFC 9113 6.5.2).
+        up.max_streams = settings.max_concurrent_streams.unwrap_or(match up.settled {
+            true => up.max_streams,
+            false => u32::MAX,
+        });
+        up.settled = true;
+        if let Some(initial) = settings.initial_window_size {
+            let more = i64::from(initial) - up.initial;
+            up.initial = initial.into();
+            let mine: Vec<u32> = (self.streams.iter_mut())
+                .filter(|(_, stream)| stream.leg == Leg::Up(id) && stream.waiting.is_none())
+                .map(|(id, stream)| {
+                    stream.window += more;
+                    *id
+                })
+                .collect();
+            for stream in mine {
+                if self.streams.get(&stream).is_some_and(|it| it.window > i64::from(STREAM_MASK)) {
+                    return Err(code::FLOW_CONTROL_ERROR);
+                }
+                self.grant(stream);
+            }
+        }
+        self.open_up(id, host);
+        Ok(())
+    }
+
+    fn up_headers(&mut self, id: UpId, of: Frame, payload: &[u8]) -> Result<(), u32> {
+        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        let first = up.side.block.first.unwrap_or(of);
+        let part = match of.kind {
+            kind::HEADERS => unpadded(of, payload).ok_or(code::PROTOCOL_ERROR)?,
+            _ => payload,
+        };
+        if !of.has(flag::END_HEADERS) {
+            up.side.block.first = Some(first);
+            up.side.block.fragment.extend_from_slice(part);
+            return Ok(());
+        }
+        let mut block = std::mem::take(&mut up.side.block);
+        let whole = if block.fragment.is_empty() {
+            part
+        } else {
+            block.fragment.extend_from_slice(part);
+            &block.fragment
+        };
+        up.decoder.decode(whole, &mut self.fields).map_err(|_| code::COMPRESSION_ERROR)?;
+        let end = first.has(flag::END_STREAM);
+        let stream = self.streams.get_mut(&first.stream);
+        let Some(stream) =
+            stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none() && !it.server_ended)
+        else {
+            return Ok(());
+        };
+        if self.fields.too_large() {
+            // The client is not told half of a response.
+            rst_stream(&mut up.side.out, first.stream, code::ENHANCE_YOUR_CALM);
+            self.reset_down(Leg::Up(id), first.stream, code::INTERNAL_ERROR);
+            return Ok(());
+        }
+        let interim = !end && self.fields.get(b":status").is_some_and(|status| status.starts_with(b"1"));
+        if !interim
+            && !stream.answered
+            && let Some(target) = &stream.target
+        {
+            self.fields.push(TARGET, target.as_bytes());
+        }
+        stream.answered |= !interim;
+        stream.server_ended = end;
+        let mut block = Vec::with_capacity(self.fields.size());
+        encode::fields(&mut block, &self.fields);
+        self.block_down(first.stream, block, end);
+        Ok(())
+    }
+
+    /// A block of our writing: behind the data of its stream.
+    fn block_down(&mut self, id: u32, block: Vec<u8>, end: bool) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.held_nothing_down() {
+            self.send_block_down(id, &block, end);
+            if end {
+                self.passed_down_end(id);
+            }
+            return;
+        }
+        let len = block.len();
+        let held = stream.held();
+        held.down.push_back(Chunk::Block { block, end });
+        held.down_len += len;
+        self.held_down += len;
+        self.down_pending.insert(id);
+    }
+
+    /// Breaks with an upstream that broke the protocol.
+    fn fail_up<H: Host<Token = T>>(&mut self, id: UpId, code: u32, host: &mut H) {
+        if let Some(up) = self.ups.get_mut(&id) {
+            goaway(&mut up.side.out, 0, code);
+        }
+        self.ended(Leg::Up(id), host);
+    }
+}
+
+impl Up {
+    fn begins(&mut self, frame: Frame) -> Result<(), u32> {
+        if !self.side.in_order(frame) {
+            return Err(code::PROTOCOL_ERROR);
+        }
+        self.side.handling = Handling::Collect;
+        match frame.kind {
+            kind::DATA | kind::HEADERS | kind::CONTINUATION | kind::RST_STREAM if frame.stream == 0 => {
+                return Err(code::PROTOCOL_ERROR);
+            }
+            kind::DATA => {
+                self.receive -= frame.len as i64;
+                if self.receive < 0 {
+                    return Err(code::FLOW_CONTROL_ERROR);
+                }
+                self.side.handling = Handling::Data(DataIn::new(frame));
+            }
+            // It was told that pushing is off.
+            kind::PUSH_PROMISE => return Err(code::PROTOCOL_ERROR),
+            _ if frame.len > FRAME_SIZE => return Err(code::FRAME_SIZE_ERROR),
+            kind::HEADERS | kind::CONTINUATION => {
+                self.side.block.len += frame.len + HEADER_LEN;
+                if self.side.block.len > MAX_BLOCK {
+                    return Err(code::ENHANCE_YOUR_CALM);
+                }
+            }
+            kind::PRIORITY..=kind::WINDOW_UPDATE => {}
+            _ => self.side.handling = Handling::Skip,
+        }
+        Ok(())
+    }
+}

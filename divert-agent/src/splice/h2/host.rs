@@ -1,0 +1,91 @@
+//! Decisions about the requests of one HTTP/2 connection.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use divert_http::KeyNames;
+use divert_http::h2;
+use divert_http::h2::{Host, Leg, RequestView, Verdict};
+
+use super::legs::Legs;
+use crate::plan::{Backend, OnUnavailable};
+use crate::splice::Pod;
+use crate::splice::answer::Answer;
+use crate::splice::counts::Count;
+use crate::splice::routing::Decided;
+use crate::splice::session::Session;
+use crate::splice::tally::{Fate, Tally};
+use crate::splice::worker::Worker;
+use crate::table::Claim;
+
+/// What decisions rest on.
+pub(super) struct Decider {
+    pub(super) worker: Rc<Worker>,
+    pub(super) pod: Arc<Pod>,
+    pub(super) source: IpAddr,
+    claim: Rc<Claim>,
+}
+
+impl Decider {
+    pub(super) fn new(session: &Session) -> Self {
+        Self {
+            worker: Rc::clone(&session.worker),
+            pod: Arc::clone(&session.pod),
+            source: session.source,
+            claim: Rc::clone(&session.claim),
+        }
+    }
+}
+
+impl Host for Legs {
+    type Token = Arc<Tally>;
+
+    fn names(&self) -> &KeyNames {
+        &self.decider.worker.config.names
+    }
+
+    fn decide(&mut self, request: &RequestView<'_>) -> Verdict<Self::Token> {
+        let Decider { worker, pod, claim, .. } = &self.decider;
+        let decided = Decided::of(worker, claim, pod, request.key.as_deref(), request.host, request.debug);
+        let mut target = decided.asked;
+        let route = match decided.route {
+            None => h2::Route::Original,
+            Some(route) => match &route.backend {
+                Backend::Unavailable(_) if route.on_unavailable == OnUnavailable::Shared => {
+                    h2::Route::Original
+                }
+                Backend::Unavailable(why) => h2::Route::Answer(Answer::Unavailable(&route.service, why).h2()),
+                Backend::Endpoints { .. } => {
+                    let shared = route.on_unavailable == OnUnavailable::Shared;
+                    target = request.debug.then(|| route.service.to_string());
+                    self.take(&route).map_or(h2::Route::Refuse, |id| h2::Route::Up { id, shared })
+                }
+            },
+        };
+        Verdict { route, inject: decided.inject, target: target.map(Into::into), token: decided.tally }
+    }
+
+    fn settle(&mut self, tally: Arc<Tally>, fate: h2::Fate) {
+        let (count, fate) = match fate {
+            h2::Fate::Original => (Count::RequestsOriginal, Some(Fate::Shared)),
+            h2::Fate::Diverted => (Count::RequestsDiverted, Some(Fate::Diverted)),
+            h2::Fate::Unavailable => (Count::RequestsUnavailable, Some(Fate::Unavailable)),
+            h2::Fate::Lost => (Count::OriginalFailed, None),
+        };
+        self.decider.worker.counts.add(count);
+        if let Some(fate) = fate {
+            tally.add(fate);
+        }
+    }
+
+    fn too_large(&mut self) -> h2::Answer {
+        self.decider.worker.counts.add(Count::RequestsRefused);
+        Answer::HeadTooLarge.h2()
+    }
+
+    fn lost(&mut self, leg: Leg) -> h2::Answer {
+        let service = if let Leg::Up(id) = leg { self.service(id) } else { None };
+        service.map_or_else(|| Answer::OriginalFailed.h2(), |service| Answer::Ended(service).h2())
+    }
+}

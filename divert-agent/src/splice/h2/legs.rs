@@ -1,0 +1,165 @@
+//! The connections to developers' services behind one HTTP/2 connection: one for each service that is asked for, never
+//! shared with another client's.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use divert_http::h2::{Leg, Mux, UpId};
+
+use super::host::Decider;
+use crate::plan::{Backend, Route, ServiceRef};
+use crate::splice::conn::Conn;
+use crate::splice::dial::{self, Unreachable};
+use crate::splice::routing::in_turn;
+use crate::splice::tally::Tally;
+
+/// Most connections, those that are ending included; a stream that needs one more is refused.
+const MOST: usize = 16;
+/// Most that are kept without a stream.
+const KEPT: usize = 4;
+
+type Dialling = Pin<Box<dyn Future<Output = Result<(SocketAddr, Conn), Unreachable>>>>;
+
+/// A connection to an endpoint of a developer's service.
+struct Up {
+    id: UpId,
+    route: Arc<Route>,
+    state: State,
+    /// It takes no new streams.
+    retired: bool,
+}
+
+enum State {
+    Dialling(Dialling),
+    Open(SocketAddr, Conn),
+}
+
+/// All of them, and who decides which a request takes.
+pub(super) struct Legs {
+    pub(super) decider: Decider,
+    ups: Vec<Up>,
+    next: UpId,
+    finished: bool,
+}
+
+impl Legs {
+    pub(super) fn new(decider: Decider) -> Self {
+        Self { decider, ups: Vec::new(), next: 0, finished: false }
+    }
+
+    /// The connection for a request of a route: the one there is, while its endpoint is one of the route's, else a new
+    /// one. `None` when there are too many.
+    pub(super) fn take(&mut self, route: &Arc<Route>) -> Option<UpId> {
+        let endpoints: &[SocketAddr] = match &route.backend {
+            Backend::Endpoints { endpoints, .. } => endpoints,
+            Backend::Unavailable(_) => &[],
+        };
+        for up in self.ups.iter_mut().filter(|up| up.route.service == route.service && !up.retired) {
+            match &up.state {
+                State::Open(endpoint, _) if !endpoints.contains(endpoint) => up.retired = true,
+                State::Dialling(_) if !Arc::ptr_eq(&up.route, route) && up.route != *route => {
+                    up.retired = true;
+                }
+                State::Open(..) | State::Dialling(_) => return Some(up.id),
+            }
+        }
+        if self.ups.len() >= MOST {
+            return None;
+        }
+        let id = self.next;
+        self.next += 1;
+        let endpoints: Vec<SocketAddr> = in_turn(&self.decider.worker, route).collect();
+        let (pod, source) = (Arc::clone(&self.decider.pod), self.decider.source);
+        let mark = self.decider.worker.config.mark;
+        let dialling = async move {
+            dial::first_of(dial::From { netns: &pod.netns, source, mark }, endpoints.into_iter()).await
+        };
+        let state = State::Dialling(Box::pin(dialling));
+        self.ups.push(Up { id, route: Arc::clone(route), state, retired: false });
+        Some(id)
+    }
+
+    /// The service behind a connection.
+    pub(super) fn service(&self, id: UpId) -> Option<&ServiceRef> {
+        self.ups.iter().find(|up| up.id == id).map(|up| &up.route.service)
+    }
+
+    /// Those that are open.
+    pub(super) fn open(&self) -> Vec<UpId> {
+        self.ups.iter().filter(|up| matches!(up.state, State::Open(..))).map(|up| up.id).collect()
+    }
+
+    pub(super) fn conn(&self, id: UpId) -> Option<&Conn> {
+        match &self.ups.iter().find(|up| up.id == id)?.state {
+            State::Open(_, conn) => Some(conn),
+            State::Dialling(_) => None,
+        }
+    }
+
+    /// One whose dial has ended, and how. One that failed is forgotten.
+    #[expect(clippy::type_complexity, reason = "used once")]
+    pub(super) fn poll_dial(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Option<(UpId, Result<(), (Arc<Route>, Unreachable)>)> {
+        for at in 0..self.ups.len() {
+            let up = &mut self.ups[at];
+            let State::Dialling(dialling) = &mut up.state else { continue };
+            let Poll::Ready(dialled) = dialling.as_mut().poll(cx) else { continue };
+            let id = up.id;
+            match dialled {
+                Ok((endpoint, conn)) => {
+                    up.state = State::Open(endpoint, conn);
+                    return Some((id, Ok(())));
+                }
+                Err(unreachable) => {
+                    let up = self.ups.remove(at);
+                    return Some((id, Err((up.route, unreachable))));
+                }
+            }
+        }
+        None
+    }
+
+    /// Makes the connections here and those that the mux knows the same: what one of them has given up the other lets go.
+    pub(super) fn follow(&mut self, mux: &mut Mux<Arc<Tally>>) {
+        if self.ups.is_empty() {
+            return;
+        }
+        let mut idle = 0;
+        for up in self.ups.iter_mut().rev() {
+            if matches!(up.state, State::Open(..)) && mux.load(up.id) == 0 {
+                idle += 1;
+                up.retired |= idle > KEPT;
+            }
+            up.retired |= mux.is_retired(up.id);
+            if up.retired {
+                mux.retire(up.id);
+            }
+        }
+        self.ups.retain(|up| {
+            let unsent = mux.out(Leg::Up(up.id)).is_some_and(|out| !out.is_empty());
+            !mux.is_finished(up.id) || unsent
+        });
+    }
+
+    /// The client's connection came to its end, so these may end as connections do.
+    pub(super) fn finish(&mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Legs {
+    /// What is cut off in the middle must not look like an end.
+    fn drop(&mut self) {
+        if !self.finished {
+            for up in &self.ups {
+                if let State::Open(_, conn) = &up.state {
+                    conn.reset_on_close();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! HTTP/2 on a captured connection: each stream is decided by itself.
+//!
+//! What is done with frames is [`divert_http::h2::mux`]'s; here are the sockets, and one task that polls them all. A leg
+//! is read only while the mux wants it to be, and everything that was read is with the mux at once, so that an idle
+//! connection holds no buffer.
+
+mod host;
+mod legs;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use divert_http::h2::{Leg, Mux};
+
+use super::answer::Answer;
+use super::buffer::Buffer;
+use super::conn::{Conn, ShortRead};
+use super::counts::Count;
+use super::dial::Dial;
+use super::session::{End, Session};
+use super::tally::Tally;
+use super::upstream::Original;
+use crate::plan::OnUnavailable;
+use host::Decider;
+use legs::Legs;
+
+/// What becomes of the connection when its frames are not followed any more.
+enum Left {
+    /// It has ended.
+    Ended(End),
+    /// The rest is relayed byte for byte: one side has ended its stream, or what it said cannot be followed.
+    Relay { read: bool, original_ended: bool },
+}
+
+/// A side's socket after a read.
+enum Read {
+    Nothing,
+    Some,
+    Ended,
+    Broke,
+}
+
+impl Session {
+    /// Serves streams until the connection ends. `server` holds what the original destination has sent already.
+    pub(super) async fn http2(&mut self, server: Buffer) -> End {
+        let original = match self.http2_original().await {
+            Ok(original) => original,
+            Err(end) => return end,
+        };
+        let mut h2 = H2 {
+            mux: if original.is_some() { Mux::new() } else { Mux::without_original() },
+            original,
+            legs: Legs::new(Decider::new(self)),
+            buffer: Buffer::default(),
+            original_ended: false,
+            told_end: false,
+        };
+        h2.mux.receive(Leg::Original, server.bytes(), &mut h2.legs);
+        drop(server);
+        h2.take_inbox(self);
+        let left = poll_fn(|cx| h2.poll(self, cx)).await;
+        let H2 { original, mut legs, mut original_ended, .. } = h2;
+        let end = match (left, &original) {
+            (Left::Ended(end), _) => end,
+            (Left::Relay { read, original_ended: ended }, Some(conn)) => {
+                original_ended |= ended;
+                if !read {
+                    self.count(Count::Opaque);
+                }
+                self.relay_rest(conn, Buffer::default(), original_ended).await
+            }
+            // There is nobody to relay to.
+            (Left::Relay { .. }, None) => End::Close,
+        };
+        match end {
+            End::Reset => original.iter().for_each(Conn::reset_on_close),
+            End::Close | End::Answered => legs.finish(),
+        }
+        end
+    }
+
+    /// The connection to the original destination; none where only diverted requests can be served.
+    async fn http2_original(&mut self) -> Result<Option<Conn>, End> {
+        loop {
+            self.original = match std::mem::replace(&mut self.original, Original::Absent) {
+                Original::Open { conn, .. } => return Ok(Some(conn)),
+                Original::Failed => {
+                    self.original = Original::Failed;
+                    return Ok(None);
+                }
+                Original::Dialing(dial) => match dial.wait().await {
+                    Ok(conn) => return Ok(Some(conn)),
+                    Err(error) => self.original_failed(&error)?,
+                },
+                Original::Absent => match Dial::start(self.dial_from(), self.claim.original) {
+                    Ok(dial) => Original::Dialing(dial),
+                    Err(error) => self.original_failed(&error)?,
+                },
+            };
+        }
+    }
+}
+
+/// The legs of one connection, and what is known of its frames.
+struct H2 {
+    mux: Mux<Arc<Tally>>,
+    original: Option<Conn>,
+    legs: Legs,
+    buffer: Buffer,
+    original_ended: bool,
+    /// The original destination knows that the client has ended its stream.
+    told_end: bool,
+}
+
+impl H2 {
+    fn take_inbox(&mut self, session: &mut Session) {
+        let len = session.client.inbox.len();
+        self.mux.receive(Leg::Client, session.client.inbox.bytes(), &mut self.legs);
+        session.client.inbox.consume(len);
+        self.legs.follow(&mut self.mux);
+    }
+
+    fn poll(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Poll<Left> {
+        loop {
+            let mut moved = false;
+            if session.worker.draining() {
+                self.mux.drain();
+            }
+            moved |= self.poll_dials(session, cx);
+            match self.poll_client(session, cx) {
+                Read::Nothing => {}
+                Read::Some => moved = true,
+                Read::Broke => return Poll::Ready(Left::Ended(End::Reset)),
+                // Nothing more can be asked.
+                Read::Ended => {
+                    if self.mux.is_transparent() {
+                        self.mux.stop_following();
+                    }
+                    moved = true;
+                }
+            }
+            match self.poll_original(cx) {
+                Ok(original) => moved |= original,
+                Err(end) => return Poll::Ready(Left::Ended(end)),
+            }
+            moved |= self.poll_legs(cx);
+            match self.poll_send(session, cx) {
+                Ok(sent) => moved |= sent,
+                Err(end) => return Poll::Ready(Left::Ended(end)),
+            }
+            if let Some(left) = self.left(session) {
+                return Poll::Ready(left);
+            }
+            if let Poll::Ready(end) = self.poll_patience(session, cx) {
+                return Poll::Ready(Left::Ended(end));
+            }
+            if !moved {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// A head must not take for ever, nor the first one where the original destination has failed.
+    fn poll_patience(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Poll<End> {
+        if self.mux.has_decided() {
+            if matches!(session.original, Original::Failed) {
+                session.original = Original::Absent;
+                session.head_complete();
+            }
+            if self.mux.is_within_head() {
+                session.await_head();
+            } else {
+                session.await_nothing();
+            }
+        }
+        session.poll_patience(cx)
+    }
+
+    fn poll_client(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Read {
+        if session.client.ended || self.mux.is_opaque() || !self.mux.wants(Leg::Client) {
+            return Read::Nothing;
+        }
+        match session.client.poll_read(cx) {
+            Poll::Pending => Read::Nothing,
+            Poll::Ready(Err(_)) => Read::Broke,
+            Poll::Ready(Ok(0)) => Read::Ended,
+            Poll::Ready(Ok(_)) => {
+                self.take_inbox(session);
+                Read::Some
+            }
+        }
+    }
+
+    /// Reads from the original destination; whether anything has happened.
+    fn poll_original(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Some(conn) = &self.original else { return Ok(false) };
+        if self.original_ended || self.mux.is_opaque() || !self.mux.wants(Leg::Original) {
+            return Ok(false);
+        }
+        let read = poll_read(cx, conn, &mut self.buffer);
+        match read {
+            Read::Nothing => return Ok(false),
+            Read::Some => {
+                self.mux.receive(Leg::Original, self.buffer.bytes(), &mut self.legs);
+                self.buffer.consume(self.buffer.len());
+            }
+            Read::Broke if self.mux.is_transparent() => return Err(End::Reset),
+            Read::Ended if self.mux.is_transparent() => {
+                self.original_ended = true;
+                self.mux.stop_following();
+            }
+            Read::Ended | Read::Broke => {
+                self.original = None;
+                self.mux.ended(Leg::Original, &mut self.legs);
+            }
+        }
+        self.legs.follow(&mut self.mux);
+        Ok(true)
+    }
+
+    fn poll_legs(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        for id in self.legs.open() {
+            if !self.mux.wants(Leg::Up(id)) {
+                continue;
+            }
+            let Some(conn) = self.legs.conn(id) else { continue };
+            match poll_read(cx, conn, &mut self.buffer) {
+                Read::Nothing => continue,
+                Read::Some => {
+                    self.mux.receive(Leg::Up(id), self.buffer.bytes(), &mut self.legs);
+                    self.buffer.consume(self.buffer.len());
+                }
+                Read::Ended | Read::Broke => {
+                    self.mux.ended(Leg::Up(id), &mut self.legs);
+                }
+            }
+            self.legs.follow(&mut self.mux);
+            moved = true;
+        }
+        moved
+    }
+
+    /// Takes note of upstreams that were connected to, or cannot be.
+    fn poll_dials(&mut self, session: &Session, cx: &mut Context<'_>) -> bool {
+        let mut moved = false;
+        while let Some((id, dialled)) = self.legs.poll_dial(cx) {
+            moved = true;
+            match dialled {
+                Ok(()) => self.mux.opened(id, &mut self.legs),
+                Err((route, unreachable)) => {
+                    if unreachable.exhausted() && route.on_unavailable == OnUnavailable::Fail {
+                        session.count(Count::Exhausted);
+                    }
+                    let answer = Answer::Unreachable(&route.service, &unreachable).h2();
+                    self.mux.unreachable(id, &answer, &mut self.legs);
+                }
+            }
+            self.legs.follow(&mut self.mux);
+        }
+        moved
+    }
+
+    /// Sends what the mux has for each leg; whether anything was sent.
+    fn poll_send(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut sent = send(&mut self.mux, Leg::Client, &session.client.conn, cx).map_err(|_| End::Reset)?;
+        if let Some(conn) = &self.original {
+            match send(&mut self.mux, Leg::Original, conn, cx) {
+                Ok(some) => sent |= some,
+                Err(_) if !self.mux.is_mixed() => return Err(End::Reset),
+                Err(_) => {
+                    self.original = None;
+                    self.mux.ended(Leg::Original, &mut self.legs);
+                    sent = true;
+                }
+            }
+        }
+        for id in self.legs.open() {
+            let Some(conn) = self.legs.conn(id) else { continue };
+            match send(&mut self.mux, Leg::Up(id), conn, cx) {
+                Ok(some) => sent |= some,
+                Err(_) => {
+                    self.mux.ended(Leg::Up(id), &mut self.legs);
+                    sent = true;
+                }
+            }
+        }
+        if sent {
+            self.mux.sent(&mut self.legs);
+            self.legs.follow(&mut self.mux);
+        }
+        Ok(sent)
+    }
+
+    /// What becomes of the connection, once that is clear and what there is to send has gone.
+    fn left(&mut self, session: &Session) -> Option<Left> {
+        let client_done = self.mux.out(Leg::Client).is_none_or(|out| out.is_empty());
+        let original_done = self.mux.out(Leg::Original).is_none_or(|out| out.is_empty());
+        if self.mux.is_opaque() {
+            let read = session.client.ended || self.original_ended;
+            return (client_done && original_done)
+                .then_some(Left::Relay { read, original_ended: self.original_ended });
+        }
+        if session.client.ended && self.mux.is_mixed() {
+            if original_done
+                && !self.told_end
+                && let Some(conn) = &self.original
+            {
+                self.told_end = true;
+                conn.shutdown_write();
+            }
+            if self.mux.open_streams() == 0 && client_done {
+                return Some(Left::Ended(End::Close));
+            }
+        }
+        let over = self.mux.is_over() && client_done;
+        over.then_some(Left::Ended(if self.mux.has_failed() { End::Answered } else { End::Close }))
+    }
+}
+
+/// Reads some of what there is, taking memory only then.
+fn poll_read(cx: &mut Context<'_>, conn: &Conn, buffer: &mut Buffer) -> Read {
+    match conn.poll_readable(cx) {
+        Poll::Pending => return Read::Nothing,
+        Poll::Ready(Err(_)) => return Read::Broke,
+        Poll::Ready(Ok(())) => {}
+    }
+    match conn.poll_recv(cx, buffer.space(), ShortRead::Drained) {
+        Poll::Pending => {
+            buffer.release();
+            Read::Nothing
+        }
+        Poll::Ready(Ok(0)) => {
+            buffer.release();
+            Read::Ended
+        }
+        Poll::Ready(Ok(got)) => {
+            buffer.filled(got);
+            Read::Some
+        }
+        Poll::Ready(Err(_)) => {
+            buffer.release();
+            Read::Broke
+        }
+    }
+}
+
+fn send(mux: &mut Mux<Arc<Tally>>, leg: Leg, conn: &Conn, cx: &mut Context<'_>) -> std::io::Result<bool> {
+    let Some(out) = mux.out(leg) else { return Ok(false) };
+    let mut any = false;
+    while !out.is_empty() {
+        match conn.poll_send(cx, out.bytes()) {
+            Poll::Ready(Ok(sent)) => {
+                out.consume(sent);
+                any = true;
+            }
+            Poll::Ready(Err(error)) => return Err(error),
+            Poll::Pending => break,
+        }
+    }
+    Ok(any)
+}

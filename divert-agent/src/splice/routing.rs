@@ -1,0 +1,64 @@
+//! From the routing table to an upstream: what is decided about a request, and in which order endpoints are tried.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::Pod;
+use super::tally::Tally;
+use super::worker::Worker;
+use crate::decide::{self, decide};
+use crate::plan::{Backend, Route};
+use crate::table::Claim;
+
+/// What was decided about a request, in so far as it outlives the look into the routing table.
+pub(super) struct Decided {
+    /// To a developer's service; `None` is the original destination.
+    pub(super) route: Option<Arc<Route>>,
+    /// The key to forward with it.
+    pub(super) inject: Option<Box<str>>,
+    /// The service that was asked for, for `x-divert-target`.
+    pub(super) asked: Option<String>,
+    /// Where it counts.
+    pub(super) tally: Arc<Tally>,
+}
+
+impl Decided {
+    /// Decides a request by the routing table as it is now.
+    pub(super) fn of(
+        worker: &Worker,
+        claim: &Claim,
+        pod: &Pod,
+        key: Option<&str>,
+        host: Option<&str>,
+        debug: bool,
+    ) -> Self {
+        let (target, hosts) = (claim.target(), worker.table.hosts());
+        let sender = claim.from_pods.then(|| pod.key());
+        let sender = sender.as_ref().and_then(|key| key.as_deref());
+        let decision = decide(&target, &hosts, &decide::Request { key, host, sender });
+        let service = decision.service.map(|shared| &shared.service);
+        // A key that the client made up names no series.
+        let known = decision.inject || decision.route.is_some();
+        let series = decision.key.filter(|_| known).unwrap_or_default();
+        Self {
+            route: decision.route.map(Arc::clone),
+            inject: decision.key.filter(|_| decision.inject).map(Box::from),
+            asked: service.filter(|_| debug).map(ToString::to_string),
+            tally: worker.tallies.get(service, series),
+        }
+    }
+}
+
+/// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is.
+pub(super) fn in_turn<'r>(worker: &Worker, route: &'r Route) -> impl Iterator<Item = SocketAddr> + use<'r> {
+    let (preferred, endpoints): (&[_], &[_]) = match &route.backend {
+        Backend::Endpoints { preferred, endpoints } => (preferred, endpoints),
+        Backend::Unavailable(_) => (&[], &[]),
+    };
+    let turn = worker.turn.get();
+    worker.turn.set(turn.wrapping_add(1));
+    let start = turn.checked_rem(endpoints.len()).unwrap_or(0);
+    let (after, first) = endpoints.split_at(start);
+    let rest = first.iter().chain(after).filter(move |endpoint| !preferred.contains(endpoint));
+    preferred.iter().chain(rest).copied()
+}
