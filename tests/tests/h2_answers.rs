@@ -161,12 +161,12 @@ fn with_shared_the_original_answers_for_endpoints_that_cannot() -> Result<()> {
     for hosts in [&[][..], &[3]] {
         // None is ready; or alice's, the third pod of the lab, refuses.
         let stage = with_endpoints(hosts, |divert| divert["spec"]["onUnavailable"] = "Shared".into())?;
-        let Stage { agent: _agent, shared: listener, alices, town } = stage;
-        drop(alices);
+        drop(stage.alices);
+        let town = &stage.town;
         let hers = (town.lab.pod("alice/web").v4, PORT).into();
         wait::until("her port to be closed", || town.client().connect(hers).is_err())?;
         let client = Peer::new(town.client().connect(town.address(Family::V4))?);
-        let (mut client, mut shared) = greet(client, Peer::accept(&listener)?, &[], &[]);
+        let (mut client, mut shared) = greet(client, Peer::accept(&stage.shared)?, &[], &[]);
         for stream in [1, 3] {
             client.request(stream, &[ALICE], false);
             client.data(stream, "body", true);

@@ -186,11 +186,12 @@ impl Frame {
     /// Those of read(2), and UnexpectedEof in the middle of a frame.
     pub fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
         let mut header = [0; 9];
-        let first = from.read(&mut header)?;
-        if first == 0 {
-            return Ok(None);
+        // The first byte alone: read_exact goes on after a signal, and cannot tell a clean end.
+        match from.read_exact(&mut header[..1]) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            read => read?,
         }
-        from.read_exact(&mut header[first..])?;
+        from.read_exact(&mut header[1..])?;
         let length = u32::from_be_bytes([0, header[0], header[1], header[2]]);
         let stream = u32::from_be_bytes([header[5], header[6], header[7], header[8]]);
         let mut payload = vec![0; length as usize];
