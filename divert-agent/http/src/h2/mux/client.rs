@@ -144,7 +144,14 @@ impl<T> Mux<T> {
     ) -> Result<(), u32> {
         match frame.kind {
             kind::HEADERS | kind::CONTINUATION => return self.client_headers(frame, payload, host),
-            kind::SETTINGS => self.client_settings(frame, payload)?,
+            kind::SETTINGS => {
+                self.client_settings(frame, payload)?;
+                // The original's windows may be smaller from then on, and what came before is to come before.
+                if frame.has(flag::ACK) && (self.held_acks_up > 0 || self.holds_for_original()) {
+                    self.held_acks_up += 1;
+                    return Ok(());
+                }
+            }
             kind::WINDOW_UPDATE => return self.client_window(frame, payload),
             kind::RST_STREAM => return self.client_reset(frame, payload),
             kind::PING if self.client_ping(frame, payload) => return Ok(()),

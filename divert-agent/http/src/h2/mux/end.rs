@@ -52,9 +52,7 @@ impl<T> Mux<T> {
         let Some(held) = stream.held.take() else { return };
         self.held_up -= held.up.len();
         self.held_down -= held.down_len;
-        if matches!(stream.leg, Leg::Up(_)) {
-            self.give_back(Leg::Client, held.up.len());
-        }
+        self.give_back(Leg::Client, held.owed);
         let data =
             held.down.iter().map(|chunk| if let Chunk::Data { bytes, .. } = chunk { bytes.len() } else { 0 });
         self.give_back(stream.leg, data.sum());
@@ -198,6 +196,7 @@ impl<T> Mux<T> {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             if up.shared && self.original_alive {
                 stream.leg = Leg::Original;
+                stream.held().owed = 0;
                 let at = self.original_waiting.partition_point(|waiting| *waiting < id);
                 self.original_waiting.insert(at, id);
                 continue;

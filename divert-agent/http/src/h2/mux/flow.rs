@@ -3,14 +3,14 @@
 //! The client's windows for what it sends were granted by the original destination, those for what it receives are
 //! shared by all servers. So:
 //!
-//! - What it sends to a diverted upstream was never the original's: credit for the connection is given back when it is
-//!   forwarded. What it may send on the stream is made what the upstream takes.
+//! - What it sends to a diverted upstream was never the original's: credit for the connection is given back. What it may
+//!   send on the stream is made what the upstream takes.
 //! - Windows of streams for what it receives are end to end. That of the connection is accounted truly; what a diverted
 //!   upstream has used of it is withheld from the original, whose own window is then at most that much larger than the
 //!   client's: this is what may have to be held.
 
 use super::{Leg, Mux, UP_WINDOW, frame, merge, window_update};
-use crate::h2::frame::{STREAM_MASK, kind};
+use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::Settings;
 
 /// Credit is given back in pieces no smaller than this. Windows of connections have at least 65,535.
@@ -122,11 +122,31 @@ impl<T> Mux<T> {
         }
     }
 
-    /// Acknowledges the client's settings where all have done so.
+    /// Somebody has not heard yet that the client's windows are smaller, or sent what is held before it did.
+    pub(super) fn is_owed_larger_windows(&self) -> bool {
+        self.held_down > 0 || self.ups.values().any(|up| up.unacked > 0)
+    }
+
+    /// DATA is held that is the original's, or may become so.
+    pub(super) fn holds_for_original(&self) -> bool {
+        let may_be = |leg: Leg| match leg {
+            Leg::Up(id) => self.ups.get(&id).is_some_and(|up| up.shared && !up.open),
+            _ => true,
+        };
+        let mut pending = self.up_pending.iter().filter_map(|id| self.streams.get(id));
+        pending.any(|stream| stream.held_up() > 0 && may_be(stream.leg))
+    }
+
+    /// Acknowledges settings once everybody keeps to them.
     pub(super) fn release_acks(&mut self) {
-        if self.held_acks > 0 && self.ups.values().all(|up| up.unacked == 0) {
+        if self.held_acks > 0 && !self.is_owed_larger_windows() {
             for _ in 0..std::mem::take(&mut self.held_acks) {
-                frame(self.to_client(), kind::SETTINGS, crate::h2::frame::flag::ACK, 0, &[]);
+                frame(self.to_client(), kind::SETTINGS, flag::ACK, 0, &[]);
+            }
+        }
+        if self.held_acks_up > 0 && !self.holds_for_original() {
+            for _ in 0..std::mem::take(&mut self.held_acks_up) {
+                frame(&mut self.original.out, kind::SETTINGS, flag::ACK, 0, &[]);
             }
         }
     }

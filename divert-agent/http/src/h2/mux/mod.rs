@@ -257,8 +257,9 @@ pub struct Mux<T> {
     /// INITIAL_WINDOW_SIZE of the original as the client knows it, and changes that it has not acknowledged.
     initial: i64,
     unacked_original: VecDeque<Option<u32>>,
-    /// Acknowledgements of the original that wait for others.
+    /// Acknowledgements of the original, and of the client, that wait for what was sent before.
     held_acks: usize,
+    held_acks_up: usize,
     /// Streams with something held, up and down; where the turns are; how much it is.
     up_pending: BTreeSet<u32>,
     down_pending: BTreeSet<u32>,
@@ -336,6 +337,7 @@ impl<T> Mux<T> {
             initial: DEFAULT_WINDOW.into(),
             unacked_original: VecDeque::new(),
             held_acks: 0,
+            held_acks_up: 0,
             up_pending: BTreeSet::new(),
             down_pending: BTreeSet::new(),
             up_turn: 0,
@@ -645,10 +647,3 @@ fn merge(earlier: Option<(usize, usize)>, later: (usize, usize)) -> (usize, usiz
 fn is_clients(stream: u32) -> bool {
     stream % 2 == 1
 }
-
-#[cfg(test)]
-mod tests;
-
-/// Not part of the interface: shared by tests.
-#[doc(hidden)]
-pub const NO_ERROR: u32 = code::NO_ERROR;

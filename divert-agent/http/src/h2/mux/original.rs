@@ -239,8 +239,7 @@ impl<T> Mux<T> {
                 return Ok(());
             };
             self.client_settings_apply(&unacked.settings);
-            let others = unacked.shrinks && self.ups.values().any(|up| up.unacked > 0);
-            if others || self.held_acks > 0 {
+            if unacked.shrinks && self.is_owed_larger_windows() || self.held_acks > 0 {
                 self.held_acks += 1;
             } else {
                 self.pass_down(payload);

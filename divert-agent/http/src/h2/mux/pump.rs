@@ -1,8 +1,8 @@
 //! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
 
 use super::stream::{Chunk, Stream};
-use super::{Host, Leg, Mux, SOFT, frame, headers, put_table, rst_stream};
-use crate::h2::frame::{FRAME_SIZE, Frame, flag, kind};
+use super::{Host, Leg, MAX_HELD, Mux, SOFT, frame, headers, put_table, rst_stream};
+use crate::h2::frame::{FRAME_SIZE, Frame, code, flag, kind};
 use crate::h2::queue::Queue;
 
 impl<T> Mux<T> {
@@ -38,11 +38,36 @@ impl<T> Mux<T> {
             if end {
                 self.passed_up_end(id);
             }
-        } else if let Some(stream) = self.streams.get_mut(&id) {
-            stream.held().up.push(data);
-            self.held_up += data.len();
-            self.up_pending.insert(id);
+            return;
         }
+        self.hold_up(id, data);
+    }
+
+    /// Holds DATA of the client. Others must not wait for the window that it has used, so that is given back at once,
+    /// up to a limit. A stream that has not been opened may be tried again, so it is refused at the limit: those that
+    /// are open, and that it waits for, may need the window to end.
+    fn hold_up(&mut self, id: u32, data: &[u8]) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let much = self.held_up + data.len() > MAX_HELD / 2;
+        let mut credit = 0;
+        if let Leg::Up(up) = stream.leg {
+            if much && stream.waiting.is_some() {
+                self.give_back(Leg::Client, data.len());
+                rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+                return self.forget(id);
+            }
+            // It may become the original's, whose window it is then.
+            let undecided = self.ups.get(&up).is_some_and(|up| up.shared && !up.open);
+            if much || undecided {
+                stream.held().owed += data.len();
+            } else {
+                credit = data.len();
+            }
+        }
+        stream.held().up.push(data);
+        self.held_up += data.len();
+        self.up_pending.insert(id);
+        self.give_back(Leg::Client, credit);
     }
 
     /// DATA of a server, in mixed mode.
@@ -103,6 +128,7 @@ impl<T> Mux<T> {
         for id in self.freed.drain(..).collect::<Vec<_>>() {
             self.open_up(id, host);
         }
+        self.release_acks();
         self.send_credit();
     }
 
@@ -235,8 +261,10 @@ impl<T> Mux<T> {
         if let Some((up, stream)) = window {
             *up -= len as i64;
             *stream -= len as i64;
-            self.give_back(Leg::Client, len);
         }
+        let repaid = held.owed.min(len);
+        held.owed -= repaid;
+        self.give_back(Leg::Client, repaid);
         if last {
             self.up_pending.remove(&id);
             let trailers = self.streams.get_mut(&id).and_then(|stream| stream.held.as_mut()?.trailers.take());

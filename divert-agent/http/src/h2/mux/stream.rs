@@ -50,6 +50,8 @@ pub(super) struct Waiting<T> {
 pub(super) struct Held {
     /// From the client.
     pub(super) up: Queue,
+    /// ... for which it was not given credit again.
+    pub(super) owed: usize,
     /// Trailers behind it.
     pub(super) trailers: Option<Vec<u8>>,
     /// To the client.

@@ -1,0 +1,423 @@
+//! The mux between a client and servers that check every rule: whatever they do and however bytes arrive, each stream
+//! gets its own bytes, in order, to the right server and back.
+
+use std::collections::BTreeMap;
+
+use divert_http::h2::{Fate, Leg};
+use proptest::prelude::*;
+
+mod h2;
+
+use h2::end::List;
+use h2::town::{Town, request, response};
+
+fn town() -> Town {
+    Town::new(65_535, 65_535, 100, 65_535, [4096, 4096])
+}
+
+fn get<'a>(list: &'a List, name: &str) -> Option<&'a str> {
+    let found = list.iter().find(|(it, _)| it == name.as_bytes());
+    found.map(|(_, value)| std::str::from_utf8(value).unwrap())
+}
+
+#[test]
+fn without_a_key_every_byte_passes_as_it_came() {
+    let mut town = town();
+    town.client.headers(1, &request(None, &[]), false, 7);
+    assert_eq!(town.client.data(1, b"hello", true, Some(9)), 5);
+    let sent: Vec<u8> = town.client.out.iter().copied().collect();
+    town.carry_in(Leg::Client, usize::MAX);
+    assert_eq!(town.mux.out(Leg::Original).unwrap().bytes(), sent);
+    town.settle();
+    town.original.headers(1, &response("200"), false, 3);
+    town.original.data(1, b"world", true, Some(0));
+    let sent: Vec<u8> = town.original.out.iter().copied().collect();
+    town.carry_in(Leg::Original, usize::MAX);
+    assert_eq!(town.mux.out(Leg::Client).unwrap().bytes(), sent);
+    assert!(town.mux.is_transparent());
+    town.settle();
+    assert_eq!(town.client.streams[&1].data, b"world");
+    assert_eq!(town.mux.open_streams(), 0);
+}
+
+#[test]
+fn streams_of_one_connection_go_to_their_servers() {
+    let mut town = town();
+    for (id, key) in [(1, None), (3, Some("alice")), (5, Some("bob")), (7, None), (9, Some("alice"))] {
+        town.client.headers(id, &request(key, &[]), true, 16_384);
+    }
+    town.settle();
+    assert_eq!(town.original.streams.keys().copied().collect::<Vec<_>>(), [1, 7]);
+    assert_eq!(town.ups[0].streams.keys().copied().collect::<Vec<_>>(), [3, 9]);
+    assert_eq!(town.ups[1].streams.keys().copied().collect::<Vec<_>>(), [5]);
+    for (leg, id) in
+        [(Leg::Up(0), 9), (Leg::Original, 7), (Leg::Up(1), 5), (Leg::Original, 1), (Leg::Up(0), 3)]
+    {
+        town.end(leg).headers(id, &response("200"), false, 16_384);
+        let name = town.end(leg).name;
+        town.end(leg).data(id, name.as_bytes(), true, None);
+    }
+    town.settle();
+    let who: Vec<&str> =
+        town.client.streams.values().map(|it| std::str::from_utf8(&it.data).unwrap()).collect();
+    assert_eq!(who, ["original", "alice", "bob", "original", "alice"]);
+    assert_eq!(town.mux.open_streams(), 0);
+    use Fate::{Diverted, Original};
+    let fates: Vec<Fate> = town.decider.fates.iter().map(|(_, fate)| *fate).collect();
+    assert_eq!(fates, [Original, Original, Diverted, Diverted, Diverted]);
+}
+
+#[test]
+fn a_key_is_injected_at_the_end_or_into_what_is_there() {
+    let mut town = town();
+    let host = |list: &mut List| list[3].1 = b"alice.example".to_vec();
+    let mut plain = request(None, &[("x", "y"), ("secret", "s")]);
+    host(&mut plain);
+    town.client.headers(1, &plain, true, 16_384);
+    let mut with = request(None, &[("baggage", " c=d"), ("x", "y")]);
+    host(&mut with);
+    town.client.headers(3, &with, true, 16_384);
+    town.settle();
+    let mut expected = plain.clone();
+    expected.push((b"baggage".to_vec(), b"okteto-divert=alice".to_vec()));
+    assert_eq!(town.ups[0].streams[&1].blocks, [expected]);
+    let mut expected = with.clone();
+    expected[4].1 = b" okteto-divert=alice,c=d".to_vec();
+    assert_eq!(town.ups[0].streams[&3].blocks, [expected]);
+}
+
+#[test]
+fn who_asks_is_told_who_answered() {
+    let mut town = town();
+    let debug = [("x-divert-debug", "1")];
+    town.client.headers(1, &request(None, &debug), true, 16_384);
+    town.settle();
+    assert!(town.mux.is_transparent());
+    town.original.headers(1, &response("200"), false, 5);
+    town.original.headers(1, &vec![(b"grpc-status".to_vec(), b"0".to_vec())], true, 16_384);
+    town.client.headers(3, &request(Some("alice"), &debug), true, 16_384);
+    town.client.headers(5, &request(None, &debug), true, 16_384);
+    town.settle();
+    town.ups[0].headers(3, &response("103"), false, 16_384);
+    town.ups[0].headers(3, &response("200"), true, 16_384);
+    town.original.headers(5, &response("204"), true, 16_384);
+    town.settle();
+    let told = |id: u32| -> Vec<Option<&str>> {
+        town.client.streams[&id].blocks.iter().map(|block| get(block, "x-divert-target")).collect()
+    };
+    assert_eq!(told(1), [Some("nobody"), None]);
+    assert_eq!(told(3), [None, Some("alice")]);
+    assert_eq!(told(5), [Some("nobody")]);
+}
+
+#[test]
+fn answers_of_ours_are_what_the_call_understands() {
+    let mut town = town();
+    town.client.headers(1, &request(Some("gone"), &[("content-type", "application/grpc+proto")]), false, 100);
+    town.client.headers(3, &request(Some("gone"), &[]), false, 100);
+    town.client.headers(5, &request(Some("late"), &[]), true, 100);
+    town.client.data(3, &[7; 1000], false, None);
+    town.settle();
+    let block = &town.client.streams[&1].blocks[0];
+    assert_eq!(get(block, "grpc-status"), Some("14"));
+    assert_eq!(get(block, "grpc-message"), Some("Nobody is there."));
+    assert_eq!(get(block, "x-divert-error"), Some("Test"));
+    assert!(town.client.streams[&1].ended && town.client.streams[&1].reset == Some(0));
+    for id in [3, 5] {
+        let stream = &town.client.streams[&id];
+        assert_eq!(get(&stream.blocks[0], ":status"), Some("503"));
+        assert_eq!(stream.data, b"Nobody is there.\n");
+        assert_eq!(stream.reset, (id == 3).then_some(0));
+    }
+    assert_eq!(town.mux.open_streams(), 0);
+}
+
+#[test]
+fn what_goes_to_the_shared_copy_in_the_end_keeps_its_place() {
+    let mut town = town();
+    town.client.headers(1, &request(Some("shared"), &[]), false, 100);
+    town.client.data(1, b"one", true, None);
+    town.client.headers(3, &request(None, &[]), true, 100);
+    // Nobody has dialled yet.
+    town.carry_in(Leg::Client, usize::MAX);
+    town.carry_out(Leg::Original, usize::MAX);
+    assert!(town.original.streams.is_empty());
+    town.settle();
+    assert_eq!(town.original.streams.keys().copied().collect::<Vec<_>>(), [1, 3]);
+    assert_eq!(town.original.streams[&1].data, b"one");
+}
+
+#[test]
+fn an_original_that_grants_nothing_does_not_stop_a_diverted_stream() {
+    let mut town = Town::new(0, 65_535, 100, 65_535, [4096, 4096]);
+    town.settle();
+    town.client.headers(1, &request(Some("alice"), &[]), false, 100);
+    town.settle();
+    assert_eq!(town.client.data(1, b"hello", true, None), 5);
+    town.settle();
+    assert_eq!(town.ups[0].streams[&1].data, b"hello");
+}
+
+#[test]
+fn streams_over_the_limit_wait_and_then_are_refused() {
+    let mut town = Town::new(65_535, 65_535, 2, 65_535, [4096, 4096]);
+    town.settle();
+    for n in 0..103 {
+        town.client.headers(2 * n + 1, &request(Some("alice"), &[]), true, 100);
+        town.settle();
+    }
+    assert_eq!(town.ups[0].streams.len(), 2);
+    let refused: Vec<u32> =
+        town.client.streams.iter().filter(|(_, it)| it.reset.is_some()).map(|it| *it.0).collect();
+    assert_eq!(refused, [205]);
+    for _ in 0..3 {
+        let open: Vec<u32> =
+            town.ups[0].streams.iter().filter(|(_, it)| !it.sent_end).map(|it| *it.0).collect();
+        open.iter().for_each(|id| town.ups[0].headers(*id, &response("200"), true, 100));
+        town.settle();
+    }
+    assert_eq!(town.ups[0].streams.len(), 8);
+}
+
+#[test]
+fn when_a_server_dies_only_its_streams_end() {
+    let mut town = town();
+    for (id, key) in [(1, Some("alice")), (3, Some("alice")), (5, Some("bob")), (7, None)] {
+        town.client.headers(id, &request(key, &[]), false, 100);
+    }
+    town.settle();
+    town.ups[0].headers(3, &response("200"), false, 100);
+    town.settle();
+    town.mux.ended(Leg::Up(0), &mut town.decider);
+    town.settle();
+    assert_eq!(get(&town.client.streams[&1].blocks[0], ":status"), Some("502"));
+    assert_eq!(town.client.streams[&3].reset, Some(2));
+    town.mux.ended(Leg::Original, &mut town.decider);
+    town.settle_without_original();
+    assert_eq!(get(&town.client.streams[&7].blocks[0], ":status"), Some("502"));
+    assert_eq!(town.client.goaway, Some((7, 0)));
+    assert!(!town.mux.is_over());
+    town.client.data(5, b"x", true, None);
+    town.settle_without_original();
+    town.ups[1].headers(5, &response("200"), true, 100);
+    town.settle_without_original();
+    assert!(town.client.streams[&5].ended && town.mux.is_over());
+}
+
+#[test]
+fn a_drain_lets_streams_end() {
+    let mut town = town();
+    town.client.headers(1, &request(None, &[]), true, 100);
+    town.settle();
+    town.mux.drain();
+    town.carry_out(Leg::Client, usize::MAX);
+    assert_eq!(town.client.goaway, Some((0x7fff_ffff, 0)));
+    // It was on its way.
+    town.client.headers(3, &request(Some("bob"), &[]), true, 100);
+    town.settle();
+    assert_eq!(town.client.goaway, Some((1, 0)));
+    assert!(!town.mux.is_over());
+    town.client.headers(5, &request(None, &[]), true, 100);
+    town.original.headers(1, &response("200"), true, 100);
+    town.settle();
+    assert_eq!(town.client.streams[&5].reset, Some(7));
+    assert_eq!(town.original.streams.len(), 1);
+}
+
+#[test]
+fn frames_that_cannot_be_followed_make_it_opaque_byte_for_byte() {
+    for bad in [
+        &b"\0\0\x01\x09\0\0\0\0\x01x"[..],
+        b"\0\0\x05\x01\x04\0\0\0\x01\xff\xff\xff\xff\xff",
+        b"\0\0\0\0\0\0\0\0\0",
+    ] {
+        for cut in 1..40 {
+            let mut town = town();
+            town.client.headers(1, &request(None, &[]), true, 100);
+            town.client.out.extend(bad);
+            town.client.out.extend(b"anything");
+            let sent: Vec<u8> = town.client.out.iter().copied().collect();
+            while town.carry_in(Leg::Client, cut) {}
+            assert!(town.mux.is_opaque());
+            assert_eq!(town.mux.out(Leg::Original).unwrap().bytes(), sent);
+        }
+    }
+}
+
+/// What happens, by a number.
+fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [u32; 2]) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut town = Town::new(original, ups, streams, client, tables);
+    let keys = [None, None, Some("alice"), Some("bob"), Some("late"), Some("gone"), Some("shared")];
+    let calm = random.bool();
+    let mut next = 1;
+    let mut keyed: BTreeMap<u32, Option<&str>> = BTreeMap::new();
+    for _ in 0..400 {
+        let open: Vec<u32> = (town.client.streams.iter())
+            .filter(|(_, it)| !it.sent_end && !it.sent_reset && it.reset.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        match random.u32(0..14) {
+            0 | 1 if town.client.streams.values().filter(|it| !it.ended).count() < 90 => {
+                let key = keys[random.usize(0..if calm { 4 } else { keys.len() })];
+                let debug: &[_] = if random.bool() { &[("x-divert-debug", "1")] } else { &[] };
+                let mut list = request(key, debug);
+                list.push((format!("x-{}", random.u8(..) % 8).into(), vec![b'v'; random.usize(0..200)]));
+                list.push((b"secret".to_vec(), b"s".to_vec()));
+                keyed.insert(next, key);
+                town.client.headers(next, &list, random.u8(..) < 100, random.usize(1..300));
+                next += 2 * random.u32(1..3);
+            }
+            2 | 3 if !open.is_empty() => {
+                let id = open[random.usize(..open.len())];
+                let data: Vec<u8> = (0..random.usize(..20_000)).map(|_| random.u8(..)).collect();
+                let padding = (random.u8(..) < 60).then(|| random.u8(..));
+                town.client.data(id, &data, random.u8(..) < 60, padding);
+            }
+            4 if !open.is_empty() && random.bool() => {
+                let id = open[random.usize(..open.len())];
+                if random.bool() {
+                    town.client.headers(id, &vec![(b"t".to_vec(), b"u".to_vec())], true, 10);
+                } else if !calm {
+                    town.client.reset(id);
+                }
+            }
+            5..=8 => {
+                let legs = town.legs();
+                let leg = legs[random.usize(1..legs.len())];
+                let server = town.end(leg);
+                let mine: Vec<u32> = (server.streams.iter())
+                    .filter(|(_, it)| !it.sent_end && !it.sent_reset && it.reset.is_none())
+                    .map(|(id, _)| *id)
+                    .collect();
+                if mine.is_empty() {
+                    server.ping();
+                    continue;
+                }
+                let id = mine[random.usize(..mine.len())];
+                if server.streams[&id].sent_blocks == 0 {
+                    server.headers(id, &response("200"), random.u8(..) < 30, random.usize(1..40));
+                } else if random.u8(..) < 30 {
+                    server.headers(id, &vec![(b"t".to_vec(), b"u".to_vec())], true, 10);
+                } else if !calm && random.u8(..) < 20 {
+                    server.reset(id);
+                } else {
+                    let data: Vec<u8> = (0..random.usize(..30_000)).map(|_| random.u8(..)).collect();
+                    let padding = (random.u8(..) < 60).then(|| random.u8(..));
+                    server.data(id, &data, random.u8(..) < 60, padding);
+                }
+            }
+            9 => {
+                let legs = town.legs();
+                let leg = legs[random.usize(..legs.len())];
+                let end = town.end(leg);
+                let ids: Vec<u32> = end.streams.keys().copied().chain([0, 0]).collect();
+                let id = ids[random.usize(..ids.len())];
+                if end.room(id) < 1 << 20 {
+                    end.credit(id, random.u32(1..50_000));
+                }
+            }
+            10 if random.u8(..) < 40 => {
+                let legs = town.legs();
+                let leg = legs[random.usize(..legs.len())];
+                let table = random.u32(..5000);
+                let initial = random.u32(..100_000);
+                town.end(leg).settings(&[(1, table), (4, initial)]);
+            }
+            _ => {
+                for _ in 0..random.usize(..12) {
+                    let legs = town.legs();
+                    let leg = legs[random.usize(..legs.len())];
+                    let limit = if random.bool() { random.usize(1..30) } else { random.usize(1..40_000) };
+                    if random.bool() {
+                        town.carry_in(leg, limit);
+                    } else {
+                        town.carry_out(leg, limit);
+                    }
+                }
+                if random.u8(..) < 60 {
+                    town.dial();
+                }
+            }
+        }
+    }
+    // To the end: everybody grants, and ends what is open.
+    for _ in 0..200 {
+        town.settle();
+        let mut legs = town.legs();
+        legs.reverse();
+        for leg in legs {
+            let end = town.end(leg);
+            if end.room(0) < 100_000 {
+                end.credit(0, 1 << 20);
+            }
+            let open: Vec<u32> = (end.streams.iter())
+                .filter(|(_, it)| !it.sent_reset && it.reset.is_none() && !(it.ended && it.sent_end))
+                .map(|(id, _)| *id)
+                .collect();
+            for id in open {
+                if end.room(id) < 100_000 && !end.streams[&id].ended {
+                    end.credit(id, 1 << 20);
+                }
+                if !end.streams[&id].sent_end {
+                    if end.streams[&id].sent_blocks == 0 {
+                        end.headers(id, &response("200"), false, 16_384);
+                    }
+                    end.data(id, b"end", true, None);
+                }
+            }
+        }
+        town.settle();
+    }
+    assert_eq!(town.mux.held(), (0, 0));
+    assert_eq!(town.mux.open_streams(), 0, "{:?}", town.client.streams.keys());
+    for (id, stream) in &town.client.streams {
+        let key = keyed[id];
+        let server = match key {
+            Some("alice") => Some(&town.ups[0]),
+            Some("bob") => Some(&town.ups[1]),
+            None | Some("shared") => Some(&town.original),
+            _ => None,
+        };
+        let other = [&town.original, &town.ups[0], &town.ups[1]]
+            .into_iter()
+            .filter(|end| server.is_none_or(|server| server.name != end.name));
+        other.for_each(|end| assert!(!end.streams.contains_key(id), "{id} of {key:?} reached {}", end.name));
+        let Some(server) = server else {
+            assert!(stream.sent_reset || get(&stream.blocks[0], ":status") == Some("503"));
+            continue;
+        };
+        let Some(there) = server.streams.get(id) else {
+            assert!(stream.sent_reset, "{id} of {key:?} has not arrived");
+            continue;
+        };
+        assert!(stream.sent.starts_with(&there.data), "{id}: what arrived is not what was sent");
+        assert!(there.sent.starts_with(&stream.data), "{id}: what came back is not what was sent");
+        let cut = stream.sent_reset || there.sent_reset || stream.reset.is_some() || there.reset.is_some();
+        if !cut {
+            assert_eq!(stream.sent, there.data, "{id}");
+            assert_eq!(there.sent, stream.data, "{id}");
+            assert!(there.ended && stream.ended, "{id}");
+            assert_eq!(stream.blocks.len(), there.sent_blocks, "{id}");
+            assert_eq!(there.blocks.len(), stream.sent_blocks, "{id}");
+        }
+    }
+    for end in [&town.client, &town.original, &town.ups[0], &town.ups[1]] {
+        assert!(end.goaway.is_none(), "{} was told {:?}", end.name, end.goaway);
+    }
+    assert!(town.original.pings == town.original.pongs);
+}
+
+proptest! {
+    #[test]
+    fn every_stream_gets_its_own_bytes(
+        seed in any::<u64>(),
+        original in prop_oneof![Just(0u32), Just(65_535), Just(1 << 20), 0u32..200_000],
+        ups in prop_oneof![Just(65_535u32), Just(1 << 20), 1u32..200_000],
+        streams in prop_oneof![Just(1u32), Just(3), Just(100)],
+        client in prop_oneof![Just(65_535u32), Just(1 << 20), 0u32..200_000],
+        tables in [prop_oneof![Just(0u32), Just(4096), Just(65_536)], prop_oneof![Just(0u32), Just(4096), Just(65_536)]],
+    ) {
+        play(seed, original, ups, streams, client, tables);
+    }
+}
