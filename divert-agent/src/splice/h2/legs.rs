@@ -29,6 +29,8 @@ struct Up {
     state: State,
     /// It takes no new streams.
     retired: bool,
+    /// It knows that the client has ended its stream.
+    told_end: bool,
 }
 
 enum State {
@@ -77,7 +79,7 @@ impl Legs {
             dial::first_of(dial::From { netns: &pod.netns, source, mark }, endpoints.into_iter()).await
         };
         let state = State::Dialling(Box::pin(dialling));
-        self.ups.push(Up { id, route: Arc::clone(route), state, retired: false });
+        self.ups.push(Up { id, route: Arc::clone(route), state, retired: false, told_end: false });
         Some(id)
     }
 
@@ -143,6 +145,19 @@ impl Legs {
             let unsent = mux.out(Leg::Up(up.id)).is_some_and(|out| !out.is_empty());
             !mux.is_finished(up.id) || unsent
         });
+    }
+
+    /// The client has ended its stream: so is that of each leg, once all it sent is there.
+    pub(super) fn tell_end(&mut self, mux: &mut Mux<Arc<Tally>>) {
+        for up in self.ups.iter_mut().filter(|up| !up.told_end) {
+            if let State::Open(_, conn) = &up.state
+                && mux.out(Leg::Up(up.id)).is_none_or(|out| out.is_empty())
+                && !mux.holds_for(up.id)
+            {
+                up.told_end = true;
+                conn.shutdown_write();
+            }
+        }
     }
 
     /// The client's connection came to its end, so these may end as connections do.

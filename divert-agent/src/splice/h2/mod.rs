@@ -55,6 +55,7 @@ impl Session {
             buffer: Buffer::default(),
             original_ended: false,
             told_end: false,
+            broke: false,
         };
         h2.mux.receive(Leg::Original, server.bytes(), &mut h2.legs);
         drop(server);
@@ -111,6 +112,8 @@ struct H2 {
     original_ended: bool,
     /// The original destination knows that the client has ended its stream.
     told_end: bool,
+    /// The original destination's connection broke. The client is reset once it has what came before.
+    broke: bool,
 }
 
 impl H2 {
@@ -140,10 +143,7 @@ impl H2 {
                     moved = true;
                 }
             }
-            match self.poll_original(cx) {
-                Ok(original) => moved |= original,
-                Err(end) => return Poll::Ready(Left::Ended(end)),
-            }
+            moved |= self.poll_original(cx);
             moved |= self.poll_legs(cx);
             match self.poll_send(session, cx) {
                 Ok(sent) => moved |= sent,
@@ -193,19 +193,19 @@ impl H2 {
     }
 
     /// Reads from the original destination; whether anything has happened.
-    fn poll_original(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        let Some(conn) = &self.original else { return Ok(false) };
-        if self.original_ended || self.mux.is_opaque() || !self.mux.wants(Leg::Original) {
-            return Ok(false);
+    fn poll_original(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(conn) = &self.original else { return false };
+        if self.original_ended || self.broke || self.mux.is_opaque() || !self.mux.wants(Leg::Original) {
+            return false;
         }
         let read = poll_read(cx, conn, &mut self.buffer);
         match read {
-            Read::Nothing => return Ok(false),
+            Read::Nothing => return false,
             Read::Some => {
                 self.mux.receive(Leg::Original, self.buffer.bytes(), &mut self.legs);
                 self.buffer.consume(self.buffer.len());
             }
-            Read::Broke if self.mux.is_transparent() => return Err(End::Reset),
+            Read::Broke if self.mux.is_transparent() => self.broke = true,
             Read::Ended if self.mux.is_transparent() => {
                 self.original_ended = true;
                 self.mux.stop_following();
@@ -216,7 +216,7 @@ impl H2 {
             }
         }
         self.legs.follow(&mut self.mux);
-        Ok(true)
+        true
     }
 
     fn poll_legs(&mut self, cx: &mut Context<'_>) -> bool {
@@ -268,10 +268,11 @@ impl H2 {
         if let Some(conn) = &self.original {
             match send(&mut self.mux, Leg::Original, conn, cx) {
                 Ok(some) => sent |= some,
-                Err(_) if !self.mux.is_mixed() => return Err(End::Reset),
+                // What it has said before it broke is still to be read, a GOAWAY most of all.
                 Err(_) => {
-                    self.original = None;
-                    self.mux.ended(Leg::Original, &mut self.legs);
+                    if let Some(out) = self.mux.out(Leg::Original) {
+                        out.clear();
+                    }
                     sent = true;
                 }
             }
@@ -302,6 +303,9 @@ impl H2 {
             return (client_done && original_done)
                 .then_some(Left::Relay { read, original_ended: self.original_ended });
         }
+        if self.broke {
+            return client_done.then_some(Left::Ended(End::Reset));
+        }
         if session.client.ended && self.mux.is_mixed() {
             if original_done
                 && !self.told_end
@@ -310,6 +314,7 @@ impl H2 {
                 self.told_end = true;
                 conn.shutdown_write();
             }
+            self.legs.tell_end(&mut self.mux);
             if self.mux.open_streams() == 0 && client_done {
                 return Some(Left::Ended(End::Close));
             }

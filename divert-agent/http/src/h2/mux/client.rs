@@ -2,7 +2,7 @@
 
 use super::data::DataIn;
 use super::{
-    Drain, Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Unacked, frame, is_clients, rst_stream,
+    Drain, Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Unacked, Whose, is_clients, rst_stream,
     window_update,
 };
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
@@ -145,7 +145,9 @@ impl<T> Mux<T> {
         match frame.kind {
             kind::HEADERS | kind::CONTINUATION => return self.client_headers(frame, payload, host),
             kind::SETTINGS => {
-                self.client_settings(frame, payload)?;
+                if self.client_settings(frame, payload)? == Whose::Ours {
+                    return Ok(());
+                }
                 // The original's windows may be smaller from then on, and what came before is to come before.
                 if frame.has(flag::ACK) && (self.held_acks_up > 0 || self.holds_for_original()) {
                     self.held_acks_up += 1;
@@ -216,15 +218,14 @@ impl<T> Mux<T> {
         handled
     }
 
-    fn client_settings(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
+    fn client_settings(&mut self, frame: Frame, payload: &[u8]) -> Result<Whose, u32> {
         if frame.stream != 0 {
             return Err(code::PROTOCOL_ERROR);
         }
         if frame.has(flag::ACK) {
-            if let Some(initial) = self.unacked_original.pop_front() {
-                self.original_settings_apply(initial);
-            }
-            return Ok(());
+            let Some((whose, initial)) = self.unacked_original.pop_front() else { return Ok(Whose::Theirs) };
+            self.original_settings_apply(initial);
+            return Ok(whose);
         }
         let settings = Settings::read(payload).ok_or(code::FRAME_SIZE_ERROR)?;
         let before = self.client_settings;
@@ -233,28 +234,26 @@ impl<T> Mux<T> {
         }
         self.client_settings.max_header_list =
             settings.max_header_list_size.or(self.client_settings.max_header_list);
-        let mut told = Vec::new();
-        if let Some(initial) = settings.initial_window_size {
-            settings::put(&mut told, settings::INITIAL_WINDOW_SIZE, initial);
-        }
         if let Some(list) = settings.max_header_list_size {
+            let mut told = Vec::new();
             settings::put(&mut told, settings::MAX_HEADER_LIST_SIZE, list);
-        }
-        for up in self.ups.values_mut().filter(|up| up.open && !told.is_empty()) {
-            frame_to(&mut up.side.out, &told);
-            up.unacked += 1;
+            for up in self.ups.values_mut().filter(|up| up.open) {
+                super::frame(&mut up.side.out, kind::SETTINGS, 0, 0, &told);
+                up.unacked += 1;
+            }
         }
         if !self.original_alive {
             super::frame(self.to_client(), kind::SETTINGS, flag::ACK, 0, &[]);
             self.client_settings_apply(&settings);
-            return Ok(());
+            return Ok(Whose::Ours);
         }
         if self.unacked_client.len() >= MAX_UNACKED {
             return Err(code::ENHANCE_YOUR_CALM);
         }
         let shrinks = self.client_settings.initial_window < before.initial_window;
         self.unacked_client.push_back(Unacked { settings, shrinks });
-        Ok(())
+        self.tell_windows();
+        Ok(Whose::Theirs)
     }
 
     fn client_window(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
@@ -331,8 +330,4 @@ impl<T> Mux<T> {
         }
         true
     }
-}
-
-fn frame_to(out: &mut crate::h2::queue::Queue, settings: &[u8]) {
-    frame(out, kind::SETTINGS, 0, 0, settings);
 }

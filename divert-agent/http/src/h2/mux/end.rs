@@ -149,6 +149,10 @@ impl<T> Mux<T> {
                 self.original_alive = false;
                 self.mode = Mode::Mixed;
                 self.original_waiting.clear();
+                // It will not do so any more.
+                while let Some(unacked) = self.unacked_client.pop_front() {
+                    self.held_acks.push_back(unacked.settings);
+                }
             }
             Leg::Up(_) => {}
         }
@@ -219,7 +223,7 @@ impl<T> Mux<T> {
             // It would stand in the middle of a frame; the end of the connection says enough.
             self.client.out.clear();
         } else {
-            goaway(&mut self.client.out, last, code);
+            goaway(self.to_client(), last, code);
         }
         for up in self.ups.values_mut() {
             goaway(&mut up.side.out, 0, code::NO_ERROR);

@@ -11,7 +11,7 @@
 
 use super::{Leg, Mux, UP_WINDOW, frame, merge, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
-use crate::h2::settings::Settings;
+use crate::h2::settings::{self, Settings};
 
 /// Credit is given back in pieces no smaller than this. Windows of connections have at least 65,535.
 const PIECE: u32 = 16 * 1024;
@@ -39,12 +39,42 @@ impl<T> Mux<T> {
         if let Some((last, least)) = settings.header_table_size {
             self.client_table = Some(merge(self.client_table, (least as usize, last as usize)));
         }
+        if let Some(initial) = settings.initial_window_size {
+            self.client_initial = initial;
+            self.tell_windows();
+        }
+    }
+
+    /// The window for new streams that the client is certain to have in mind: it may count a larger one only from the
+    /// acknowledgement on, and a smaller one too.
+    pub(super) fn certain_initial(&self) -> u32 {
+        let unacked = self.unacked_client.iter().map(|unacked| &unacked.settings).chain(&self.held_acks);
+        unacked
+            .filter_map(|settings| settings.initial_window_size)
+            .chain([self.client_initial])
+            .min()
+            .unwrap_or(0)
+    }
+
+    /// Tells the upstreams how large the client's windows are: smaller at once, larger when the client counts on it.
+    pub(super) fn tell_windows(&mut self) {
+        if self.ups.is_empty() {
+            return;
+        }
+        let initial = self.certain_initial();
+        for up in self.ups.values_mut().filter(|up| up.open && up.told != initial) {
+            let mut payload = Vec::new();
+            settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
+            frame(&mut up.side.out, kind::SETTINGS, 0, 0, &payload);
+            up.told = initial;
+            up.unacked += 1;
+        }
     }
 
     /// Lets the client send on a diverted stream what the upstream takes.
     pub(super) fn grant(&mut self, id: u32) {
         // What the original has announced will be added by the client on its own.
-        let announced = self.unacked_original.iter().flatten().copied().max().map_or(0, i64::from);
+        let announced = self.unacked_original.iter().filter_map(|(_, it)| *it).max().map_or(0, i64::from);
         let coming = (announced - self.initial).max(0);
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.client_ended || stream.dead
@@ -139,9 +169,10 @@ impl<T> Mux<T> {
 
     /// Acknowledges settings once everybody keeps to them.
     pub(super) fn release_acks(&mut self) {
-        if self.held_acks > 0 && !self.is_owed_larger_windows() {
-            for _ in 0..std::mem::take(&mut self.held_acks) {
+        while !self.held_acks.is_empty() && !self.is_owed_larger_windows() {
+            if let Some(settings) = self.held_acks.pop_front() {
                 frame(self.to_client(), kind::SETTINGS, flag::ACK, 0, &[]);
+                self.client_settings_apply(&settings);
             }
         }
         if self.held_acks_up > 0 && !self.holds_for_original() {

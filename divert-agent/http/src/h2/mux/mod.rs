@@ -208,7 +208,9 @@ struct Up {
     receive: i64,
     /// Requests go to the original destination where it cannot be connected to.
     shared: bool,
-    /// SETTINGS of the client that it has not acknowledged.
+    /// The client's INITIAL_WINDOW_SIZE, as it was told.
+    told: u32,
+    /// SETTINGS that it has not acknowledged.
     unacked: usize,
 }
 
@@ -254,11 +256,16 @@ pub struct Mux<T> {
     /// What the client has announced, and what of that awaits the original's acknowledgement.
     client_settings: ClientSettings,
     unacked_client: VecDeque<Unacked>,
+    /// INITIAL_WINDOW_SIZE of the client that the original destination has acknowledged.
+    client_initial: u32,
     /// INITIAL_WINDOW_SIZE of the original as the client knows it, and changes that it has not acknowledged.
     initial: i64,
-    unacked_original: VecDeque<Option<u32>>,
-    /// Acknowledgements of the original, and of the client, that wait for what was sent before.
-    held_acks: usize,
+    unacked_original: VecDeque<(Whose, Option<u32>)>,
+    /// The client has been sent SETTINGS, which must come before all else (RFC 9113 3.4).
+    greeted: bool,
+    /// Acknowledgements of the original, and of the client, that wait for what was sent before: data that was sent by
+    /// larger windows, and blocks that were written by a larger table.
+    held_acks: VecDeque<Settings>,
     held_acks_up: usize,
     /// Streams with something held, up and down; where the turns are; how much it is.
     up_pending: BTreeSet<u32>,
@@ -287,6 +294,15 @@ struct Unacked {
     settings: Settings,
     /// Windows become smaller: the client holds everyone to it from the acknowledgement on.
     shrinks: bool,
+}
+
+/// Who has sent settings to the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Whose {
+    /// The original destination, which awaits the acknowledgement.
+    Theirs,
+    /// We.
+    Ours,
 }
 
 /// How far the end of the connection has been announced.
@@ -334,9 +350,11 @@ impl<T> Mux<T> {
             original_credit: 0,
             client_settings: ClientSettings { initial_window: DEFAULT_WINDOW, max_header_list: None },
             unacked_client: VecDeque::new(),
+            client_initial: DEFAULT_WINDOW,
             initial: DEFAULT_WINDOW.into(),
             unacked_original: VecDeque::new(),
-            held_acks: 0,
+            greeted: false,
+            held_acks: VecDeque::new(),
             held_acks_up: 0,
             up_pending: BTreeSet::new(),
             down_pending: BTreeSet::new(),
@@ -353,11 +371,12 @@ impl<T> Mux<T> {
     /// A connection whose original destination cannot be connected to: the client is served here, and requests that
     /// are not diverted are answered with [`Host::lost`].
     pub fn without_original() -> Self {
-        let mut mux = Self { original_alive: false, mode: Mode::Mixed, first_mixed: 1, ..Self::new() };
+        let mut mux =
+            Self { original_alive: false, mode: Mode::Mixed, first_mixed: 1, greeted: true, ..Self::new() };
         let mut payload = Vec::new();
         settings::put(&mut payload, settings::MAX_CONCURRENT_STREAMS, FIRST_STREAMS);
         frame(&mut mux.client.out, kind::SETTINGS, 0, 0, &payload);
-        mux.unacked_original.push_back(None);
+        mux.unacked_original.push_back((Whose::Ours, None));
         mux
     }
 
@@ -468,6 +487,13 @@ impl<T> Mux<T> {
         self.ups.get(&id).is_none_or(|up| up.retired && up.streams == 0 && up.waiting.is_empty())
     }
 
+    /// Something of the client waits to be sent to an upstream.
+    pub fn holds_for(&self, id: UpId) -> bool {
+        let mine = |stream: &Stream<T>| stream.leg == Leg::Up(id);
+        self.ups.get(&id).is_some_and(|up| !up.waiting.is_empty())
+            || self.up_pending.iter().filter_map(|id| self.streams.get(id)).any(mine)
+    }
+
     /// Streams that are open on an upstream, or wait for it.
     pub fn load(&self, id: UpId) -> usize {
         self.ups.get(&id).map_or(0, |up| up.streams as usize + up.waiting.len())
@@ -518,7 +544,15 @@ impl<T> Mux<T> {
     /// Where frames for the client are put that are not the original's: behind the end of what of the original's is
     /// passing, for frames must not be torn apart, nor anything come between those of a header block.
     fn to_client(&mut self) -> &mut Queue {
-        if self.is_passing() { &mut self.aside } else { &mut self.client.out }
+        let passing = self.is_passing();
+        let out = if passing { &mut self.aside } else { &mut self.client.out };
+        if !self.greeted {
+            // The original has not said anything yet, and may never. Its own settings will come on top of these.
+            self.greeted = true;
+            self.unacked_original.push_back((Whose::Ours, None));
+            frame(out, kind::SETTINGS, 0, 0, &[]);
+        }
+        out
     }
 
     /// The original is in the middle of a frame, or of a header block, that is passed on as it comes.

@@ -2,7 +2,9 @@
 
 use super::data::DataIn;
 use super::stream::Chunk;
-use super::{Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, frame, goaway, is_clients, rst_stream};
+use super::{
+    Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Whose, frame, goaway, is_clients, rst_stream,
+};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, word};
 use crate::h2::hpack::encode;
 use crate::h2::settings::Settings;
@@ -238,11 +240,12 @@ impl<T> Mux<T> {
                 self.pass_down(payload);
                 return Ok(());
             };
-            self.client_settings_apply(&unacked.settings);
-            if unacked.shrinks && self.is_owed_larger_windows() || self.held_acks > 0 {
-                self.held_acks += 1;
+            let late = unacked.shrinks && self.is_owed_larger_windows() || !self.block_order.is_empty();
+            if late || !self.held_acks.is_empty() {
+                self.held_acks.push_back(unacked.settings);
             } else {
                 self.pass_down(payload);
+                self.client_settings_apply(&unacked.settings);
             }
             return Ok(());
         }
@@ -253,7 +256,8 @@ impl<T> Mux<T> {
         if let Some((size, _)) = settings.header_table_size {
             self.decoder.allow(size as usize);
         }
-        self.unacked_original.push_back(settings.initial_window_size);
+        self.greeted = true;
+        self.unacked_original.push_back((Whose::Theirs, settings.initial_window_size));
         self.pass_down(payload);
         Ok(())
     }

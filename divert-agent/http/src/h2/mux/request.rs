@@ -253,11 +253,11 @@ impl<T> Mux<T> {
 
     /// An upstream was connected to.
     pub fn opened<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
-        let client = self.client_settings;
+        let (client, initial) = (self.client_settings, self.certain_initial());
         let Some(up) = self.ups.get_mut(&id) else { return };
         let mut payload = Vec::new();
         settings::put(&mut payload, settings::ENABLE_PUSH, 0);
-        settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, client.initial_window);
+        settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
         if let Some(list) = client.max_header_list {
             settings::put(&mut payload, settings::MAX_HEADER_LIST_SIZE, list);
         }
@@ -265,6 +265,7 @@ impl<T> Mux<T> {
         out.push(PREFACE);
         frame(out, kind::SETTINGS, 0, 0, &payload);
         window_update(out, 0, UP_WINDOW - DEFAULT_WINDOW);
+        up.told = initial;
         up.unacked += 1;
         up.open = true;
         self.open_up(id, host);
@@ -290,6 +291,7 @@ impl Up {
             credit: 0,
             receive: UP_WINDOW.into(),
             shared,
+            told: 0,
             unacked: 0,
         }
     }
