@@ -17,8 +17,12 @@ use divert_tests::lab::Family;
 use divert_tests::peer::Peer;
 use divert_tests::usage;
 
-/// What an attacker gets to send before it is enough of a test.
-const MOST: usize = 16 << 20;
+/// What an attacker gets to send before it is enough of a test: ten of them more than may be held of them all.
+/// The server has to take it, too, which answers the others.
+const MOST: usize = 2 << 20;
+
+/// How long others may have to wait, with all of it built for debugging.
+const SOON: Duration = Duration::from_secs(4);
 
 /// A town under attack, with real servers and one worker, so that whoever holds it up holds all up.
 struct Siege {
@@ -57,7 +61,7 @@ impl Siege {
         };
         self.runtime.block_on(in_time("the others", calls))??;
         let took = began.elapsed();
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(took < SOON, "{took:?}");
         Ok(())
     }
 
@@ -175,7 +179,7 @@ fn blocks_that_unfold_to_much_more_than_they_are() -> Result<()> {
             let index = *attacker.block(&[("x-bomb", &long)], Style::Indexed).last().expect("one byte");
             block.extend(vec![index; 16_000 - block.len()]);
             let (mut stream, mut sent) = (3, 0);
-            while sent < MOST / 4 {
+            while sent < MOST {
                 let frame = Frame::headers(stream, block.clone(), true).encode();
                 match write_until_full(attacker.stream(), &frame, frame.len())? {
                     0 => break,
@@ -199,7 +203,7 @@ fn streams_that_are_reset_as_soon_as_they_are_open() -> Result<()> {
         for attacker in &mut attackers {
             let mut stream = 3;
             let mut sent = 0;
-            while sent < MOST / 4 {
+            while sent < MOST {
                 let mut frames = Vec::new();
                 for _ in 0..500 {
                     let key = if hers { &[ALICE][..] } else { &[] };
@@ -226,7 +230,7 @@ fn streams_that_are_reset_as_soon_as_they_are_open() -> Result<()> {
 fn a_developers_server_that_floods_harms_nobody_but_her() -> Result<()> {
     let siege = Siege::new()?;
     drop(siege._servers);
-    let town = siege.town;
+    let town = &siege.town;
     let shared = Server::start(&town.server(), PORT)?;
     let alices = town.lab.pod("alice/web").listen(PORT)?;
     let floods: [&[Frame]; 6] = [
@@ -254,7 +258,7 @@ fn a_developers_server_that_floods_harms_nobody_but_her() -> Result<()> {
             Ok::<_, anyhow::Error>(Client::new(&channel, None).unary(method::UNARY, "m").await?)
         };
         assert_eq!(siege.runtime.block_on(in_time("the others", calls))??, "staging/web m");
-        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
         let taken = usage::resident(siege.agent.process().pid())?.saturating_sub(siege.resident);
         assert!(taken <= EACH, "{taken} bytes of memory taken");
     }

@@ -519,7 +519,7 @@ impl H2 {
     fn read_frame(&mut self) -> Frame {
         match Frame::read(&mut self.peer.stream()) {
             Ok(Some(frame)) => frame,
-            end => panic!("no frame but {end:?}; kept: {:?}", self.kept),
+            end => panic!("no frame but {end:?}; kept: {:?}; credit: {:?}, {} bytes sent", self.kept, self.granted, self.sent),
         }
     }
 
