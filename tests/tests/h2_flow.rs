@@ -163,7 +163,7 @@ fn a_request_that_nobody_reads_stalls_no_other() -> Result<()> {
         got.extend(take(&mut alice, 1, 13_107));
     }
     assert!(got == bulk(DEFAULT_WINDOW, 1), "other bytes");
-    alice.send(&[Frame::window_update(1, 10_000)]);
+    alice.send(&[Frame::window_update(1, 10_000), Frame::window_update(0, 10_000)]);
     client.wait_granted(1, 10_000);
     client.data(1, "the end", true);
     alice.expect_data(1, "the end", true);
@@ -205,8 +205,8 @@ fn windows_that_change_in_mid_stream_are_followed() -> Result<()> {
     // The client's initial window grows: alice may send more, as the original may.
     client.send(&[Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, 200_000)]), Frame::window_update(0, 1 << 20)]);
     assert_eq!(shared.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 200_000)]);
-    assert_eq!(alice.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 200_000)]);
     shared.send(&[Frame::settings_ack()]);
+    assert_eq!(alice.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 200_000)]);
     alice.send(&[Frame::settings_ack()]);
     client.wait_acknowledged(2);
     alice.respond(1, &[], false);
@@ -227,8 +227,8 @@ fn windows_that_change_in_mid_stream_are_followed() -> Result<()> {
     client.send(&[Frame::settings_ack()]);
     shared.wait_acknowledged(2);
     // The client's own count: 100 less what it has sent, and the credit it was given.
-    alice.send(&[Frame::window_update(1, 60_000)]);
-    client.wait_granted(1, 60_000 + DEFAULT_WINDOW - 100);
+    alice.send(&[Frame::window_update(1, 100_000)]);
+    client.wait_granted(1, 100_000 + DEFAULT_WINDOW - 100);
     for piece in body[60_000..].chunks(10_000) {
         client.wait_window(piece.len());
         client.data(1, piece, false);

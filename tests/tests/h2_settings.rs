@@ -5,7 +5,7 @@ use anyhow::Result;
 use divert_tests::fixture::ALICE;
 use divert_tests::h2::frame::PREFACE;
 use divert_tests::h2::stage::{alice, answer, expect_answer, open, open_with};
-use divert_tests::h2::{Event, Frame, H2, Style, code, owned, request, setting};
+use divert_tests::h2::{Event, Frame, H2, Style, code, kind, owned, request, setting};
 use divert_tests::stage::Stage;
 
 #[test]
@@ -174,15 +174,24 @@ fn nothing_reaches_the_client_before_the_servers_settings() -> Result<()> {
     alice.expect_data(1, [b'x'; 60_000], true);
     alice.respond(1, &[], false);
     alice.data(1, "hers", true);
-    alice.send(&[Frame::ping(b"all said")]);
-    alice.expect_ping(&Frame::pong(b"all said"));
-    // RFC 9113 3.4: the first frame of a server is SETTINGS, and the original is slow.
-    assert!(!client.peer().has_something(), "something came before SETTINGS");
-    let mut shared = H2::new(other);
-    shared.send(&[Frame::settings(&[(setting::MAX_CONCURRENT_STREAMS, 7)]), Frame::settings_ack()]);
+    // RFC 9113 3.4: the first frame of a server is SETTINGS, and the original has not said a word. They are the agent's.
     let first = Frame::read(&mut client.stream())?;
-    assert_eq!(first, Some(Frame::settings(&[(setting::MAX_CONCURRENT_STREAMS, 7)])));
+    assert!(first.as_ref().is_some_and(|it| it.kind == kind::SETTINGS && it.flags == 0), "{first:?}");
     expect_answer(&mut client, 1, "hers");
+    // The original's come behind, and it hears of the acknowledgement of its own alone.
+    let mut shared = H2::new(other);
+    shared.send(&[Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, 7)]), Frame::settings_ack()]);
+    assert_eq!(client.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 7)]);
+    client.send(&[Frame::settings_ack(), Frame::settings_ack(), Frame::ping(b"behind  ")]);
+    shared.peer().expect(PREFACE);
+    assert_eq!(shared.expect_settings(), []);
+    shared.expect_ping(&Frame::ping(b"behind  "));
+    assert_eq!(shared.acknowledged(), 1);
+    client.wait_acknowledged(1);
+    client.request(3, &[], false);
+    client.data(3, "seven b", false);
+    shared.head(3);
+    shared.expect_data(3, "seven b", false);
     Ok(())
 }
 

@@ -467,6 +467,11 @@ impl H2 {
         }
     }
 
+    /// How often SETTINGS have been acknowledged, of what has been read.
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged
+    }
+
     /// Waits until SETTINGS have been acknowledged so often.
     ///
     /// # Panics
