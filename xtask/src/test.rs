@@ -11,7 +11,7 @@ use crate::{build, cache, cluster, h2spec, kubernetes, manifests, packages, work
 
 const CARGO_FUZZ: &str = "0.13.2";
 /// Targets of divert-agent/http/fuzz.
-const FUZZ_TARGETS: [&str; 3] = ["head", "framing", "baggage"];
+const FUZZ_TARGETS: [&str; 5] = ["head", "framing", "baggage", "h2", "hpack"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -1,2 +1,3 @@
+pub mod decider;
 pub mod end;
 pub mod town;

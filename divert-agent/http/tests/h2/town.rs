@@ -1,64 +1,10 @@
 //! A client, the mux, and three servers, in memory: bytes are carried in pieces of any size, and everything that
 //! anybody sends is remembered.
 
-use divert_http::KeyNames;
-use divert_http::h2::{Answer, Fate, Host, Leg, Mux, RequestView, Route, Verdict};
+use divert_http::h2::{Leg, Mux};
 
+use super::decider::{Decider, answer};
 use super::end::{End, List};
-
-/// Decides by the key: alice and bob have servers, gone has none, late cannot be connected to, shared neither, but
-/// goes to the original then. A host gets a key.
-pub struct Decider {
-    pub names: KeyNames,
-    pub dialled: Vec<u32>,
-    pub fates: Vec<(u32, Fate)>,
-}
-
-impl Host for Decider {
-    type Token = u32;
-
-    fn names(&self) -> &KeyNames {
-        &self.names
-    }
-
-    fn decide(&mut self, request: &RequestView<'_>) -> Verdict<u32> {
-        let inject =
-            if request.key.is_none() && request.host == Some("alice.example") { Some("alice") } else { None };
-        let key = request.key.as_deref().or(inject);
-        let mut up = |id: u32, shared| {
-            if !self.dialled.contains(&id) {
-                self.dialled.push(id);
-            }
-            Route::Up { id, shared }
-        };
-        let route = match key {
-            Some("alice") => up(0, false),
-            Some("bob") => up(1, false),
-            Some("late") => up(2, false),
-            Some("shared") => up(3, true),
-            Some("gone") => Route::Answer(answer()),
-            _ => Route::Original,
-        };
-        let target = request.debug.then(|| key.unwrap_or("nobody").into());
-        Verdict { route, inject: inject.map(Into::into), target, token: 0 }
-    }
-
-    fn settle(&mut self, token: u32, fate: Fate) {
-        self.fates.push((token, fate));
-    }
-
-    fn too_large(&mut self) -> Answer {
-        Answer { status: 431, ..answer() }
-    }
-
-    fn lost(&mut self, _: Leg) -> Answer {
-        Answer { status: 502, ..answer() }
-    }
-}
-
-pub fn answer() -> Answer {
-    Answer { status: 503, reason: "Test", sentence: "Nobody is there.".into() }
-}
 
 /// All of it.
 pub struct Town {
@@ -73,10 +19,9 @@ pub struct Town {
 impl Town {
     /// The servers' windows for new streams, how many streams they take, and the client's window.
     pub fn new(original: u32, ups: u32, streams: u32, client: u32, tables: [u32; 2]) -> Self {
-        let decider = Decider { names: KeyNames::default(), dialled: Vec::new(), fates: Vec::new() };
         Self {
             mux: Mux::new(),
-            decider,
+            decider: Decider::new(true),
             client: End::new("client", true, Some(client), 0, tables[0]),
             original: End::new("original", false, Some(original), u32::MAX, tables[1]),
             ups: [

@@ -303,6 +303,9 @@ impl H2 {
             return (client_done && original_done)
                 .then_some(Left::Relay { read, original_ended: self.original_ended });
         }
+        if !self.mux.has_original() && original_done {
+            self.original = None;
+        }
         if self.broke {
             return client_done.then_some(Left::Ended(End::Reset));
         }

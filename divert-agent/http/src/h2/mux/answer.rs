@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::stream::Stream;
-use super::{Leg, Mux, rst_stream};
+use super::{Mux, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, code, flag, kind};
 use crate::h2::hpack::encode;
 
@@ -23,7 +23,7 @@ const UNAVAILABLE: &[u8] = b"14";
 
 impl<T> Mux<T> {
     /// Answers a stream that is on no leg.
-    pub(super) fn answer<S>(&mut self, id: u32, stream: &Stream<S>, answer: &Answer) {
+    pub(super) fn answer(&mut self, id: u32, stream: &Stream<T>, answer: &Answer) {
         let mut block = std::mem::take(&mut self.scratch);
         block.clear();
         let mut field = |name: &str, value: &[u8]| encode::field(&mut block, name.as_bytes(), value, false);
@@ -56,18 +56,6 @@ impl<T> Mux<T> {
         }
         if !stream.client_ended {
             rst_stream(self.to_client(), id, code::NO_ERROR);
-        }
-    }
-}
-
-impl<T> Stream<T> {
-    /// How an answer to it is written, once the stream itself is gone.
-    pub(super) fn shadow(&self) -> Stream<()> {
-        Stream {
-            client_ended: self.client_ended,
-            grpc: self.grpc,
-            head: self.head,
-            ..Stream::new(Leg::Client, 0)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Streams and legs that end.
 
 use super::client::DRAIN_PING;
-use super::stream::Chunk;
+use super::stream::{Chunk, Stream};
 use super::{Answer, Drain, Fate, Host, Leg, Mode, Mux, UpId, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{STREAM_MASK, code, kind};
 
@@ -29,10 +29,10 @@ impl<T> Mux<T> {
     }
 
     /// Forgets a stream, and gives back credit for what was held of it.
-    pub(super) fn forget(&mut self, id: u32) {
+    pub(super) fn forget(&mut self, id: u32) -> Option<Stream<T>> {
         self.up_pending.remove(&id);
         self.down_pending.remove(&id);
-        let Some(mut stream) = self.streams.remove(&id) else { return };
+        let mut stream = self.streams.remove(&id)?;
         match stream.leg {
             Leg::Up(up_id) => {
                 if let Some(up) = self.ups.get_mut(&up_id) {
@@ -49,13 +49,17 @@ impl<T> Mux<T> {
             _ if stream.waiting.is_some() => self.original_waiting.retain(|waiting| *waiting != id),
             _ => {}
         }
-        let Some(held) = stream.held.take() else { return };
-        self.held_up -= held.up.len();
-        self.held_down -= held.down_len;
-        self.give_back(Leg::Client, held.owed);
-        let data =
-            held.down.iter().map(|chunk| if let Chunk::Data { bytes, .. } = chunk { bytes.len() } else { 0 });
-        self.give_back(stream.leg, data.sum());
+        if let Some(held) = stream.held.take() {
+            self.held_up -= held.up.len();
+            self.held_down -= held.down_len;
+            self.give_back(Leg::Client, held.owed);
+            let data = held.down.iter().map(|chunk| match chunk {
+                Chunk::Data { bytes, .. } => bytes.len(),
+                Chunk::Block { .. } | Chunk::Frames { .. } | Chunk::Reset(_) => 0,
+            });
+            self.give_back(stream.leg, data.sum());
+        }
+        Some(stream)
     }
 
     /// Ends a stream at once; both sides know. What is left is blocks that the client's decoder needs.
@@ -63,7 +67,8 @@ impl<T> Mux<T> {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let needed = |chunk: &Chunk| matches!(chunk, Chunk::Frames { .. });
         if stream.held.as_ref().is_none_or(|held| !held.down.iter().any(needed)) {
-            return self.forget(id);
+            self.forget(id);
+            return;
         }
         stream.dead = true;
         let held = stream.held();
@@ -109,7 +114,8 @@ impl<T> Mux<T> {
             .is_some_and(|held| held.down.iter().any(|chunk| matches!(chunk, Chunk::Frames { .. })));
         if !whole && !blocks {
             rst_stream(self.to_client(), id, code);
-            return self.forget(id);
+            self.forget(id);
+            return;
         }
         if !whole {
             self.cut(id);
@@ -162,18 +168,13 @@ impl<T> Mux<T> {
             .collect();
         let answer = (!lost.is_empty()).then(|| host.lost(leg));
         for id in lost {
-            let Some(mut stream) = self.streams.remove(&id) else { continue };
-            let waiting = stream.waiting.take();
-            let (answered, dead) = (stream.answered, stream.dead);
-            if let Some(waiting) = waiting {
+            let Some(mut stream) = self.forget(id) else { continue };
+            if let Some(waiting) = stream.waiting.take() {
                 host.settle(waiting.token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });
             }
-            let shadow = stream.shadow();
-            self.streams.insert(id, stream);
-            self.forget(id);
             match &answer {
-                _ if dead => {}
-                Some(answer) if !answered && is_clients(id) => self.answer(id, &shadow, answer),
+                _ if stream.dead => {}
+                Some(answer) if !stream.answered && is_clients(id) => self.answer(id, &stream, answer),
                 _ => rst_stream(self.to_client(), id, code::INTERNAL_ERROR),
             }
         }
@@ -205,12 +206,11 @@ impl<T> Mux<T> {
                 self.original_waiting.insert(at, id);
                 continue;
             }
-            let shadow = stream.shadow();
+            let Some(mut stream) = self.forget(id) else { continue };
             if let Some(waiting) = stream.waiting.take() {
                 host.settle(waiting.token, Fate::Unavailable);
             }
-            self.forget(id);
-            self.answer(id, &shadow, answer);
+            self.answer(id, &stream, answer);
         }
         self.open_original(host);
         self.pump(host);
@@ -225,7 +225,7 @@ impl<T> Mux<T> {
         } else {
             goaway(self.to_client(), last, code);
         }
-        for up in self.ups.values_mut() {
+        for up in self.ups.values_mut().filter(|up| up.open) {
             goaway(&mut up.side.out, 0, code::NO_ERROR);
         }
         self.mode = Mode::Failed;

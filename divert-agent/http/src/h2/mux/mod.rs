@@ -427,7 +427,7 @@ impl<T> Mux<T> {
             // What it may send is bounded by its window.
             (_, Leg::Up(id)) => {
                 self.client.out.len() + self.aside.len() < SOFT
-                    && self.ups.get(&id).is_some_and(|up| up.side.out.len() < HARD)
+                    && self.ups.get(&id).is_some_and(|up| up.open && up.side.out.len() < HARD)
             }
         }
     }
@@ -470,6 +470,11 @@ impl<T> Mux<T> {
     pub fn is_within_head(&self) -> bool {
         let begun = self.client.reader.within().is_some_and(|frame| frame.kind == kind::HEADERS);
         begun || self.client.block.first.is_some()
+    }
+
+    /// The original destination's connection is of use.
+    pub fn has_original(&self) -> bool {
+        self.original_alive
     }
 
     /// A request was decided.

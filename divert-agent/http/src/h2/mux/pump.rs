@@ -54,7 +54,8 @@ impl<T> Mux<T> {
             if much && stream.waiting.is_some() {
                 self.give_back(Leg::Client, data.len());
                 rst_stream(self.to_client(), id, code::REFUSED_STREAM);
-                return self.forget(id);
+                self.forget(id);
+                return;
             }
             // It may become the original's, whose window it is then.
             let undecided = self.ups.get(&up).is_some_and(|up| up.shared && !up.open);

@@ -254,7 +254,7 @@ impl<T> Mux<T> {
     /// An upstream was connected to.
     pub fn opened<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
         let (client, initial) = (self.client_settings, self.certain_initial());
-        let Some(up) = self.ups.get_mut(&id) else { return };
+        let Some(up) = self.ups.get_mut(&id).filter(|up| !up.open) else { return };
         let mut payload = Vec::new();
         settings::put(&mut payload, settings::ENABLE_PUSH, 0);
         settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);

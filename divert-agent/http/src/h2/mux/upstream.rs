@@ -3,7 +3,7 @@
 use super::data::DataIn;
 use super::original::TARGET;
 use super::stream::Chunk;
-use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Up, UpId, frame, goaway, rst_stream};
+use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Up, UpId, frame, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
 use crate::h2::hpack::encode;
 use crate::h2::settings::Settings;
@@ -18,9 +18,9 @@ impl<T> Mux<T> {
                 Piece::Begin(frame) => up.begins(frame),
                 Piece::Payload { frame, part, done } => self.up_goes_on(id, frame, part, done, host),
             };
-            if let Err(code) = handled {
-                self.fail_up(id, code, host);
-                return;
+            // It broke the protocol: there is no more to be said.
+            if handled.is_err() {
+                return self.ended(Leg::Up(id), host);
             }
         }
     }
@@ -219,14 +219,6 @@ impl<T> Mux<T> {
         held.down_len += len;
         self.held_down += len;
         self.down_pending.insert(id);
-    }
-
-    /// Breaks with an upstream that broke the protocol.
-    fn fail_up<H: Host<Token = T>>(&mut self, id: UpId, code: u32, host: &mut H) {
-        if let Some(up) = self.ups.get_mut(&id) {
-            goaway(&mut up.side.out, 0, code);
-        }
-        self.ended(Leg::Up(id), host);
     }
 }
 

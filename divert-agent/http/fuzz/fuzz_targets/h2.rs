@@ -1,0 +1,160 @@
+//! HTTP/2 between legs that send anything: no panic, no more held than the bounds say, frames that are whole, and as
+//! long as nothing is diverted every byte passes as it came.
+#![no_main]
+
+use std::collections::BTreeMap;
+
+use divert_http::h2::frame::{Frame, FrameReader, PREFACE, Piece, kind};
+use divert_http::h2::hpack::encode;
+use divert_http::h2::mux::{MAX_HELD, MAX_HELD_STREAM};
+use divert_http::h2::{Fields, Leg};
+use libfuzzer_sys::fuzz_target;
+use town::{Decider, Mux, answer};
+
+#[path = "../../tests/h2/decider.rs"]
+mod town;
+
+const LEGS: [Leg; 4] = [Leg::Client, Leg::Original, Leg::Up(0), Leg::Up(1)];
+const KEYS: [Option<&str>; 7] =
+    [None, Some("alice"), Some("bob"), Some("late"), Some("gone"), Some("shared"), Some("nobody")];
+
+/// What a leg has sent and was sent.
+#[derive(Default)]
+struct Seen {
+    sent: Vec<u8>,
+    got: Vec<u8>,
+}
+
+fuzz_target!(|script: &[u8]| {
+    let mut host = Decider::new(false);
+    let mut mux: Mux<u32> = match script.first() {
+        Some(1) => Mux::without_original(),
+        _ => Mux::new(),
+    };
+    let mut script = Script(script.get(1..).unwrap_or_default());
+    let mut seen: BTreeMap<Leg, Seen> = LEGS.into_iter().map(|leg| (leg, Seen::default())).collect();
+    let send = |mux: &mut Mux<u32>, host: &mut Decider, seen: &mut BTreeMap<Leg, Seen>, leg, bytes: &[u8]| {
+        if mux.wants(leg) {
+            seen.get_mut(&leg).unwrap().sent.extend_from_slice(bytes);
+            mux.receive(leg, bytes, host);
+        }
+    };
+    send(&mut mux, &mut host, &mut seen, Leg::Client, PREFACE);
+    while let Some(op) = script.byte() {
+        let leg = LEGS[usize::from(op >> 6)];
+        match op & 0x0f {
+            0 => {
+                let len = script.len();
+                send(&mut mux, &mut host, &mut seen, leg, script.bytes(len));
+            }
+            1 => {
+                let (key, flags, id) = (script.len(), script.len() as u8, script.len() as u32 % 64);
+                let block = head(leg, KEYS[key % KEYS.len()]);
+                let frame = Frame { len: block.len(), kind: kind::HEADERS, flags, stream: id };
+                send(&mut mux, &mut host, &mut seen, leg, &[&frame.bytes()[..], &block].concat());
+            }
+            2 => {
+                // Data, at times a lot.
+                let (len, flags, id) = (script.len() << 6, script.len() as u8 & 9, script.len() as u32 % 64);
+                let frame = Frame { len, kind: kind::DATA, flags, stream: id };
+                send(&mut mux, &mut host, &mut seen, leg, &[&frame.bytes()[..], &vec![0; len]].concat());
+            }
+            3..=9 => {
+                let (of, flags, id) = (script.len() as u8 % 12, script.len() as u8, script.len() as u32 % 64);
+                let len = script.len();
+                let payload = script.bytes(len);
+                let frame = Frame { len: payload.len(), kind: of, flags, stream: id };
+                send(&mut mux, &mut host, &mut seen, leg, &[&frame.bytes()[..], payload].concat());
+            }
+            10 => {
+                for id in std::mem::take(&mut host.dialled) {
+                    if id < 2 {
+                        mux.opened(id, &mut host);
+                    } else {
+                        mux.unreachable(id, &answer(), &mut host);
+                    }
+                }
+            }
+            11 => mux.drain(),
+            12 => mux.ended(leg, &mut host),
+            13 => mux.retire(0),
+            _ => {
+                for leg in LEGS {
+                    let Some(out) = mux.out(leg) else { continue };
+                    seen.get_mut(&leg).unwrap().got.extend_from_slice(out.bytes());
+                    out.clear();
+                }
+                mux.sent(&mut host);
+            }
+        }
+        let (up, down) = mux.held();
+        // What one read brings may be beyond.
+        let most = MAX_HELD + MAX_HELD_STREAM;
+        assert!(up <= most && down <= most, "{up} and {down} bytes are held");
+    }
+    for leg in LEGS {
+        let Some(out) = mux.out(leg) else { continue };
+        seen.get_mut(&leg).unwrap().got.extend_from_slice(out.bytes());
+    }
+    if mux.is_transparent() || mux.is_opaque() {
+        // A drain says something of its own, and what is answered to that goes no further.
+        let drained = seen[&Leg::Client].got.windows(8).any(|bytes| bytes == b"divert\0\x01");
+        if !drained {
+            assert!(seen[&Leg::Client].sent.starts_with(&seen[&Leg::Original].got));
+            assert!(seen[&Leg::Original].sent.starts_with(&seen[&Leg::Client].got));
+        }
+    } else {
+        // One connection after another, each begins with the preface.
+        let got = &seen[&Leg::Up(0)].got;
+        let begins = |at: &usize| got[*at..].starts_with(PREFACE);
+        let mut starts: Vec<usize> = (0..got.len()).filter(begins).chain([got.len()]).collect();
+        starts.dedup();
+        starts.windows(2).for_each(|pair| whole(&got[pair[0] + PREFACE.len()..pair[1]]));
+    }
+});
+
+/// Every frame to a diverted upstream is one that it takes.
+fn whole(mut bytes: &[u8]) {
+    let mut reader = FrameReader::default();
+    while let Some(piece) = reader.next(&mut bytes) {
+        if let Piece::Begin(frame) = piece {
+            assert!(frame.len <= 16_384 && frame.kind <= kind::CONTINUATION, "{frame:?}");
+        }
+    }
+    assert!(reader.within().is_none());
+}
+
+fn head(leg: Leg, key: Option<&str>) -> Vec<u8> {
+    let mut fields = Fields::default();
+    if leg == Leg::Client {
+        fields.push(b":method", b"GET");
+        if let Some(key) = key {
+            fields.push(b"baggage", format!("okteto-divert={key}").as_bytes());
+        }
+    } else {
+        fields.push(b":status", if key.is_some() { b"200" } else { b"103" });
+    }
+    let mut block = Vec::new();
+    encode::fields(&mut block, &fields);
+    block
+}
+
+struct Script<'a>(&'a [u8]);
+
+impl<'a> Script<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn len(&mut self) -> usize {
+        usize::from(self.byte().unwrap_or(0))
+    }
+
+    fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (bytes, rest) = self.0.split_at(len.min(self.0.len()));
+        self.0 = rest;
+        bytes
+    }
+}

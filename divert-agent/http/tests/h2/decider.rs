@@ -1,0 +1,69 @@
+//! Who decides, where HTTP/2 is played in memory. Shared by the property tests and the fuzz targets.
+
+use divert_http::KeyNames;
+use divert_http::h2::{Answer, Fate, Host, Leg, RequestView, Route, Verdict};
+
+pub use divert_http::h2::Mux;
+
+/// Decides by the key: alice and bob have servers, gone has none, late cannot be connected to, shared neither, but
+/// goes to the original then.
+pub struct Decider {
+    names: KeyNames,
+    /// A host gets a key.
+    injects: bool,
+    pub dialled: Vec<u32>,
+    #[allow(dead_code, reason = "each user takes what it needs")]
+    pub fates: Vec<Fate>,
+}
+
+impl Decider {
+    pub fn new(injects: bool) -> Self {
+        Self { names: KeyNames::default(), injects, dialled: Vec::new(), fates: Vec::new() }
+    }
+}
+
+impl Host for Decider {
+    type Token = u32;
+
+    fn names(&self) -> &KeyNames {
+        &self.names
+    }
+
+    fn decide(&mut self, request: &RequestView<'_>) -> Verdict<u32> {
+        let granted = self.injects && request.key.is_none() && request.host == Some("alice.example");
+        let inject = granted.then_some("alice");
+        let key = request.key.as_deref().or(inject);
+        let mut up = |id: u32, shared| {
+            if !self.dialled.contains(&id) {
+                self.dialled.push(id);
+            }
+            Route::Up { id, shared }
+        };
+        let route = match key {
+            Some("alice") => up(0, false),
+            Some("bob") => up(1, false),
+            Some("late") => up(2, false),
+            Some("shared") => up(3, true),
+            Some("gone") => Route::Answer(answer()),
+            _ => Route::Original,
+        };
+        let target = request.debug.then(|| key.unwrap_or("nobody").into());
+        Verdict { route, inject: inject.map(Into::into), target, token: 0 }
+    }
+
+    fn settle(&mut self, _: u32, fate: Fate) {
+        self.fates.push(fate);
+    }
+
+    fn too_large(&mut self) -> Answer {
+        Answer { status: 431, ..answer() }
+    }
+
+    fn lost(&mut self, _: Leg) -> Answer {
+        Answer { status: 502, ..answer() }
+    }
+}
+
+pub fn answer() -> Answer {
+    Answer { status: 503, reason: "Test", sentence: "Nobody is there.".into() }
+}
