@@ -181,7 +181,11 @@ struct Town {
 type Messages = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
 impl Town {
-    async fn serve_until(self, listener: tokio::net::TcpListener, stopped: oneshot::Receiver<()>) -> Result<()> {
+    async fn serve_until(
+        self,
+        listener: tokio::net::TcpListener,
+        stopped: oneshot::Receiver<()>,
+    ) -> Result<()> {
         let service = tower::service_fn(move |request| {
             let town = self.clone();
             async move { Ok::<_, Infallible>(town.serve(request).await) }
@@ -220,7 +224,8 @@ impl Town {
                 let answer = move |request: Request<Bytes>| {
                     let name = name.clone();
                     let number = String::from_utf8_lossy(request.get_ref()).parse().unwrap_or(0_usize);
-                    let answers = tokio_stream::iter(0..number).map(move |it| Ok(said(&name, &it.to_string())));
+                    let answers =
+                        tokio_stream::iter(0..number).map(move |it| Ok(said(&name, &it.to_string())));
                     std::future::ready(Ok::<_, Status>(Response::new(Box::pin(answers) as Messages)))
                 };
                 grpc.server_streaming(tower::service_fn(answer), request).await

@@ -258,7 +258,11 @@ fn the_death_of_alice_is_an_answer_to_what_she_has_not_answered() -> Result<()> 
         alice.data(5, "begun", false);
         client.head(5);
         client.expect_data(5, "begun", false);
-        if reset { alice.reset() } else { drop(alice) }
+        if reset {
+            alice.reset()
+        } else {
+            drop(alice)
+        }
         // In mid-response it is a reset.
         client.expect_reset(5, code::INTERNAL_ERROR);
         let head = client.head(3);
@@ -284,7 +288,11 @@ fn the_death_of_the_original_leaves_alices_streams_their_time() -> Result<()> {
     let stage = Stage::new()?;
     for reset in [false, true] {
         let (mut client, shared, mut alice) = both(&stage)?;
-        if reset { shared.reset() } else { drop(shared) }
+        if reset {
+            shared.reset()
+        } else {
+            drop(shared)
+        }
         let (last, _) = client.expect_goaway();
         assert!(last >= 3, "{last}");
         match client.on(1) {

@@ -81,7 +81,8 @@ fn take_all(peer: &mut H2, stream: u32, bytes: &[u8]) {
             Event::Frame(frame) if frame.kind == kind::DATA => frame,
             other => panic!("after {} of {} bytes no DATA but {other:?}", got.len(), bytes.len()),
         };
-        let (end, size) = (frame.ends_stream(), u32::try_from(frame.payload.len()).expect("a frame is small"));
+        let (end, size) =
+            (frame.ends_stream(), u32::try_from(frame.payload.len()).expect("a frame is small"));
         got.extend(frame.payload);
         if size > 0 {
             peer.send(&[Frame::window_update(0, size)]);
@@ -203,7 +204,10 @@ fn windows_that_change_in_mid_stream_are_followed() -> Result<()> {
     let (mut alice, _) = alice(&stage, &[])?;
     alice.head(1);
     // The client's initial window grows: alice may send more, as the original may.
-    client.send(&[Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, 200_000)]), Frame::window_update(0, 1 << 20)]);
+    client.send(&[
+        Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, 200_000)]),
+        Frame::window_update(0, 1 << 20),
+    ]);
     assert_eq!(shared.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 200_000)]);
     shared.send(&[Frame::settings_ack()]);
     assert_eq!(alice.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 200_000)]);

@@ -118,7 +118,11 @@ fn curl_uploads_and_downloads_much() -> Result<()> {
         curl(&town, &arguments, "/bulk/5000000")?;
         assert!(fs::read(got)? == [b"GET /bulk/5000000\n", &bulk(5_000_000, 5_000_000)[..]].concat());
         // Heads alone, and those that are large.
-        let head = curl(&town, &[&["-I", "-H", &format!("x-large: {}", "l".repeat(50_000))][..], key].concat(), "/")?;
+        let head = curl(
+            &town,
+            &[&["-I", "-H", &format!("x-large: {}", "l".repeat(50_000))][..], key].concat(),
+            "/",
+        )?;
         assert!(head.starts_with("HTTP/2 200") && head.contains(&format!("x-served-by: {name}")), "{head}");
     }
     assert_eq!(servers.each_ref().map(Echo::requests), [3, 3]);
@@ -164,7 +168,9 @@ fn nginx_serves_as_it_does_without_an_agent() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = [nginx(&town, PODS[0])?, nginx(&town, PODS[1])?];
     let undated = |text: String| -> String {
-        let ours = |line: &&str| !line.starts_with("date:") && !line.starts_with("last-modified:") && !line.starts_with("etag:");
+        let ours = |line: &&str| {
+            !line.starts_with("date:") && !line.starts_with("last-modified:") && !line.starts_with("etag:")
+        };
         text.split_inclusive('\n').filter(ours).collect()
     };
     let cases: [(&[&str], &str); 5] = [
@@ -308,7 +314,9 @@ fn h2load_puts_load_on_both() -> Result<()> {
     let town = Fixture::new()?;
     let servers = echoes(&town)?;
     let agent = town.agent()?;
-    for (key, connections, streams) in [(&[][..], 8, 10), (&["-H", BAGGAGE], 8, 10), (&["-H", BAGGAGE], 1, 100)] {
+    for (key, connections, streams) in
+        [(&[][..], 8, 10), (&["-H", BAGGAGE], 8, 10), (&["-H", BAGGAGE], 1, 100)]
+    {
         let mut command = Command::new("h2load");
         command.args(["-n", "4000", "-c", &connections.to_string(), "-m", &streams.to_string()]);
         command.args(key).arg(url(&town, "/"));

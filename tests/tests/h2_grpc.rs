@@ -99,7 +99,8 @@ fn four_megabytes_go_there_and_back() -> Result<()> {
     let large = Bytes::from(divert_tests::script::bulk(4 << 20, 3));
     // One after the other, then all at once: they share the window of the connection.
     for client in &clients {
-        let answer = town.run("four megabytes", client.call(method::SAME, client.request(large.clone())))??;
+        let answer =
+            town.run("four megabytes", client.call(method::SAME, client.request(large.clone())))??;
         assert!(answer == large, "other bytes");
     }
     let [one, two, three] = &clients;
@@ -168,7 +169,10 @@ fn a_call_that_is_given_up_is_cancelled_at_its_server() -> Result<()> {
         })?;
         let others = town.servers.iter().map(|server| server.seen().cancelled()).sum::<usize>();
         assert_eq!(others, number + 1, "nobody else's");
-        assert_eq!(town.run("the next call", client.unary(method::UNARY, "m"))??, format!("{} m", KEYS[number].1));
+        assert_eq!(
+            town.run("the next call", client.unary(method::UNARY, "m"))??,
+            format!("{} m", KEYS[number].1)
+        );
     }
     Ok(())
 }
@@ -186,7 +190,10 @@ fn a_deadline_reaches_the_server_and_ends_the_call() -> Result<()> {
         assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
         assert_eq!(seen.timeout().as_deref(), Some("400000u"));
         wait::until("the server to give it up", || seen.hanging() == 0)?;
-        assert_eq!(town.run("the next call", client.unary(method::UNARY, "m"))??, format!("{} m", KEYS[number].1));
+        assert_eq!(
+            town.run("the next call", client.unary(method::UNARY, "m"))??,
+            format!("{} m", KEYS[number].1)
+        );
     }
     Ok(())
 }
@@ -229,10 +236,7 @@ fn a_channel_that_is_older_than_a_divert_follows_it() -> Result<()> {
     town.undivert("alice")?;
     let http2: Port = PORT.into();
     town.put_town(&[http2.app_protocol("kubernetes.io/h2c")])?;
-    let _servers = [
-        Server::start(&town.server(), PORT)?,
-        Server::start(&town.lab.pod("alice/web"), PORT)?,
-    ];
+    let _servers = [Server::start(&town.server(), PORT)?, Server::start(&town.lab.pod("alice/web"), PORT)?];
     let options = Options { arguments: vec!["--reconnect-idle".into(), "1".into()], ..Options::default() };
     let agent = Agent::start(&town.lab, &town.manifests, &options)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -150,7 +150,9 @@ fn the_original_gets_the_key_too_where_she_has_no_service() -> Result<()> {
             let head = answer(&mut server, stream, "api");
             match expected {
                 Some(expected) => assert_eq!(head.fields, owned(&request(&expected, true)), "round {round}"),
-                None => assert_eq!(without_key(&head.fields), owned(&request(&fields, true)), "round {round}"),
+                None => {
+                    assert_eq!(without_key(&head.fields), owned(&request(&fields, true)), "round {round}")
+                }
             }
             expect_answer(&mut client, stream, "api");
             stream += 2;

@@ -93,10 +93,8 @@ impl Frame {
 
     /// HEADERS and CONTINUATION, with so many bytes of the block in each.
     pub fn headers_in_pieces(stream: u32, block: &[u8], end: bool, size: usize) -> Vec<Self> {
-        let mut frames: Vec<_> = block
-            .chunks(size)
-            .map(|piece| Self::new(kind::CONTINUATION, 0, stream, piece))
-            .collect();
+        let mut frames: Vec<_> =
+            block.chunks(size).map(|piece| Self::new(kind::CONTINUATION, 0, stream, piece)).collect();
         if let Some(first) = frames.first_mut() {
             first.kind = kind::HEADERS;
             first.flags = if end { flag::END_STREAM } else { 0 };

@@ -524,7 +524,10 @@ impl H2 {
     fn read_frame(&mut self) -> Frame {
         match Frame::read(&mut self.peer.stream()) {
             Ok(Some(frame)) => frame,
-            end => panic!("no frame but {end:?}; kept: {:?}; credit: {:?}, {} bytes sent", self.kept, self.granted, self.sent),
+            end => panic!(
+                "no frame but {end:?}; kept: {:?}; credit: {:?}, {} bytes sent",
+                self.kept, self.granted, self.sent
+            ),
         }
     }
 
