@@ -1,5 +1,6 @@
 //! HTTP/2 by hand: frames, and ends of connections that play them.
 
+pub mod conversation;
 pub mod echo;
 pub mod frame;
 pub mod peer;

@@ -68,7 +68,8 @@ pub enum Event {
 }
 
 impl Event {
-    fn stream(&self) -> u32 {
+    /// Of which stream it is; 0 is the connection.
+    pub fn stream(&self) -> u32 {
         match self {
             Self::Head(head) => head.stream,
             Self::Frame(frame) => frame.stream,
@@ -281,6 +282,25 @@ impl H2 {
         loop {
             if let Some(event) = self.read() {
                 return event;
+            }
+        }
+    }
+
+    /// The next of any stream; none when the connection has ended, in whatever way.
+    ///
+    /// # Panics
+    /// When neither comes.
+    #[track_caller]
+    pub fn next_or_end(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.kept.pop_front() {
+                return Some(event);
+            }
+            match self.peer.stream().peek(&mut [0]) {
+                Ok(1..) => self.look(),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("neither a frame nor an end"),
+                Ok(0) | Err(_) => return None,
             }
         }
     }
