@@ -1,4 +1,4 @@
-//! HTTP/1 as an intermediary reads it that forwards the same bytes.
+//! HTTP as an intermediary reads it that forwards the same bytes. HTTP/2 is in [`h2`]; the rest here is HTTP/1.
 //!
 //! Nothing here does I/O, and no message is written anew: a head is read to decide where it goes and
 //! where the next message begins, then the bytes are passed on as they came. That sets the measure of

@@ -17,7 +17,7 @@ fn town() -> Town {
 
 fn get<'a>(list: &'a List, name: &str) -> Option<&'a str> {
     let found = list.iter().find(|(it, _)| it == name.as_bytes());
-    found.map(|(_, value)| std::str::from_utf8(value).unwrap())
+    found.map(|(_, value)| std::str::from_utf8(value).expect("a value is text"))
 }
 
 #[test]

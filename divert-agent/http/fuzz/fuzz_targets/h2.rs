@@ -4,15 +4,15 @@
 
 use std::collections::BTreeMap;
 
+use decider::{Decider, answer};
 use divert_http::h2::frame::{Frame, FrameReader, PREFACE, Piece, kind};
 use divert_http::h2::hpack::encode;
 use divert_http::h2::mux::{MAX_HELD, MAX_HELD_STREAM};
-use divert_http::h2::{Fields, Leg};
+use divert_http::h2::{Fields, Leg, Mux};
 use libfuzzer_sys::fuzz_target;
-use town::{Decider, Mux, answer};
 
 #[path = "../../tests/h2/decider.rs"]
-mod town;
+mod decider;
 
 const LEGS: [Leg; 4] = [Leg::Client, Leg::Original, Leg::Up(0), Leg::Up(1)];
 const KEYS: [Option<&str>; 7] =

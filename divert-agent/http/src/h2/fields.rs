@@ -42,9 +42,13 @@ impl Fields {
         self.list.clear();
         self.too_large = false;
         self.size = 0;
-        // A large head must not cost an idle connection its size for ever.
+    }
+
+    /// Forgets all fields, and gives back the memory of a large head, which must not cost an idle connection its size.
+    pub fn release(&mut self) {
+        self.clear();
         self.bytes.shrink_to(KEPT);
-        self.list.shrink_to(KEPT / 32);
+        self.list.shrink_to(KEPT / size_of::<Field>());
     }
 
     /// Name, value, and whether it must never be put into a table (RFC 7541 7.1.3), in order.
@@ -178,7 +182,7 @@ impl Fields {
 }
 
 /// Memory that is kept for the next block, in bytes.
-const KEPT: usize = 4096;
+const KEPT: usize = 1024;
 
 /// What an injection did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,21 +3,19 @@
 use divert_http::KeyNames;
 use divert_http::h2::{Answer, Fate, Host, Leg, RequestView, Route, Verdict};
 
-pub use divert_http::h2::Mux;
-
 /// Decides by the key: alice and bob have servers, gone has none, late cannot be connected to, shared neither, but
 /// goes to the original then.
-pub struct Decider {
+pub(crate) struct Decider {
     names: KeyNames,
     /// A host gets a key.
     injects: bool,
-    pub dialled: Vec<u32>,
+    pub(crate) dialled: Vec<u32>,
     #[allow(dead_code, reason = "each user takes what it needs")]
-    pub fates: Vec<Fate>,
+    pub(crate) fates: Vec<Fate>,
 }
 
 impl Decider {
-    pub fn new(injects: bool) -> Self {
+    pub(crate) fn new(injects: bool) -> Self {
         Self { names: KeyNames::default(), injects, dialled: Vec::new(), fates: Vec::new() }
     }
 }
@@ -64,6 +62,6 @@ impl Host for Decider {
     }
 }
 
-pub fn answer() -> Answer {
+pub(crate) fn answer() -> Answer {
     Answer { status: 503, reason: "Test", sentence: "Nobody is there.".into() }
 }

@@ -9,38 +9,38 @@ use divert_http::h2::hpack::{Decoder, encode};
 use divert_http::h2::settings::{self, Settings};
 
 /// Names and values.
-pub type List = Vec<(Vec<u8>, Vec<u8>)>;
+pub(crate) type List = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// What an end knows of a stream.
 #[derive(Debug, Default)]
-pub struct Stream {
+pub(crate) struct Stream {
     /// Heads and trailers, as they came.
-    pub blocks: Vec<List>,
-    pub data: Vec<u8>,
-    pub ended: bool,
-    pub reset: Option<u32>,
+    pub(crate) blocks: Vec<List>,
+    pub(crate) data: Vec<u8>,
+    pub(crate) ended: bool,
+    pub(crate) reset: Option<u32>,
     /// This side.
-    pub sent_blocks: usize,
-    pub sent: Vec<u8>,
-    pub sent_end: bool,
-    pub sent_reset: bool,
+    pub(crate) sent_blocks: usize,
+    pub(crate) sent: Vec<u8>,
+    pub(crate) sent_end: bool,
+    pub(crate) sent_reset: bool,
     send: i64,
     receive: i64,
 }
 
 /// An end.
 #[derive(Debug)]
-pub struct End {
-    pub name: &'static str,
+pub(crate) struct End {
+    pub(crate) name: &'static str,
     client: bool,
-    pub out: VecDeque<u8>,
+    pub(crate) out: VecDeque<u8>,
     preface: usize,
     reader: FrameReader,
     payload: Vec<u8>,
     block: Option<(Frame, Vec<u8>)>,
     decoder: Decoder,
     encoder: Encoder,
-    pub streams: BTreeMap<u32, Stream>,
+    pub(crate) streams: BTreeMap<u32, Stream>,
     send: i64,
     receive: i64,
     initial_send: i64,
@@ -48,16 +48,22 @@ pub struct End {
     /// Of settings that were sent and not acknowledged.
     unacked: VecDeque<Option<u32>>,
     /// What the peer allows, and is allowed.
-    pub max_streams: u32,
+    pub(crate) max_streams: u32,
     allowed: u32,
     last: u32,
-    pub goaway: Option<(u32, u32)>,
-    pub pings: usize,
-    pub pongs: usize,
+    pub(crate) goaway: Option<(u32, u32)>,
+    pub(crate) pings: usize,
+    pub(crate) pongs: usize,
 }
 
 impl End {
-    pub fn new(name: &'static str, client: bool, initial: Option<u32>, max_streams: u32, table: u32) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        client: bool,
+        initial: Option<u32>,
+        max_streams: u32,
+        table: u32,
+    ) -> Self {
         let mut end = Self {
             name,
             client,
@@ -93,7 +99,7 @@ impl End {
         end
     }
 
-    pub fn settings(&mut self, list: &[(u16, u32)]) {
+    pub(crate) fn settings(&mut self, list: &[(u16, u32)]) {
         let mut payload = Vec::new();
         for (id, value) in list {
             payload.extend_from_slice(&id.to_be_bytes());
@@ -122,13 +128,13 @@ impl End {
         }
     }
 
-    pub fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
+    pub(crate) fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
         self.out.extend(Frame { len: payload.len(), kind, flags, stream }.bytes());
         self.out.extend(payload);
     }
 
     /// Sends a block, in frames of at most `cut` bytes.
-    pub fn headers(&mut self, id: u32, list: &List, end: bool, cut: usize) {
+    pub(crate) fn headers(&mut self, id: u32, list: &List, end: bool, cut: usize) {
         if !self.streams.contains_key(&id) {
             self.open(id);
         }
@@ -148,7 +154,7 @@ impl End {
     }
 
     /// Sends as much of `data` as windows allow, perhaps padded; how much that was.
-    pub fn data(&mut self, id: u32, data: &[u8], end: bool, padding: Option<u8>) -> usize {
+    pub(crate) fn data(&mut self, id: u32, data: &[u8], end: bool, padding: Option<u8>) -> usize {
         let overhead = padding.map_or(0, |pad| 1 + i64::from(pad));
         let stream = self.streams.get_mut(&id).unwrap();
         let room = self.send.min(stream.send).min(16_384) - overhead;
@@ -171,13 +177,13 @@ impl End {
         len
     }
 
-    pub fn reset(&mut self, id: u32) {
+    pub(crate) fn reset(&mut self, id: u32) {
         self.streams.get_mut(&id).unwrap().sent_reset = true;
         self.frame(kind::RST_STREAM, 0, id, &code::CANCEL.to_be_bytes());
     }
 
     /// Gives credit.
-    pub fn credit(&mut self, id: u32, credit: u32) {
+    pub(crate) fn credit(&mut self, id: u32, credit: u32) {
         if id == 0 {
             self.receive += i64::from(credit);
         } else {
@@ -186,7 +192,7 @@ impl End {
         self.frame(kind::WINDOW_UPDATE, 0, id, &credit.to_be_bytes());
     }
 
-    pub fn ping(&mut self) {
+    pub(crate) fn ping(&mut self) {
         self.pings += 1;
         self.frame(kind::PING, 0, 0, b"abcdefgh");
     }
@@ -197,22 +203,18 @@ impl End {
     }
 
     /// What may be received on the connection, and on a stream.
-    pub fn room(&self, id: u32) -> i64 {
+    pub(crate) fn room(&self, id: u32) -> i64 {
         if id == 0 { self.receive } else { self.streams[&id].receive }
     }
 
     /// What may be sent.
-    pub fn may_send(&self, id: u32) -> i64 {
-        self.send.min(self.streams[&id].send)
-    }
-
     /// Streams under way.
-    pub fn active(&self) -> usize {
+    pub(crate) fn active(&self) -> usize {
         let over = |it: &Stream| it.reset.is_some() || it.sent_reset || it.ended && it.sent_end;
         self.streams.values().filter(|it| !over(it)).count()
     }
 
-    pub fn receive(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn receive(&mut self, mut bytes: &[u8]) {
         if self.preface > 0 {
             let (preface, rest) = bytes.split_at(bytes.len().min(self.preface));
             let at = PREFACE.len() - self.preface;

@@ -1,3 +1,6 @@
-pub mod decider;
-pub mod end;
-pub mod town;
+//! HTTP/2 played in memory.
+#![allow(clippy::unwrap_used, reason = "a panic is what a test fails by")]
+
+pub(crate) mod decider;
+pub(crate) mod end;
+pub(crate) mod town;

@@ -7,18 +7,18 @@ use super::decider::{Decider, answer};
 use super::end::{End, List};
 
 /// All of it.
-pub struct Town {
-    pub mux: Mux<u32>,
-    pub decider: Decider,
-    pub client: End,
-    pub original: End,
-    pub ups: [End; 2],
-    pub opened: Vec<u32>,
+pub(crate) struct Town {
+    pub(crate) mux: Mux<u32>,
+    pub(crate) decider: Decider,
+    pub(crate) client: End,
+    pub(crate) original: End,
+    pub(crate) ups: [End; 2],
+    pub(crate) opened: Vec<u32>,
 }
 
 impl Town {
     /// The servers' windows for new streams, how many streams they take, and the client's window.
-    pub fn new(original: u32, ups: u32, streams: u32, client: u32, tables: [u32; 2]) -> Self {
+    pub(crate) fn new(original: u32, ups: u32, streams: u32, client: u32, tables: [u32; 2]) -> Self {
         Self {
             mux: Mux::new(),
             decider: Decider::new(true),
@@ -32,7 +32,7 @@ impl Town {
         }
     }
 
-    pub fn end(&mut self, leg: Leg) -> &mut End {
+    pub(crate) fn end(&mut self, leg: Leg) -> &mut End {
         match leg {
             Leg::Client => &mut self.client,
             Leg::Original => &mut self.original,
@@ -40,13 +40,13 @@ impl Town {
         }
     }
 
-    pub fn legs(&self) -> Vec<Leg> {
+    pub(crate) fn legs(&self) -> Vec<Leg> {
         let ups = self.opened.iter().filter(|id| **id < 2).map(|id| Leg::Up(*id));
         [Leg::Client, Leg::Original].into_iter().chain(ups).collect()
     }
 
     /// Connects, or does not.
-    pub fn dial(&mut self) -> bool {
+    pub(crate) fn dial(&mut self) -> bool {
         let Some(id) = self.decider.dialled.iter().copied().find(|id| !self.opened.contains(id)) else {
             return false;
         };
@@ -61,7 +61,7 @@ impl Town {
     }
 
     /// Carries up to `limit` bytes from a leg to the mux.
-    pub fn carry_in(&mut self, leg: Leg, limit: usize) -> bool {
+    pub(crate) fn carry_in(&mut self, leg: Leg, limit: usize) -> bool {
         if !self.mux.wants(leg) {
             return false;
         }
@@ -75,7 +75,7 @@ impl Town {
     }
 
     /// ... and from the mux to a leg.
-    pub fn carry_out(&mut self, leg: Leg, limit: usize) -> bool {
+    pub(crate) fn carry_out(&mut self, leg: Leg, limit: usize) -> bool {
         let Some(out) = self.mux.out(leg) else { return false };
         let bytes = out.bytes()[..out.len().min(limit)].to_vec();
         if bytes.is_empty() {
@@ -88,12 +88,12 @@ impl Town {
     }
 
     /// Until nothing moves.
-    pub fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.settle_legs(|_| true);
     }
 
     /// ... where the original is gone.
-    pub fn settle_without_original(&mut self) {
+    pub(crate) fn settle_without_original(&mut self) {
         self.settle_legs(|leg| leg != Leg::Original);
     }
 
@@ -112,7 +112,7 @@ impl Town {
 }
 
 /// A request's fields.
-pub fn request(key: Option<&str>, more: &[(&str, &str)]) -> List {
+pub(crate) fn request(key: Option<&str>, more: &[(&str, &str)]) -> List {
     let mut list = vec![
         (":method".into(), "POST".into()),
         (":scheme".into(), "http".into()),
@@ -127,6 +127,6 @@ pub fn request(key: Option<&str>, more: &[(&str, &str)]) -> List {
 }
 
 /// A response's fields.
-pub fn response(status: &str) -> List {
+pub(crate) fn response(status: &str) -> List {
     vec![(":status".into(), status.into()), ("server".into(), "town".into())]
 }

@@ -88,14 +88,16 @@ impl Legs {
         self.ups.iter().find(|up| up.id == id).map(|up| &up.route.service)
     }
 
-    /// Those that are open.
-    pub(super) fn open(&self) -> Vec<UpId> {
-        self.ups.iter().filter(|up| matches!(up.state, State::Open(..))).map(|up| up.id).collect()
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.ups.len()
     }
 
-    pub(super) fn conn(&self, id: UpId) -> Option<&Conn> {
-        match &self.ups.iter().find(|up| up.id == id)?.state {
-            State::Open(_, conn) => Some(conn),
+    /// The one at a place in the list, if it is open.
+    pub(super) fn open_at(&self, at: usize) -> Option<(UpId, &Conn)> {
+        let up = self.ups.get(at)?;
+        match &up.state {
+            State::Open(_, conn) => Some((up.id, conn)),
             State::Dialling(_) => None,
         }
     }

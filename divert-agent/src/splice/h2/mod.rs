@@ -221,23 +221,23 @@ impl H2 {
 
     fn poll_legs(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
-        for id in self.legs.open() {
+        for at in 0..self.legs.len() {
+            let Some((id, conn)) = self.legs.open_at(at) else { continue };
             if !self.mux.wants(Leg::Up(id)) {
                 continue;
             }
-            let Some(conn) = self.legs.conn(id) else { continue };
             match poll_read(cx, conn, &mut self.buffer) {
                 Read::Nothing => continue,
                 Read::Some => {
                     self.mux.receive(Leg::Up(id), self.buffer.bytes(), &mut self.legs);
                     self.buffer.consume(self.buffer.len());
                 }
-                Read::Ended | Read::Broke => {
-                    self.mux.ended(Leg::Up(id), &mut self.legs);
-                }
+                Read::Ended | Read::Broke => self.mux.ended(Leg::Up(id), &mut self.legs),
             }
-            self.legs.follow(&mut self.mux);
             moved = true;
+        }
+        if moved {
+            self.legs.follow(&mut self.mux);
         }
         moved
     }
@@ -277,8 +277,8 @@ impl H2 {
                 }
             }
         }
-        for id in self.legs.open() {
-            let Some(conn) = self.legs.conn(id) else { continue };
+        for at in 0..self.legs.len() {
+            let Some((id, conn)) = self.legs.open_at(at) else { continue };
             match send(&mut self.mux, Leg::Up(id), conn, cx) {
                 Ok(some) => sent |= some,
                 Err(_) => {

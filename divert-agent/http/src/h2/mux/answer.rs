@@ -52,10 +52,10 @@ impl<T> Mux<T> {
         if has_body {
             self.window -= body.len() as i64;
             self.debt += body.len() as i64;
-            super::frame(self.to_client(), kind::DATA, flag::END_STREAM, id, body.as_bytes());
+            super::frame(self.client_queue(), kind::DATA, flag::END_STREAM, id, body.as_bytes());
         }
         if !stream.client_ended {
-            rst_stream(self.to_client(), id, code::NO_ERROR);
+            rst_stream(self.client_queue(), id, code::NO_ERROR);
         }
     }
 }

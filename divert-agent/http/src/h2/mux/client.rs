@@ -20,7 +20,7 @@ pub(super) struct Raw<'a> {
 }
 
 impl<T> Mux<T> {
-    pub(super) fn from_client<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
+    pub(super) fn client_bytes<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
         if self.preface > 0 {
             let (preface, rest) = bytes.split_at(bytes.len().min(self.preface));
             self.preface -= preface.len();
@@ -243,7 +243,7 @@ impl<T> Mux<T> {
             }
         }
         if !self.original_alive {
-            super::frame(self.to_client(), kind::SETTINGS, flag::ACK, 0, &[]);
+            super::frame(self.client_queue(), kind::SETTINGS, flag::ACK, 0, &[]);
             self.client_settings_apply(&settings);
             return Ok(Whose::Ours);
         }
@@ -326,7 +326,7 @@ impl<T> Mux<T> {
             return false;
         }
         if !frame.has(flag::ACK) && payload.len() == 8 {
-            super::frame(self.to_client(), kind::PING, flag::ACK, 0, payload);
+            super::frame(self.client_queue(), kind::PING, flag::ACK, 0, payload);
         }
         true
     }

@@ -65,8 +65,7 @@ impl<T> Mux<T> {
     /// Ends a stream at once; both sides know. What is left is blocks that the client's decoder needs.
     pub(super) fn cut(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let needed = |chunk: &Chunk| matches!(chunk, Chunk::Frames { .. });
-        if stream.held.as_ref().is_none_or(|held| !held.down.iter().any(needed)) {
+        if !stream.holds_frames() {
             self.forget(id);
             return;
         }
@@ -80,7 +79,7 @@ impl<T> Mux<T> {
             if let Chunk::Data { bytes, .. } = chunk {
                 down += bytes.len();
             }
-            needed(chunk)
+            matches!(chunk, Chunk::Frames { .. })
         });
         for chunk in &held.down {
             if let Chunk::Frames { bytes, .. } = chunk {
@@ -100,7 +99,7 @@ impl<T> Mux<T> {
         else {
             // The original's business with the client, unless the stream was never its own.
             if leg == Leg::Original && (id < self.first_mixed || !is_clients(id)) {
-                rst_stream(self.to_client(), id, code);
+                rst_stream(self.client_queue(), id, code);
             }
             return;
         };
@@ -108,12 +107,9 @@ impl<T> Mux<T> {
             return;
         }
         let whole = stream.server_ended && !stream.held_nothing_down();
-        let blocks = stream
-            .held
-            .as_ref()
-            .is_some_and(|held| held.down.iter().any(|chunk| matches!(chunk, Chunk::Frames { .. })));
+        let blocks = stream.holds_frames();
         if !whole && !blocks {
-            rst_stream(self.to_client(), id, code);
+            rst_stream(self.client_queue(), id, code);
             self.forget(id);
             return;
         }
@@ -137,7 +133,7 @@ impl<T> Mux<T> {
             .map(|(id, _)| *id)
             .collect();
         for id in lost {
-            rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+            rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             self.cut(id);
         }
     }
@@ -163,11 +159,19 @@ impl<T> Mux<T> {
             Leg::Up(_) => {}
         }
         let lost: Vec<u32> = (self.streams.iter())
-            .filter(|(_, stream)| stream.leg == leg && !(stream.server_ended && !stream.held_nothing_down()))
+            .filter(|(_, stream)| stream.leg == leg && (!stream.server_ended || stream.held_nothing_down()))
             .map(|(id, _)| *id)
             .collect();
         let answer = (!lost.is_empty()).then(|| host.lost(leg));
         for id in lost {
+            // The client needs the blocks of the original that are under way, to read those that come after them.
+            if self.streams.get(&id).is_some_and(Stream::holds_frames) {
+                self.cut(id);
+                if let Some(stream) = self.streams.get_mut(&id) {
+                    stream.held().down.push_back(Chunk::Reset(code::INTERNAL_ERROR));
+                }
+                continue;
+            }
             let Some(mut stream) = self.forget(id) else { continue };
             if let Some(waiting) = stream.waiting.take() {
                 host.settle(waiting.token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });
@@ -175,7 +179,7 @@ impl<T> Mux<T> {
             match &answer {
                 _ if stream.dead => {}
                 Some(answer) if !stream.answered && is_clients(id) => self.answer(id, &stream, answer),
-                _ => rst_stream(self.to_client(), id, code::INTERNAL_ERROR),
+                _ => rst_stream(self.client_queue(), id, code::INTERNAL_ERROR),
             }
         }
         self.block_order.retain(|id| self.streams.contains_key(id));
@@ -186,7 +190,7 @@ impl<T> Mux<T> {
             }
             _ => {
                 let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
-                goaway(self.to_client(), last, code::NO_ERROR);
+                goaway(self.client_queue(), last, code::NO_ERROR);
                 self.goaway = Some(last);
             }
         }
@@ -223,7 +227,7 @@ impl<T> Mux<T> {
             // It would stand in the middle of a frame; the end of the connection says enough.
             self.client.out.clear();
         } else {
-            goaway(self.to_client(), last, code);
+            goaway(self.client_queue(), last, code);
         }
         for up in self.ups.values_mut().filter(|up| up.open) {
             goaway(&mut up.side.out, 0, code::NO_ERROR);
@@ -237,16 +241,16 @@ impl<T> Mux<T> {
             return;
         }
         self.drain = Drain::Asked;
-        goaway(self.to_client(), STREAM_MASK, code::NO_ERROR);
+        goaway(self.client_queue(), STREAM_MASK, code::NO_ERROR);
         // Its answer comes behind every stream that was on its way (RFC 9113 6.8).
-        frame(self.to_client(), kind::PING, 0, 0, DRAIN_PING);
+        frame(self.client_queue(), kind::PING, 0, 0, DRAIN_PING);
     }
 
     pub(super) fn drain_answered(&mut self) {
         self.drain = Drain::Ending;
         self.enter_mixed(self.last_client.saturating_add(1));
         let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
-        goaway(self.to_client(), last, code::NO_ERROR);
+        goaway(self.client_queue(), last, code::NO_ERROR);
         self.goaway = Some(last);
     }
 }

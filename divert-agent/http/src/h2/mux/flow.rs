@@ -84,7 +84,7 @@ impl<T> Mux<T> {
         let more = stream.window - stream.held_up() as i64 - (stream.credit + coming);
         if let Ok(credit @ 1..=STREAM_MASK) = u32::try_from(more) {
             stream.credit += more;
-            window_update(self.to_client(), id, credit);
+            window_update(self.client_queue(), id, credit);
         }
     }
 
@@ -121,7 +121,7 @@ impl<T> Mux<T> {
     pub(super) fn padding_up(&mut self, id: u32, padding: usize, end: bool) {
         self.give_back(Leg::Client, padding);
         match self.streams.get(&id).map(|stream| stream.leg) {
-            Some(Leg::Original) if !end => window_update(self.to_client(), id, padding as u32),
+            Some(Leg::Original) if !end => window_update(self.client_queue(), id, padding as u32),
             _ => self.grant(id),
         }
     }
@@ -142,7 +142,7 @@ impl<T> Mux<T> {
     pub(super) fn send_credit(&mut self) {
         if self.client_credit >= PIECE {
             let credit = std::mem::take(&mut self.client_credit).min(STREAM_MASK);
-            window_update(self.to_client(), 0, credit);
+            window_update(self.client_queue(), 0, credit);
         }
         if self.original_credit >= PIECE {
             let credit = std::mem::take(&mut self.original_credit).min(STREAM_MASK);
@@ -171,7 +171,7 @@ impl<T> Mux<T> {
     pub(super) fn release_acks(&mut self) {
         while !self.held_acks.is_empty() && !self.is_owed_larger_windows() {
             if let Some(settings) = self.held_acks.pop_front() {
-                frame(self.to_client(), kind::SETTINGS, flag::ACK, 0, &[]);
+                frame(self.client_queue(), kind::SETTINGS, flag::ACK, 0, &[]);
                 self.client_settings_apply(&settings);
             }
         }

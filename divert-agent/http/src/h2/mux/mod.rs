@@ -16,18 +16,21 @@
 //! - `flow`: whose credit is given to whom
 //! - `end`: streams and legs that end
 //! - `answer`: answers of our own
-//! - `stream`: what is known of a stream
+//! - `side`: a leg's bytes
+//! - `stream`: what is known of a stream; `state`: what is to be known from outside
+//! - `write`: frames of our own
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::fields::{Fields, RequestView};
-use super::frame::{FRAME_SIZE, Frame, FrameReader, PREFACE, code, flag, kind};
-use super::hpack::{Decoder, encode};
+use super::frame::{PREFACE, kind};
+use super::hpack::Decoder;
 use super::queue::Queue;
 use super::settings::{self, DEFAULT_WINDOW, Settings};
 use crate::baggage::KeyNames;
-use data::DataIn;
+use side::{Block, Handling, Side};
 use stream::Stream;
+use write::{frame, goaway, headers, merge, put_table, rst_stream, window_update};
 
 mod answer;
 mod client;
@@ -37,8 +40,11 @@ mod flow;
 mod original;
 mod pump;
 mod request;
+mod side;
+mod state;
 mod stream;
 mod upstream;
+mod write;
 
 pub use answer::Answer;
 
@@ -54,6 +60,8 @@ pub const MAX_HELD: usize = 4 << 20;
 pub const MAX_BLOCK: usize = 2 * crate::MAX_HEAD;
 /// Most streams that wait for one upstream; one more is refused.
 pub const MAX_WAITING: usize = 100;
+/// Most streams of one connection that are followed.
+pub const MAX_STREAMS: usize = 16 * 1024;
 /// The connection window that a diverted upstream is given.
 pub(crate) const UP_WINDOW: u32 = 256 * 1024;
 /// Streams that an upstream is taken to allow before its SETTINGS have come (RFC 9113 6.5.2 recommends no less).
@@ -143,43 +151,6 @@ enum Mode {
     Opaque,
     /// A GOAWAY of ours is the last that the client gets.
     Failed,
-}
-
-/// What is done with the frame under way.
-#[derive(Debug, Default)]
-enum Handling {
-    /// Passed on as it comes.
-    #[default]
-    Pass,
-    /// Collected.
-    Collect,
-    /// Dropped.
-    Skip,
-    /// DATA, by its stream.
-    Data(DataIn),
-}
-
-/// A header block under way.
-#[derive(Debug, Default)]
-struct Block {
-    /// The frame that began it, until END_HEADERS.
-    first: Option<Frame>,
-    /// Its frames as they came, where they are kept.
-    frames: Vec<u8>,
-    /// The block without them.
-    fragment: Vec<u8>,
-    /// Bytes so far, frame headers included.
-    len: usize,
-}
-
-/// One leg's bytes.
-#[derive(Debug, Default)]
-struct Side {
-    reader: FrameReader,
-    handling: Handling,
-    collect: Vec<u8>,
-    block: Block,
-    out: Queue,
 }
 
 /// A connection to a diverted upstream.
@@ -383,9 +354,9 @@ impl<T> Mux<T> {
     /// Takes bytes of a leg.
     pub fn receive<H: Host<Token = T>>(&mut self, leg: Leg, bytes: &[u8], host: &mut H) {
         match leg {
-            Leg::Client => self.from_client(bytes, host),
-            Leg::Original => self.from_original(bytes, host),
-            Leg::Up(id) => self.from_up(id, bytes, host),
+            Leg::Client => self.client_bytes(bytes, host),
+            Leg::Original => self.original_bytes(bytes, host),
+            Leg::Up(id) => self.up_bytes(id, bytes, host),
         }
         if self.mode == Mode::Mixed {
             self.pump(host);
@@ -432,112 +403,6 @@ impl<T> Mux<T> {
         }
     }
 
-    fn holds_too_much(&self, held: usize, up: bool) -> bool {
-        // Most connections hold nothing.
-        held > MAX_HELD
-            || held > MAX_HELD_STREAM && {
-                let pending = if up { &self.up_pending } else { &self.down_pending };
-                pending.iter().filter_map(|id| self.streams.get(id)).any(|stream| {
-                    if up { stream.held_up() > MAX_HELD_STREAM } else { stream.held_down() > MAX_HELD_STREAM }
-                })
-            }
-    }
-
-    /// Everything goes to the original destination and back, from here on unread.
-    pub fn is_opaque(&self) -> bool {
-        self.mode == Mode::Opaque
-    }
-
-    /// Nothing was diverted, answered or given to anyone but the original destination: the two connections are one.
-    pub fn is_transparent(&self) -> bool {
-        self.mode == Mode::Transparent
-    }
-
-    /// Frames go by their stream.
-    pub fn is_mixed(&self) -> bool {
-        self.mode == Mode::Mixed
-    }
-
-    /// One side of a transparent connection has ended its stream: no more is to be decided, and what is kept of frames
-    /// that are not whole is passed on.
-    pub fn stop_following(&mut self) {
-        if self.mode == Mode::Transparent {
-            self.irregular(code::NO_ERROR);
-        }
-    }
-
-    /// The client has begun a header block and not ended it.
-    pub fn is_within_head(&self) -> bool {
-        let begun = self.client.reader.within().is_some_and(|frame| frame.kind == kind::HEADERS);
-        begun || self.client.block.first.is_some()
-    }
-
-    /// The original destination's connection is of use.
-    pub fn has_original(&self) -> bool {
-        self.original_alive
-    }
-
-    /// A request was decided.
-    pub fn has_decided(&self) -> bool {
-        self.last_client > 0
-    }
-
-    /// The upstream takes no new streams, or is gone.
-    pub fn is_retired(&self, id: UpId) -> bool {
-        self.ups.get(&id).is_none_or(|up| up.retired)
-    }
-
-    /// The connection to the upstream is not needed any more: it takes no new streams and has none.
-    pub fn is_finished(&self, id: UpId) -> bool {
-        self.ups.get(&id).is_none_or(|up| up.retired && up.streams == 0 && up.waiting.is_empty())
-    }
-
-    /// Something of the client waits to be sent to an upstream.
-    pub fn holds_for(&self, id: UpId) -> bool {
-        let mine = |stream: &Stream<T>| stream.leg == Leg::Up(id);
-        self.ups.get(&id).is_some_and(|up| !up.waiting.is_empty())
-            || self.up_pending.iter().filter_map(|id| self.streams.get(id)).any(mine)
-    }
-
-    /// Streams that are open on an upstream, or wait for it.
-    pub fn load(&self, id: UpId) -> usize {
-        self.ups.get(&id).map_or(0, |up| up.streams as usize + up.waiting.len())
-    }
-
-    /// Gives an upstream no new streams.
-    pub fn retire(&mut self, id: UpId) {
-        if let Some(up) = self.ups.get_mut(&id) {
-            up.retired = true;
-        }
-    }
-
-    /// The client has been told that this is the end, and what it had under way is over.
-    pub fn is_over(&self) -> bool {
-        match self.mode {
-            Mode::Failed => true,
-            Mode::Transparent | Mode::Mixed => {
-                let ending = self.drain == Drain::Ending || (!self.original_alive && self.goaway.is_some());
-                ending && self.streams.is_empty()
-            }
-            Mode::Opaque => false,
-        }
-    }
-
-    /// An error of ours ended it, and the client may still be sending.
-    pub fn has_failed(&self) -> bool {
-        self.mode == Mode::Failed
-    }
-
-    /// Bytes held for windows, up and down: for tests of the bounds.
-    pub fn held(&self) -> (usize, usize) {
-        (self.held_up, self.held_down)
-    }
-
-    /// Streams that are open.
-    pub fn open_streams(&self) -> usize {
-        self.streams.len()
-    }
-
     /// From now on frames go by their stream.
     fn enter_mixed(&mut self, first: u32) {
         if self.mode == Mode::Transparent {
@@ -548,7 +413,7 @@ impl<T> Mux<T> {
 
     /// Where frames for the client are put that are not the original's: behind the end of what of the original's is
     /// passing, for frames must not be torn apart, nor anything come between those of a header block.
-    fn to_client(&mut self) -> &mut Queue {
+    fn client_queue(&mut self) -> &mut Queue {
         let passing = self.is_passing();
         let out = if passing { &mut self.aside } else { &mut self.client.out };
         if !self.greeted {
@@ -588,98 +453,6 @@ impl<T> Mux<T> {
         self.aside.clear();
         self.streams.clear();
     }
-}
-
-impl Side {
-    /// Passes on what was kept of frames that are under way.
-    fn hand_over(&mut self, to: &mut Queue) {
-        to.push(&self.block.frames);
-        if self.reader.within().is_some() {
-            if matches!(self.handling, Handling::Collect) {
-                to.push(self.reader.header());
-                to.push(&self.collect);
-            }
-        } else {
-            to.push(self.reader.begun());
-        }
-        self.block = Block::default();
-        self.collect = Vec::new();
-    }
-
-    /// Whether a frame may come now: nothing comes between those of a header block (RFC 9113 6.10).
-    fn in_order(&self, frame: Frame) -> bool {
-        match self.block.first {
-            Some(first) => frame.kind == kind::CONTINUATION && frame.stream == first.stream,
-            None => frame.kind != kind::CONTINUATION,
-        }
-    }
-
-    /// The payload of a frame that is collected, once it is whole.
-    fn collected<'a>(&mut self, part: &'a [u8], done: bool) -> Option<std::borrow::Cow<'a, [u8]>> {
-        if !done {
-            self.collect.extend_from_slice(part);
-            return None;
-        }
-        if self.collect.is_empty() {
-            return Some(part.into());
-        }
-        let mut whole = std::mem::take(&mut self.collect);
-        whole.extend_from_slice(part);
-        Some(whole.into())
-    }
-}
-
-/// Appends a frame.
-fn frame(out: &mut Queue, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    let out = out.space();
-    out.extend_from_slice(&Frame { len: payload.len(), kind, flags, stream }.bytes());
-    out.extend_from_slice(payload);
-}
-
-/// Appends a WINDOW_UPDATE.
-fn window_update(out: &mut Queue, stream: u32, credit: u32) {
-    frame(out, kind::WINDOW_UPDATE, 0, stream, &credit.to_be_bytes());
-}
-
-/// Appends an RST_STREAM.
-fn rst_stream(out: &mut Queue, stream: u32, code: u32) {
-    frame(out, kind::RST_STREAM, 0, stream, &code.to_be_bytes());
-}
-
-/// Appends a GOAWAY.
-fn goaway(out: &mut Queue, last: u32, code: u32) {
-    let mut payload = [0; 8];
-    payload[..4].copy_from_slice(&last.to_be_bytes());
-    payload[4..].copy_from_slice(&code.to_be_bytes());
-    frame(out, kind::GOAWAY, 0, 0, &payload);
-}
-
-/// Appends a header block, in as many frames as it takes.
-fn headers(out: &mut Queue, stream: u32, block: &[u8], end_stream: bool) {
-    let (first, mut rest) = block.split_at(block.len().min(FRAME_SIZE));
-    let end = |rest: &[u8]| if rest.is_empty() { flag::END_HEADERS } else { 0 };
-    let end_stream = if end_stream { flag::END_STREAM } else { 0 };
-    frame(out, kind::HEADERS, end_stream | end(rest), stream, first);
-    while !rest.is_empty() {
-        let (part, more) = rest.split_at(rest.len().min(FRAME_SIZE));
-        rest = more;
-        frame(out, kind::CONTINUATION, end(rest), stream, part);
-    }
-}
-
-/// Writes a change of a table at the beginning of a block: the least size, then the last.
-fn put_table(block: &mut Vec<u8>, update: Option<(usize, usize)>) {
-    if let Some((least, last)) = update {
-        encode::size_update(block, least);
-        if last != least {
-            encode::size_update(block, last);
-        }
-    }
-}
-
-/// One change of a table after another.
-fn merge(earlier: Option<(usize, usize)>, later: (usize, usize)) -> (usize, usize) {
-    earlier.map_or(later, |(least, _)| (least.min(later.0), later.1))
 }
 
 /// A stream that a client opens.

@@ -13,7 +13,7 @@ use crate::h2::settings::Settings;
 pub(super) const TARGET: &[u8] = b"x-divert-target";
 
 impl<T> Mux<T> {
-    pub(super) fn from_original<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
+    pub(super) fn original_bytes<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
         while matches!(self.mode, Mode::Transparent | Mode::Mixed) && self.original_alive {
             let Some(piece) = self.original.reader.next(&mut bytes) else { break };
             let handled = match piece {
@@ -286,7 +286,7 @@ impl<T> Mux<T> {
             .map(|(id, _)| *id)
             .collect();
         for id in refused {
-            rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+            rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             self.cut(id);
         }
         Ok(())

@@ -53,7 +53,7 @@ impl<T> Mux<T> {
         if let Leg::Up(up) = stream.leg {
             if much && stream.waiting.is_some() {
                 self.give_back(Leg::Client, data.len());
-                rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+                rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
                 self.forget(id);
                 return;
             }
@@ -89,7 +89,7 @@ impl<T> Mux<T> {
         let len = data.len();
         if stream.held_nothing_down() && (len == 0 || len as i64 <= self.window) {
             self.spend(leg, len);
-            data_frames(self.to_client(), id, data, end);
+            data_frames(self.client_queue(), id, data, end);
             if end {
                 self.passed_down_end(id);
             }
@@ -175,7 +175,7 @@ impl<T> Mux<T> {
                 held.down_len -= len;
                 self.held_down -= len;
                 self.spend(leg, len);
-                data_frames(self.to_client(), id, &data, ended);
+                data_frames(self.client_queue(), id, &data, ended);
             }
             Some(Chunk::Frames { .. }) if self.block_order.front() != Some(&id) => return false,
             Some(Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_)) => match held.down.pop_front()
@@ -185,7 +185,7 @@ impl<T> Mux<T> {
                     self.held_down -= bytes.len();
                     self.block_order.pop_front();
                     self.client_table = None;
-                    self.to_client().push(&bytes);
+                    self.client_queue().push(&bytes);
                     ended = end;
                 }
                 Some(Chunk::Block { block, end }) => {
@@ -195,7 +195,7 @@ impl<T> Mux<T> {
                     ended = end;
                 }
                 Some(Chunk::Reset(code)) => {
-                    rst_stream(self.to_client(), id, code);
+                    rst_stream(self.client_queue(), id, code);
                     self.forget(id);
                     return true;
                 }
@@ -283,12 +283,12 @@ impl<T> Mux<T> {
     pub(super) fn send_block_down(&mut self, id: u32, block: &[u8], end: bool) {
         let update = self.client_table.take();
         if update.is_none() {
-            return headers(self.to_client(), id, block, end);
+            return headers(self.client_queue(), id, block, end);
         }
         let mut whole = Vec::with_capacity(block.len() + 16);
         put_table(&mut whole, update);
         whole.extend_from_slice(block);
-        headers(self.to_client(), id, &whole, end);
+        headers(self.client_queue(), id, &whole, end);
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use super::client::Raw;
 use super::stream::{Stream, Waiting};
 use super::{
-    FIRST_STREAMS, Fate, Host, Leg, MAX_WAITING, Mode, Mux, Route, Side, UP_WINDOW, Up, UpId, Verdict, frame,
-    headers, is_clients, merge, put_table, rst_stream, window_update,
+    FIRST_STREAMS, Fate, Host, Leg, MAX_STREAMS, MAX_WAITING, Mode, Mux, Route, Side, UP_WINDOW, Up, UpId,
+    Verdict, frame, headers, is_clients, merge, put_table, rst_stream, window_update,
 };
 use crate::h2::fields::Injected;
 use crate::h2::frame::{Frame, PREFACE, code, flag, kind};
@@ -16,6 +16,18 @@ use crate::h2::settings::{self, DEFAULT_WINDOW};
 impl<T> Mux<T> {
     /// A header block of the client is whole.
     pub(super) fn request_block<H: Host<Token = T>>(
+        &mut self,
+        first: Frame,
+        block: &[u8],
+        raw: &Raw<'_>,
+        host: &mut H,
+    ) -> Result<(), u32> {
+        let handled = self.decide_block(first, block, raw, host);
+        self.fields.release();
+        handled
+    }
+
+    fn decide_block<H: Host<Token = T>>(
         &mut self,
         first: Frame,
         block: &[u8],
@@ -37,9 +49,13 @@ impl<T> Mux<T> {
             self.trailers(id, end, raw);
             return Ok(());
         }
+        let many = self.streams.len() >= MAX_STREAMS;
+        if many && self.mode == Mode::Transparent {
+            return Err(code::ENHANCE_YOUR_CALM);
+        }
         self.last_client = id;
-        if self.goaway.is_some_and(|last| id > last) {
-            rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+        if many || self.goaway.is_some_and(|last| id > last) {
+            rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             return Ok(());
         }
         let mut stream = Stream::new(Leg::Original, self.initial);
@@ -102,7 +118,7 @@ impl<T> Mux<T> {
                 stream.leg = Leg::Up(up);
                 let entry = self.ups.entry(up).or_insert_with(|| Up::new(shared));
                 if entry.waiting.len() >= MAX_WAITING || entry.retired {
-                    rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+                    rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
                     return Ok(());
                 }
                 entry.waiting.push_back(id);
@@ -112,7 +128,7 @@ impl<T> Mux<T> {
             }
             Route::Refuse => {
                 self.enter_for_block(id, updates);
-                rst_stream(self.to_client(), id, code::REFUSED_STREAM);
+                rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             }
             Route::Answer(answer) => {
                 self.enter_for_block(id, updates);

@@ -112,6 +112,12 @@ impl<T> Stream<T> {
         self.held.as_ref().map_or(0, |held| held.down_len)
     }
 
+    /// Blocks of the original are held, which the client's decoder needs whatever becomes of the stream.
+    pub(super) fn holds_frames(&self) -> bool {
+        let is_frames = |chunk: &Chunk| matches!(chunk, Chunk::Frames { .. });
+        self.held.as_ref().is_some_and(|held| held.down.iter().any(is_frames))
+    }
+
     pub(super) fn held_nothing_down(&self) -> bool {
         self.held.as_ref().is_none_or(|held| held.down.is_empty())
     }

@@ -9,7 +9,7 @@ use crate::h2::hpack::encode;
 use crate::h2::settings::Settings;
 
 impl<T> Mux<T> {
-    pub(super) fn from_up<H: Host<Token = T>>(&mut self, id: UpId, mut bytes: &[u8], host: &mut H) {
+    pub(super) fn up_bytes<H: Host<Token = T>>(&mut self, id: UpId, mut bytes: &[u8], host: &mut H) {
         while self.mode == Mode::Mixed
             && let Some(up) = self.ups.get_mut(&id)
         {
@@ -199,6 +199,7 @@ impl<T> Mux<T> {
         stream.server_ended = end;
         let mut block = Vec::with_capacity(self.fields.size());
         encode::fields(&mut block, &self.fields);
+        self.fields.release();
         self.block_down(first.stream, block, end);
         Ok(())
     }
