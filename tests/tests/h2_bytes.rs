@@ -40,11 +40,17 @@ fn server(frames: &[Frame]) -> Vec<u8> {
 
 #[test]
 fn frames_of_all_kinds_pass_as_they_are() -> Result<()> {
-    let requests = blocks(&[request(&[("x", "y")], true), request(&[BOB], false), request(&[("x", "y")], true)])?;
+    let requests =
+        blocks(&[request(&[("x", "y")], true), request(&[BOB], false), request(&[("x", "y")], true)])?;
     let responses = blocks(&[vec![(":status", "200"), ("x", "y")], vec![(":status", "200"), ("x", "y")]])?;
     let padded = [&[3, 0, 0, 0, 0, 200][..], &requests[0], &[0; 3]].concat();
     let up = [
-        Frame::new(kind::HEADERS, flag::END_STREAM | flag::END_HEADERS | flag::PADDED | flag::PRIORITY, 1, padded),
+        Frame::new(
+            kind::HEADERS,
+            flag::END_STREAM | flag::END_HEADERS | flag::PADDED | flag::PRIORITY,
+            1,
+            padded,
+        ),
         Frame::new(kind::PRIORITY, 0, 9, [0, 0, 0, 1, 7]),
         Frame::new(0xbe, 0xef, 1, *b"nobody knows this type"),
         Frame::headers(3, requests[1].clone(), false),
@@ -94,7 +100,13 @@ fn frames_of_all_kinds_pass_as_they_are() -> Result<()> {
             "the server speaks first",
             Script::new(
                 vec![Await("it spoke"), Step::send(&up), Step::expect(&down), Close],
-                vec![Step::send(&down[..9]), Signal("it spoke"), Step::expect(&up), Step::send(&down[9..]), ReadEnd],
+                vec![
+                    Step::send(&down[..9]),
+                    Signal("it spoke"),
+                    Step::expect(&up),
+                    Step::send(&down[9..]),
+                    ReadEnd,
+                ],
             ),
         ),
     ])
@@ -112,7 +124,10 @@ fn what_is_wrong_is_for_the_original_to_judge() -> Result<()> {
         ("an index of no table", client(&[Frame::headers(1, *b"\xbe", true), Frame::ping(b"12345678")])),
         ("a frame that is too large", client(&[Frame::data(1, bulk(20_000, 1), true)])),
         ("an even stream", client(&[Frame::headers(2, good.clone(), true)])),
-        ("a stream again", client(&[Frame::headers(1, good.clone(), true), Frame::headers(1, good.clone(), true)])),
+        (
+            "a stream again",
+            client(&[Frame::headers(1, good.clone(), true), Frame::headers(1, good.clone(), true)]),
+        ),
         ("DATA of no stream", client(&[Frame::data(0, "x", false), Frame::data(77, "x", false)])),
         ("a lone CONTINUATION", client(&[Frame::new(kind::CONTINUATION, 4, 1, good.clone())])),
         (

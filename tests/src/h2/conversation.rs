@@ -11,11 +11,12 @@ use std::net::TcpListener;
 
 use anyhow::{Context, Result};
 
-use super::frame::{Frame, kind};
+use super::frame::{Frame, flag, kind};
 use super::peer::{Event, Field, H2, Style, owned, request};
 use crate::fixture::ALICE;
 use crate::peer::Peer;
 use crate::script::bulk;
+use crate::wait::PATIENCE;
 
 /// An end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,7 +76,8 @@ impl Conversation {
     /// When something else comes on a stream than is its turn.
     pub fn play(&self, client: Peer, servers: &[&TcpListener]) -> Result<(Seen, Seen)> {
         std::thread::scope(|scope| {
-            let serving: Vec<_> = servers.iter().map(|listener| scope.spawn(|| self.serve(listener))).collect();
+            let serving: Vec<_> =
+                servers.iter().map(|listener| scope.spawn(|| self.serve(listener))).collect();
             let mut client = Player::new(H2::client(client, &[]), End::Client, self);
             client.h2.send(&[Frame::window_update(0, 1 << 20)]);
             let client = client.play();
@@ -115,7 +117,8 @@ fn turns(random: &mut fastrand::Rng) -> VecDeque<(End, Act)> {
     turns.push_back((End::Server, Act::Head(status("200", words(random)), false)));
     for _ in 0..random.usize(..6) {
         let by = if bodiless || random.bool() { End::Server } else { End::Client };
-        turns.push_back((by, Act::Data(random.usize(..4000), false)));
+        // An empty frame that ends nothing says nothing.
+        turns.push_back((by, Act::Data(random.usize(1..4000), false)));
     }
     let reset = [End::Client, End::Server].into_iter().find(|_| random.u8(..8) == 0);
     if let Some(by) = reset {
@@ -155,22 +158,44 @@ impl Player {
             let streams: Vec<_> = self.turns.keys().copied().collect();
             streams.into_iter().for_each(|stream| self.advance(stream));
         }
-        // The client ends when all is said, and the servers then, so that nobody closes on what is on its way.
         while self.me == End::Server || !self.turns.is_empty() {
+            assert!(
+                self.h2.has_next(PATIENCE),
+                "the {:?} waits in vain; turns left: {:?}",
+                self.me,
+                self.turns
+            );
             let Some(event) = self.h2.next_or_end() else { break };
-            let stream = event.stream();
-            if stream > 0 {
-                self.take(stream, event);
-                self.advance(stream);
-            } else if matches!(&event, Event::Frame(frame) if frame.kind == kind::SETTINGS) {
-                self.h2.send(&[Frame::settings_ack()]);
+            match event {
+                Event::Frame(frame) if frame.kind == kind::SETTINGS => self.h2.send(&[Frame::settings_ack()]),
+                Event::Frame(frame) if frame.kind == kind::PING => {
+                    self.h2.send(&[Frame::new(kind::PING, flag::ACK, 0, frame.payload)]);
+                }
+                event => {
+                    let stream = event.stream();
+                    self.take(stream, event);
+                    self.advance(stream);
+                }
             }
         }
         if self.me == End::Client {
-            self.h2.peer().finish();
-            self.h2.read_to_end();
+            self.leave();
         }
         self.seen
+    }
+
+    /// The client ends when all is said and heard, and the servers then: nobody closes on what is on its way.
+    fn leave(&mut self) {
+        self.h2.send(&[Frame::ping(b"farewell")]);
+        loop {
+            match self.h2.on(0) {
+                Event::Frame(frame) if frame.kind == kind::SETTINGS => self.h2.send(&[Frame::settings_ack()]),
+                Event::Frame(frame) if frame.kind == kind::PING => break,
+                other => panic!("neither SETTINGS nor PING but {other:?}"),
+            }
+        }
+        self.h2.peer().finish();
+        self.h2.read_to_end();
     }
 
     /// Says what is its turn to say.
@@ -179,8 +204,14 @@ impl Player {
             match act {
                 Act::Head(fields, end) => {
                     let fields: Vec<_> = fields.iter().map(|(name, value)| (&**name, &**value)).collect();
-                    let block = self.h2.block(&fields, [Style::Indexed, Style::Plain][stream as usize / 2 % 2]);
-                    self.h2.send(&Frame::headers_in_pieces(stream, &block, end, 1 + stream as usize * 7 % 100));
+                    let block =
+                        self.h2.block(&fields, [Style::Indexed, Style::Plain][stream as usize / 2 % 2]);
+                    self.h2.send(&Frame::headers_in_pieces(
+                        stream,
+                        &block,
+                        end,
+                        1 + stream as usize * 7 % 100,
+                    ));
                 }
                 Act::Data(length, end) => {
                     self.h2.wait_window(length);
@@ -219,14 +250,20 @@ impl Player {
                 coming.extend(frame.payload);
                 if size > 0 {
                     let credit = u32::try_from(size).expect("a frame is small");
-                    self.h2.send(&[Frame::window_update(0, credit), Frame::window_update(stream, credit)]);
+                    // Whoever has all that it wanted may have gone.
+                    self.h2
+                        .try_send(&[Frame::window_update(0, credit), Frame::window_update(stream, credit)]);
                 }
                 if coming.len() < *length || (*end && !last) {
                     assert!(!last, "stream {stream} ends early");
                     return;
                 }
                 let bytes = self.coming.remove(&stream).unwrap_or_default();
-                assert!(bytes == bulk(*length, stream.into()), "stream {stream}: {} other bytes", bytes.len());
+                assert!(
+                    bytes == bulk(*length, stream.into()),
+                    "stream {stream}: {} other bytes",
+                    bytes.len()
+                );
                 assert_eq!(last, *end, "the end of stream {stream}");
                 Event::Frame(Frame::data(stream, bytes, last))
             }

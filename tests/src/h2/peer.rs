@@ -7,7 +7,7 @@
 //! Nothing is answered by itself. A server that is to acknowledge SETTINGS or PING is told so by the test.
 
 use std::collections::{HashMap, VecDeque};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -174,6 +174,11 @@ impl H2 {
         self.peer.send(frame::encode(frames));
     }
 
+    /// Sends frames, if the other end is still there: whether it is.
+    pub fn try_send(&mut self, frames: &[Frame]) -> bool {
+        self.peer.stream().write_all(&frame::encode(frames)).is_ok()
+    }
+
     /// A header block as the next that is sent.
     ///
     /// # Panics
@@ -284,6 +289,11 @@ impl H2 {
                 return event;
             }
         }
+    }
+
+    /// Whether a frame or the end comes within so long.
+    pub fn has_next(&self, time: Duration) -> bool {
+        !self.kept.is_empty() || self.peer.readable_within(time)
     }
 
     /// The next of any stream; none when the connection has ended, in whatever way.
