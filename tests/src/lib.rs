@@ -18,6 +18,8 @@ pub mod chain;
 pub mod chart;
 pub mod cluster;
 pub mod fixture;
+pub mod grpc;
+pub mod h2;
 pub mod http;
 pub mod kube;
 pub mod lab;

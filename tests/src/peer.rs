@@ -132,6 +132,19 @@ impl Peer {
         assert!(restored.is_ok(), "{restored:?}");
     }
 
+    /// Whether bytes or an end come within so long.
+    ///
+    /// # Panics
+    /// When the connection cannot be looked at.
+    #[track_caller]
+    pub fn readable_within(&self, time: Duration) -> bool {
+        let before = self.0.read_timeout().unwrap_or_default();
+        let looked = self.0.set_read_timeout(Some(time)).and_then(|()| self.0.peek(&mut [0]));
+        let restored = self.0.set_read_timeout(before);
+        assert!(restored.is_ok(), "{restored:?}");
+        !looked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
     /// Whether bytes or an end have come that were not taken yet.
     pub fn has_something(&mut self) -> bool {
         let looked = self.0.set_nonblocking(true).and_then(|()| self.0.peek(&mut [0]));

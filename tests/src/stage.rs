@@ -28,7 +28,14 @@ impl Stage {
     /// # Errors
     /// When the kernel refuses a part, or the agent does not become ready.
     pub fn new() -> Result<Self> {
-        let town = Fixture::new()?;
+        Self::of(Fixture::new()?)
+    }
+
+    /// Sets it up in a town that is made.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part, or the agent does not become ready.
+    pub fn of(town: Fixture) -> Result<Self> {
         let shared = town.server().listen(PORT)?;
         let alices = town.lab.pod("alice/web").listen(PORT)?;
         Ok(Self { agent: town.agent()?, shared, alices, town })

@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes | cluster | image | manifests`.
+//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes | h2spec | cluster | image | manifests`.
 
 mod build;
 mod cache;
@@ -7,6 +7,7 @@ mod command;
 mod demo;
 mod golang;
 mod gomodule;
+mod h2spec;
 mod image;
 mod interrupt;
 mod kubernetes;
@@ -34,6 +35,8 @@ enum Task {
     Demo(demo::Args),
     /// Builds the Kubernetes that tests run, once; `cargo xtask test` does so, too.
     Kubernetes,
+    /// Builds h2spec, which tests run, once; `cargo xtask test` does so, too.
+    H2spec,
     /// Writes the agent's container image, without a container engine.
     Image(image::Args),
     /// Makes the files below deploy that are made from others: definition, plain manifests.
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
+        Task::H2spec => h2spec::build().map(|program| println!("{}", program.display())),
         Task::Image(args) => image::run(&args),
         Task::Manifests(args) => manifests::run(&args),
         Task::Cluster(task) => cluster::run(&task),

@@ -30,10 +30,12 @@ pub(crate) const TESTS: &[&str] = &[
     "curl",
     "haproxy",
     "nghttp2-client",
+    "nghttp2-server",
     "nginx-light",
     "nodejs",
     "openjdk-17-jdk-headless",
     "python3",
+    "python3-grpcio",
     "wrk",
     // Other protocols.
     "mariadb-server",
