@@ -9,14 +9,25 @@ pub(crate) struct Decider {
     names: KeyNames,
     /// A host gets a key.
     injects: bool,
+    /// Connections that are to be opened, and all that ever were to be.
     pub(crate) dialled: Vec<u32>,
+    pub(crate) asked: Vec<u32>,
+    /// The connections that alice's and bob's requests take.
+    pub(crate) current: [u32; 2],
     #[allow(dead_code, reason = "each user takes what it needs")]
     pub(crate) fates: Vec<Fate>,
 }
 
 impl Decider {
     pub(crate) fn new(injects: bool) -> Self {
-        Self { names: KeyNames::default(), injects, dialled: Vec::new(), fates: Vec::new() }
+        Self {
+            names: KeyNames::default(),
+            injects,
+            dialled: Vec::new(),
+            asked: Vec::new(),
+            current: [0, 1],
+            fates: Vec::new(),
+        }
     }
 }
 
@@ -31,15 +42,17 @@ impl Host for Decider {
         let granted = self.injects && request.key.is_none() && request.host == Some("alice.example");
         let inject = granted.then_some("alice");
         let key = request.key.as_deref().or(inject);
+        let [alice, bob] = self.current;
         let mut up = |id: u32, shared| {
-            if !self.dialled.contains(&id) {
+            if !self.asked.contains(&id) {
+                self.asked.push(id);
                 self.dialled.push(id);
             }
             Route::Up { id, shared }
         };
         let route = match key {
-            Some("alice") => up(0, false),
-            Some("bob") => up(1, false),
+            Some("alice") => up(alice, false),
+            Some("bob") => up(bob, false),
             Some("late") => up(2, false),
             Some("shared") => up(3, true),
             Some("gone") => Route::Answer(answer()),

@@ -192,6 +192,13 @@ impl End {
         self.frame(kind::WINDOW_UPDATE, 0, id, &credit.to_be_bytes());
     }
 
+    /// Takes no more streams than those it has.
+    pub(crate) fn leave(&mut self) {
+        let mut payload = [0; 8];
+        payload[..4].copy_from_slice(&self.last.to_be_bytes());
+        self.frame(kind::GOAWAY, 0, 0, &payload);
+    }
+
     pub(crate) fn ping(&mut self) {
         self.pings += 1;
         self.frame(kind::PING, 0, 0, b"abcdefgh");

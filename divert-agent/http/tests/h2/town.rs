@@ -1,6 +1,8 @@
 //! A client, the mux, and three servers, in memory: bytes are carried in pieces of any size, and everything that
 //! anybody sends is remembered.
 
+use std::collections::BTreeMap;
+
 use divert_http::h2::{Leg, Mux};
 
 use super::decider::{Decider, answer};
@@ -12,8 +14,11 @@ pub(crate) struct Town {
     pub(crate) decider: Decider,
     pub(crate) client: End,
     pub(crate) original: End,
-    pub(crate) ups: [End; 2],
+    /// By connection: alice's have even numbers, bob's odd ones; 2 and 3 cannot be connected to.
+    pub(crate) ups: BTreeMap<u32, End>,
+    /// Those that are open.
     pub(crate) opened: Vec<u32>,
+    settings: [u32; 2],
 }
 
 impl Town {
@@ -24,11 +29,9 @@ impl Town {
             decider: Decider::new(true),
             client: End::new("client", true, Some(client), 0, tables[0]),
             original: End::new("original", false, Some(original), u32::MAX, tables[1]),
-            ups: [
-                End::new("alice", false, Some(ups), streams, 4096),
-                End::new("bob", false, Some(ups), streams, 4096),
-            ],
+            ups: BTreeMap::new(),
             opened: Vec::new(),
+            settings: [ups, streams],
         }
     }
 
@@ -36,26 +39,35 @@ impl Town {
         match leg {
             Leg::Client => &mut self.client,
             Leg::Original => &mut self.original,
-            Leg::Up(id) => &mut self.ups[id as usize],
+            Leg::Up(id) => self.ups.get_mut(&id).unwrap(),
         }
     }
 
+    /// Alice's first connection is 0, bob's 1.
+    pub(crate) fn ups(&mut self, id: u32) -> &mut End {
+        self.end(Leg::Up(id))
+    }
+
     pub(crate) fn legs(&self) -> Vec<Leg> {
-        let ups = self.opened.iter().filter(|id| **id < 2).map(|id| Leg::Up(*id));
+        let ups = self.opened.iter().map(|id| Leg::Up(*id));
         [Leg::Client, Leg::Original].into_iter().chain(ups).collect()
     }
 
     /// Connects, or does not.
     pub(crate) fn dial(&mut self) -> bool {
-        let Some(id) = self.decider.dialled.iter().copied().find(|id| !self.opened.contains(id)) else {
+        let Some(id) = self.decider.dialled.first().copied() else {
             return false;
         };
-        if id < 2 {
-            self.opened.push(id);
-            self.mux.opened(id, &mut self.decider);
-        } else {
-            self.decider.dialled.retain(|it| *it != id);
+        self.decider.dialled.retain(|it| *it != id);
+        if id == 2 || id == 3 {
+            self.decider.asked.retain(|it| *it != id);
             self.mux.unreachable(id, &answer(), &mut self.decider);
+        } else {
+            self.opened.push(id);
+            let [initial, streams] = self.settings;
+            let name = if id % 2 == 0 { "alice" } else { "bob" };
+            self.ups.insert(id, End::new(name, false, Some(initial), streams, 4096));
+            self.mux.opened(id, &mut self.decider);
         }
         true
     }
@@ -71,7 +83,29 @@ impl Town {
             return false;
         }
         self.mux.receive(leg, &bytes, &mut self.decider);
+        self.renew();
         true
+    }
+
+    /// What takes no more streams gets no more.
+    fn renew(&mut self) {
+        for current in &mut self.decider.current {
+            if self.opened.contains(current) && self.mux.is_retired(*current) {
+                *current += 4;
+            }
+        }
+    }
+
+    /// A connection breaks.
+    pub(crate) fn kill(&mut self, id: u32) {
+        self.mux.ended(Leg::Up(id), &mut self.decider);
+        self.renew();
+        self.opened.retain(|it| *it != id);
+    }
+
+    /// Everything that was sent to alice, or to bob.
+    pub(crate) fn server_of(&self, id: u32, name: &str) -> Option<&End> {
+        self.ups.values().find(|end| end.name == name && end.streams.contains_key(&id))
     }
 
     /// ... and from the mux to a leg.

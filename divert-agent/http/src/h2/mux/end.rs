@@ -158,6 +158,7 @@ impl<T> Mux<T> {
             }
             Leg::Up(_) => {}
         }
+        self.keep_responses(leg);
         let lost: Vec<u32> = (self.streams.iter())
             .filter(|(_, stream)| stream.leg == leg && (!stream.server_ended || stream.held_nothing_down()))
             .map(|(id, _)| *id)
@@ -196,6 +197,31 @@ impl<T> Mux<T> {
         }
         self.release_acks();
         self.pump(host);
+    }
+
+    /// Responses that came whole are still delivered when their server has gone; the rest of their requests is not
+    /// needed any more.
+    fn keep_responses(&mut self, leg: Leg) {
+        let kept: Vec<u32> = (self.streams.iter())
+            .filter(|(_, stream)| stream.leg == leg && stream.server_ended && !stream.held_nothing_down())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in kept {
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
+            if stream.client_ended {
+                stream.up_closed = true;
+            } else {
+                stream.client_ended = true;
+                stream.held().down.push_back(Chunk::Reset(code::NO_ERROR));
+            }
+            let held = stream.held();
+            let (dropped, owed) = (held.up.len(), std::mem::take(&mut held.owed));
+            held.up.clear();
+            held.trailers = None;
+            self.held_up -= dropped;
+            self.up_pending.remove(&id);
+            self.give_back(Leg::Client, owed);
+        }
     }
 
     /// An upstream cannot be connected to. Streams that wait for it are answered, or go to the original destination.
