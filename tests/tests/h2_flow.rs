@@ -267,7 +267,7 @@ fn the_clients_window_of_the_connection_is_never_overdrawn() -> Result<()> {
     while got[0].len() + got[1].len() < 2 * body.len() {
         // All that the window has, whosever it is, and not a byte more.
         while credit > 0 && got[0].len() + got[1].len() < 2 * body.len() {
-            match client.next() {
+            match client.any() {
                 Event::Frame(frame) if frame.kind == kind::DATA => {
                     assert!(frame.payload.len() <= credit, "{} bytes into {credit}", frame.payload.len());
                     credit -= frame.payload.len();

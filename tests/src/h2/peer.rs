@@ -280,7 +280,7 @@ impl H2 {
     /// # Panics
     /// When none comes.
     #[track_caller]
-    pub fn next(&mut self) -> Event {
+    pub fn any(&mut self) -> Event {
         if let Some(event) = self.kept.pop_front() {
             return event;
         }

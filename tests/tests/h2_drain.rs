@@ -1,0 +1,74 @@
+//! correctness.md, Life, over HTTP/2: the agent is asked to end. Clients are told, streams under way end in peace, and
+//! nothing new is begun.
+
+use anyhow::Result;
+use divert_tests::fixture::ALICE;
+use divert_tests::h2::code;
+use divert_tests::h2::stage::{alice, answer, expect_answer, open};
+use divert_tests::stage::Stage;
+use rustix::process::Signal;
+
+#[test]
+fn streams_under_way_end_in_peace() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (mut plain, mut plains) = open(&stage)?;
+    plain.request(1, &[], false);
+    plains.head(1);
+    let (mut client, mut shared) = open(&stage)?;
+    client.request(1, &[], false);
+    client.request(3, &[ALICE], false);
+    let (mut alice, _) = alice(&stage, &[])?;
+    shared.head(1);
+    alice.head(3);
+    stage.agent.process().signal(Signal::TERM)?;
+    for (client, last) in [(&mut plain, 1), (&mut client, 3)] {
+        let (said, code) = client.expect_goaway();
+        assert!(said >= last, "{said}");
+        assert_eq!(code, code::NO_ERROR);
+    }
+    // Both directions go on.
+    for (client, server, stream) in [(&mut plain, &mut plains, 1), (&mut client, &mut shared, 1)].into_iter()
+    {
+        client.data(stream, "the rest", true);
+        server.expect_data(stream, "the rest", true);
+        server.respond(stream, &[], false);
+        server.data(stream, "all of it", true);
+        expect_answer(client, stream, "all of it");
+    }
+    client.data(3, "the rest", true);
+    alice.expect_data(3, "the rest", true);
+    alice.respond(3, &[], false);
+    alice.data(3, "all of it", true);
+    expect_answer(&mut client, 3, "all of it");
+    // And then all is over, on all sides.
+    plain.read_to_end();
+    client.read_to_end();
+    plains.read_to_end();
+    shared.read_to_end();
+    alice.read_to_end();
+    assert!(stage.agent.wait_end()?.success());
+    Ok(())
+}
+
+#[test]
+fn idle_connections_are_closed_at_once() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (mut fresh, mut fresh_server) = open(&stage)?;
+    let (mut used, mut shared) = open(&stage)?;
+    used.request(1, &[], true);
+    answer(&mut shared, 1, "shared");
+    expect_answer(&mut used, 1, "shared");
+    used.request(3, &[ALICE], true);
+    let (mut alice, _) = alice(&stage, &[])?;
+    answer(&mut alice, 3, "hers");
+    expect_answer(&mut used, 3, "hers");
+    // Within a fraction of the time that streams would have.
+    stage.agent.process().signal(Signal::TERM)?;
+    fresh.read_to_end();
+    used.read_to_end();
+    fresh_server.read_to_end();
+    shared.read_to_end();
+    alice.read_to_end();
+    assert!(stage.agent.wait_end()?.success());
+    Ok(())
+}
