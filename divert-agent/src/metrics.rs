@@ -87,7 +87,8 @@ impl Sources {
         let help = "Time spent on changes: compiling them, and making kernel and routing table match";
         let mut family = encoder.encode_descriptor("change_seconds", help, None, MetricType::Counter)?;
         for (step, time) in [("compile", self.control.compiling.total()), ("apply", applying)] {
-            let mut metric = family.encode_family(&[("step", step)])?;
+            let labels = [("step", step)];
+            let mut metric = family.encode_family(&labels)?;
             metric.encode_counter::<NoLabelSet, f64, f64>(&time.as_secs_f64(), None)?;
         }
         Ok(())

@@ -21,7 +21,8 @@ impl RunTime {
         // The start of `union bpf_attr`: BPF_STATS_RUN_TIME.
         let kind: u32 = 0;
         // SAFETY: the command reads as many bytes of the attributes as it is told, and those are there.
-        let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_ENABLE_STATS, &raw const kind, size_of_val(&kind)) };
+        let fd =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_ENABLE_STATS, &raw const kind, size_of_val(&kind)) };
         let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0);
         let fd = fd.ok_or_else(io::Error::last_os_error).context("counting the run time of eBPF programs")?;
         // SAFETY: a descriptor that was just made and that nobody else owns.
@@ -66,7 +67,8 @@ mod tests {
 
     #[test]
     fn programs_are_told_from_other_descriptors() {
-        let info = "pos:\t0\nflags:\t02000002\nprog_type:\t18\nprog_id:\t41\nrun_time_ns:\t700\nrun_cnt:\t10\n";
+        let info =
+            "pos:\t0\nflags:\t02000002\nprog_type:\t18\nprog_id:\t41\nrun_time_ns:\t700\nrun_cnt:\t10\n";
         assert_eq!(parse(info), Some(Program { id: 41, runs: 10, nanos: 700 }));
         // A link names its program and has no counts.
         assert_eq!(parse("link_type:\tcgroup\nlink_id:\t3\nprog_id:\t41\n"), None);

@@ -99,7 +99,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         LOADS.iter().map(|load| load.name).chain(others).for_each(|name| println!("{name}"));
         return Ok(());
     }
-    ensure!(packages::is_root(), "the benchmark makes network namespaces and loads eBPF programs: run it as root");
+    ensure!(
+        packages::is_root(),
+        "the benchmark makes network namespaces and loads eBPF programs: run it as root"
+    );
     interrupt::catch()?;
     raise_open_files()?;
     let programs = Programs::find(args)?;
@@ -145,7 +148,6 @@ fn measure(args: &Args, effort: Effort, programs: &Programs, figures: &mut Figur
     }
     if args.wants(scale::NAME) {
         scale::measure(effort, programs, figures)?;
-        report::print_scenario(scale::NAME, scale::TITLE, figures);
     }
     Ok(())
 }
@@ -153,5 +155,6 @@ fn measure(args: &Args, effort: Effort, programs: &Programs, figures: &mut Figur
 /// Ten thousand connections need ten thousand descriptors, here and in every child.
 fn raise_open_files() -> Result<()> {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).context("raising the limit of open files")
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .context("raising the limit of open files")
 }

@@ -6,15 +6,16 @@ use anyhow::{Context, Result, bail};
 use divert_tests::http::Http;
 use divert_tests::manifest;
 
+use super::Effort;
 use super::contenders::Contender;
 use super::figures::{Figures, Metric};
 use super::parts::SERVED_BY;
 use super::town::{ALICES_SERVER, Protocol, SERVER, Town};
-use super::Effort;
 use crate::interrupt;
 
 pub(super) const NAME: &str = "change";
-pub(super) const TITLE: &str = "from a Divert that comes or goes in a manifest to the first request that follows it";
+pub(super) const TITLE: &str =
+    "from a Divert that comes or goes in a manifest to the first request that follows it";
 
 /// Longest wait for it.
 const PATIENCE: Duration = Duration::from_secs(10);

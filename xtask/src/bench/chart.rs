@@ -97,7 +97,9 @@ mod tests {
     #[test]
     fn there_is_a_bar_for_each_contender_that_was_measured() {
         let mut figures = Figures::default();
-        for (contender, rate) in [(Contender::Direct, 100.0), (Contender::Divert, 50.0), (Contender::Nginx, 40.0)] {
+        for (contender, rate) in
+            [(Contender::Direct, 100.0), (Contender::Divert, 50.0), (Contender::Nginx, 40.0)]
+        {
             figures.add(KEEP_ALIVE_32, contender, Metric::Rate, rate);
         }
         let svg = draw("a <machine>", &figures);

@@ -85,7 +85,8 @@ pub(super) struct Figures(Vec<Series>);
 impl Figures {
     /// Adds the value of the next round.
     pub(super) fn add(&mut self, scenario: &'static str, contender: Contender, metric: Metric, value: f64) {
-        let same = |it: &&mut Series| it.scenario == scenario && it.contender == contender && it.metric == metric;
+        let same =
+            |it: &&mut Series| it.scenario == scenario && it.contender == contender && it.metric == metric;
         match self.0.iter_mut().find(same) {
             Some(series) => series.values.push(value),
             None => self.0.push(Series { scenario, contender, metric, values: vec![value] }),

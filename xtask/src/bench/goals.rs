@@ -4,9 +4,7 @@ use serde::Serialize;
 
 use super::contenders::Contender::{self, Direct, Divert, Envoy, Haproxy, Nginx, NotCaptured};
 use super::figures::{Figures, Metric, Spread, spread};
-use super::scenarios::{
-    CONNECT, DOWN_10M, KEEP_ALIVE_32, LATENCY_1, NEW_CONNECTION, UNARY, UP_10M,
-};
+use super::scenarios::{CONNECT, DOWN_10M, KEEP_ALIVE_32, LATENCY_1, NEW_CONNECTION, UNARY, UP_10M};
 use super::{idle, scale};
 
 /// A bound on a value.

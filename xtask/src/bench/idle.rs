@@ -38,9 +38,8 @@ pub(super) fn measure(args: &Args, programs: &Programs, figures: &mut Figures) -
         let others = ROUTERS.into_iter().filter(|it| !matches!(it, Contender::Divert | Contender::Before));
         let others = others.filter(|_| this == Contender::Divert);
         for contender in std::iter::once(this).chain(others).filter(|it| args.runs(*it) && town.has(*it)) {
-            hold(contender, &town, count, figures).with_context(|| {
-                format!("{NAME}, {}: {count} connections", contender.name())
-            })?;
+            hold(contender, &town, count, figures)
+                .with_context(|| format!("{NAME}, {}: {count} connections", contender.name()))?;
         }
         town.close()?;
     }

@@ -147,7 +147,9 @@ fn number(text: &str) -> Option<f64> {
 
 /// wrk's latencies: `12.34us`, `1.20ms`, `2.00s`.
 fn microseconds(text: &str) -> Option<f64> {
-    [("us", 1.0), ("ms", 1e3), ("s", 1e6)].iter().find_map(|(unit, scale)| Some(number(text.strip_suffix(unit)?)? * scale))
+    [("us", 1.0), ("ms", 1e3), ("s", 1e6)]
+        .iter()
+        .find_map(|(unit, scale)| Some(number(text.strip_suffix(unit)?)? * scale))
 }
 
 fn parse_wrk(output: &str) -> Result<Outcome> {
@@ -156,7 +158,8 @@ fn parse_wrk(output: &str) -> Result<Outcome> {
     }
     let line = |start: &str| output.lines().find_map(|line| line.trim().strip_prefix(start));
     let rate = line("Requests/sec:").and_then(number).context("no rate")?;
-    let requests = output.lines().find_map(|line| line.split_once(" requests in ").and_then(|it| number(it.0)));
+    let requests =
+        output.lines().find_map(|line| line.split_once(" requests in ").and_then(|it| number(it.0)));
     let mut metrics = BTreeMap::from([(Metric::Rate, rate)]);
     for (start, metric) in [("50%", Metric::P50), ("99%", Metric::P99)] {
         if let Some(value) = line(start).and_then(|text| microseconds(text.trim())) {
@@ -167,7 +170,8 @@ fn parse_wrk(output: &str) -> Result<Outcome> {
 }
 
 fn parse_h2load(output: &str) -> Result<Outcome> {
-    let counts = output.lines().find_map(|line| line.strip_prefix("requests: ")).context("no number of requests")?;
+    let counts =
+        output.lines().find_map(|line| line.strip_prefix("requests: ")).context("no number of requests")?;
     let count = |what: &str| {
         let mut parts = counts.split(", ");
         parts.find_map(|part| number(part.strip_suffix(what)?)).with_context(|| format!("no number of{what}"))

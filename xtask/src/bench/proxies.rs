@@ -71,7 +71,9 @@ pub(super) fn command(
             envoy.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]);
             envoy
         }
-        Contender::Direct | Contender::NotCaptured | Contender::Divert | Contender::Before => return Ok(None),
+        Contender::Direct | Contender::NotCaptured | Contender::Divert | Contender::Before => {
+            return Ok(None);
+        }
     };
     Ok(Some(command))
 }
@@ -91,7 +93,8 @@ fn nginx_conf(to: &Upstreams, folder: &Path) -> String {
     let (http1, http2) = listen(Contender::Nginx);
     let (most, folder) = (most_connections() * 2, folder.display());
     let mut upstreams = String::new();
-    let all = [("shared", to.shared), ("alice", to.alice), ("shared_h2", to.shared_h2), ("alice_h2", to.alice_h2)];
+    let all =
+        [("shared", to.shared), ("alice", to.alice), ("shared_h2", to.shared_h2), ("alice_h2", to.alice_h2)];
     for (name, address) in all {
         // Infallible for a String.
         let _ = writeln!(
@@ -189,7 +192,8 @@ fn envoy_address(address: SocketAddr) -> Value {
 fn envoy_listener(at: SocketAddr, codec: &str, shared: &str, alice: &str) -> Value {
     // Envoy's expressions match the whole value.
     let key = json!({"name": "baggage", "string_match": {"safe_regex": {"regex": format!(".*{MEMBER}.*")}}});
-    let route = |matched: Value, to: &str| json!({"match": matched, "route": {"cluster": to, "timeout": "0s"}});
+    let route =
+        |matched: Value, to: &str| json!({"match": matched, "route": {"cluster": to, "timeout": "0s"}});
     json!({
         "name": codec,
         "address": envoy_address(at),

@@ -28,7 +28,9 @@ impl Machine {
         let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "unknown".into());
         let root = workspace::root().display().to_string();
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let names = cpuinfo.lines().filter_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
+        let names = cpuinfo
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim()));
         let names: Vec<_> = names.collect();
         Self {
             date: or_unknown(command::ask("date", &["-u", "+%Y-%m-%d %H:%M UTC"])),
@@ -42,7 +44,10 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { date, commit, processors, kernel } = self;
-        write!(f, "{date}, commit {commit}, {processors}, Linux {kernel}. Absolute figures are this machine's.")
+        write!(
+            f,
+            "{date}, commit {commit}, {processors}, Linux {kernel}. Absolute figures are this machine's."
+        )
     }
 }
 
@@ -97,7 +102,9 @@ pub(super) fn print_scenario(name: &str, title: &str, figures: &Figures) {
             let found = figures.get(name, contender, *metric).and_then(spread);
             row.push(found.map_or_else(|| "–".into(), |it| metric.show(it.median)));
             if Some(*metric) == main {
-                row.push(found.map_or_else(String::new, |it| format!("{}–{}", metric.show(it.low), metric.show(it.high))));
+                row.push(found.map_or_else(String::new, |it| {
+                    format!("{}–{}", metric.show(it.low), metric.show(it.high))
+                }));
                 if with_ratio {
                     let ratio = figures.ratios(name, *metric, contender, Contender::Direct);
                     let ratio = ratio.and_then(|ratios| spread(&ratios));

@@ -14,7 +14,6 @@ use super::town::{Protocol, Town};
 use super::{Args, Effort, load};
 use crate::interrupt;
 
-
 /// Carries out one load in all rounds.
 ///
 /// # Errors

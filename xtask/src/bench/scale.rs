@@ -23,7 +23,8 @@ use crate::interrupt;
 pub(super) const NAME: &str = "scale";
 /// The same on a node that runs a pod of a developer: all of the shared namespace is captured for it.
 pub(super) const FROM_PODS: &str = "scale-from-pods";
-const TITLE: &str = "compile and apply: 10,000 Services, 1,000 of them diverted by 50 developers, 100,000 endpoints";
+const TITLE: &str =
+    "compile and apply: 10,000 Services, 1,000 of them diverted by 50 developers, 100,000 endpoints";
 
 const SHARED: usize = 8000;
 const DIVERTED: usize = 1000;

@@ -1,6 +1,6 @@
 //! The loads, one line each.
 
-use super::contenders::Contender::{self, Before, Direct, Divert, Envoy, Haproxy, NotCaptured, Nginx};
+use super::contenders::Contender::{self, Before, Direct, Divert, Envoy, Haproxy, Nginx, NotCaptured};
 
 /// How a load is made.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -70,7 +70,12 @@ pub(super) const LOADS: &[Load] = &[
     http1("keep-alive-256", "HTTP/1 keep-alive, 256 connections", 256, small(0)),
     http1("keyed-10", "HTTP/1 keep-alive, 32 connections, 10 % of requests diverted", 32, small(10)),
     http1("keyed-100", "HTTP/1 keep-alive, 32 connections, all requests diverted", 32, small(1)),
-    http1(NEW_CONNECTION, "HTTP/1, a new connection for each request, 32 at once", 32, Request::NewConnection),
+    http1(
+        NEW_CONNECTION,
+        "HTTP/1, a new connection for each request, 32 at once",
+        32,
+        Request::NewConnection,
+    ),
     Load {
         name: UNARY,
         title: "gRPC-shaped unary calls over HTTP/2, 8 connections with 16 streams each",

@@ -91,8 +91,10 @@ impl Town {
         let mut town =
             Self { agent, proxies, _servers, manifests, outside, web, plain, client, lab, idle_resident };
         town.start_proxies(programs)?;
-        for contender in ROUTERS.into_iter().filter(|it| town.has(*it)) {
-            town.check(contender)?;
+        for contender in ROUTERS {
+            if town.has(contender) {
+                town.check(contender)?;
+            }
         }
         Ok(town)
     }
@@ -115,17 +117,18 @@ impl Town {
     }
 
     /// Waits until a contender answers, and makes sure that it tells keys from those that look alike.
-    fn check(&mut self, contender: Contender) -> Result<()> {
+    fn check(&self, contender: Contender) -> Result<()> {
         let to = self.aim(contender, Protocol::Http1).to;
         let mut last = String::new();
         let answers = wait::until(&format!("{} to route", contender.name()), || {
-            interrupt::check().is_err() || match self.routes(contender, to) {
-                Ok(()) => true,
-                Err(error) => {
-                    last = format!("{error:#}");
-                    false
+            interrupt::check().is_err()
+                || match self.routes(contender, to) {
+                    Ok(()) => true,
+                    Err(error) => {
+                        last = format!("{error:#}");
+                        false
+                    }
                 }
-            }
         });
         interrupt::check()?;
         let output = self.proxies.iter().find(|it| it.0 == contender).map(|it| it.1.output());
@@ -156,7 +159,10 @@ impl Town {
         let client = &self.client;
         let stream = match contender {
             Contender::Divert | Contender::Before | Contender::NotCaptured => client.connect(to),
-            _ => client.netns().enter(|| TcpStream::connect_timeout(&to, wait::PATIENCE))?.and_then(lab::patient),
+            _ => client
+                .netns()
+                .enter(|| TcpStream::connect_timeout(&to, wait::PATIENCE))?
+                .and_then(lab::patient),
         };
         stream.with_context(|| format!("connecting to {} at {to}", contender.name()))
     }
@@ -209,6 +215,8 @@ impl Town {
         for (proxy, process) in &mut self.proxies {
             ensure!(process.exited().is_none(), "{} ended by itself:\n{}", proxy.name(), process.output());
         }
+        // Their listeners are not what an agent may leave.
+        self.proxies.clear();
         self.agent.stop()?;
         Ok(())
     }

@@ -82,7 +82,8 @@ fn parse(bytes: &[u8]) -> Option<Head> {
     let text = std::str::from_utf8(&bytes[..len]).ok()?;
     let mut lines = text.split("\r\n");
     let path = lines.next()?.split(' ').nth(1)?;
-    let mut head = Head { len, body: 0, asked: path.strip_prefix(BYTES).and_then(|it| it.parse().ok()), close: false };
+    let mut head =
+        Head { len, body: 0, asked: path.strip_prefix(BYTES).and_then(|it| it.parse().ok()), close: false };
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         if name.eq_ignore_ascii_case("content-length") {
             head.body = value.trim().parse().ok()?;
@@ -137,7 +138,8 @@ impl Server {
 
     async fn http2(self: Rc<Self>, stream: TcpStream) -> Result<()> {
         stream.set_nodelay(true)?;
-        let mut connection = h2::server::Builder::new().max_concurrent_streams(1000).handshake(stream).await?;
+        let mut connection =
+            h2::server::Builder::new().max_concurrent_streams(1000).handshake(stream).await?;
         while let Some(call) = connection.accept().await {
             let (request, respond) = call?;
             let server = Rc::clone(&self);
@@ -152,7 +154,8 @@ impl Server {
         while let Some(bytes) = body.data().await {
             body.flow_control().release_capacity(bytes?.len())?;
         }
-        let head = Response::builder().header("content-type", "application/grpc").header(SERVED_BY, &self.name);
+        let head =
+            Response::builder().header("content-type", "application/grpc").header(SERVED_BY, &self.name);
         let mut stream = respond.send_response(head.body(())?, false)?;
         stream.send_data(Bytes::from_static(MESSAGE), false)?;
         let mut trailers = HeaderMap::new();
@@ -183,7 +186,8 @@ mod tests {
 
     #[test]
     fn a_head_says_what_is_asked_for() {
-        let head = parse(b"POST /bytes/7 HTTP/1.1\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").unwrap();
+        let head =
+            parse(b"POST /bytes/7 HTTP/1.1\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello").unwrap();
         assert_eq!((head.body, head.asked, head.close), (5, Some(7), true));
         assert_eq!(parse(b"GET / HTTP/1.1\r\nHost: a\r\n"), None);
     }
