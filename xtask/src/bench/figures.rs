@@ -26,6 +26,8 @@ pub(super) enum Metric {
     HookNanos,
     /// Seconds of compile and apply, from nothing.
     WholeSeconds,
+    /// Seconds of that which apply takes.
+    ApplySeconds,
     /// Milliseconds of compile and apply of one change.
     ChangeMillis,
     /// Milliseconds from a changed manifest to the first request that follows it.
@@ -45,6 +47,7 @@ impl Metric {
             Self::BytesPerConnection => "bytes/connection",
             Self::HookNanos => "ns/connect",
             Self::WholeSeconds => "all, s",
+            Self::ApplySeconds => "of it apply, s",
             Self::ChangeMillis => "one change, ms",
             Self::SteeredMillis => "to steered, ms",
         }
@@ -57,7 +60,7 @@ impl Metric {
             Self::CpuPerThousand => format!("{:.1}", value * 1000.0),
             Self::Peak | Self::IdleResident => format!("{:.1}", value / 1e6),
             Self::P50 | Self::P99 | Self::HookNanos => format!("{value:.0}"),
-            Self::WholeSeconds => format!("{value:.2}"),
+            Self::WholeSeconds | Self::ApplySeconds => format!("{value:.2}"),
             Self::ChangeMillis | Self::SteeredMillis => format!("{value:.1}"),
         }
     }

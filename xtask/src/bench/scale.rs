@@ -62,8 +62,11 @@ fn once(name: &'static str, pods: &[&str], programs: &Programs, figures: &mut Fi
     put_changed(&manifests, ENDPOINTS.0)?;
     let mut agent = Agent::launch(&lab, &manifests, &agent_options(&programs.agent))?;
     agent.wait_ready_within(PATIENCE)?;
-    let whole = taken(&agent)?;
-    figures.add(name, Contender::Divert, Metric::WholeSeconds, whole);
+    figures.add(name, Contender::Divert, Metric::WholeSeconds, taken(&agent)?);
+    let series = "divert_change_seconds_total{step=\"apply\"} ";
+    let metrics = agent.get("/metrics")?.text();
+    let apply = metrics.lines().find_map(|line| line.strip_prefix(series)?.parse().ok());
+    figures.add(name, Contender::Divert, Metric::ApplySeconds, apply.context("apply tells its time")?);
     let captures = agent.metric("divert_captures")?;
     // An endpoint's address is captured once for everyone, and once more for the developer's pod.
     let fewer = captures - pods.len() as f64;

@@ -42,9 +42,9 @@ pub(super) enum Protocol {
 
 /// All that runs. Dropped, it is gone.
 pub(super) struct Town {
-    // Dropped in this order.
-    agent: Agent,
+    // Dropped in this order: listeners of proxies are not what an agent may leave.
     proxies: Vec<(Contender, Process)>,
+    agent: Agent,
     _servers: Vec<Process>,
     manifests: Manifests,
     /// A cgroup without hooks.
@@ -215,16 +215,21 @@ impl Town {
         for (proxy, process) in &mut self.proxies {
             ensure!(process.exited().is_none(), "{} ended by itself:\n{}", proxy.name(), process.output());
         }
-        // Their listeners are not what an agent may leave.
         self.proxies.clear();
         self.agent.stop()?;
         Ok(())
     }
 }
 
-/// One worker, as all contenders.
+/// One worker, as all contenders. To the agent the proxies' connections look like some that are older than their
+/// capture: it is not to close them.
 pub(super) fn agent_options(program: &Path) -> agent::Options {
-    agent::Options { program: Some(PathBuf::from(program)), workers: 1, ..agent::Options::default() }
+    agent::Options {
+        program: Some(PathBuf::from(program)),
+        workers: 1,
+        arguments: ["--reconnect-idle", "86400"].map(str::to_owned).to_vec(),
+        ..agent::Options::default()
+    }
 }
 
 fn start_server(programs: &Programs, lab: &Lab, name: &str) -> Result<Process> {
