@@ -12,7 +12,7 @@ const BAR: f64 = 13.0;
 const GAP: f64 = 14.0;
 
 /// Bars are drawn for these.
-const SHOWN: [(Contender, &str); 6] = [
+pub(super) const SHOWN: [(Contender, &str); 6] = [
     (Contender::NotCaptured, "#7fb3a8"),
     (Contender::Divert, "#0f766e"),
     (Contender::Before, "#94a3b8"),

@@ -11,7 +11,7 @@ use divert_tests::process::{Place, Process};
 use divert_tests::wait;
 
 use super::figures::Metric;
-use super::parts::BYTES;
+use super::parts::{BYTES, SERVED_BY};
 use super::programs::Programs;
 use super::scenarios::{Kind, Request};
 use super::town::{ALICES_SERVER, SERVER};
@@ -47,7 +47,7 @@ pub(super) struct Aim<'a> {
 pub(super) fn make(kind: Kind, aim: Aim<'_>, seconds: u32, programs: &Programs) -> Result<Outcome> {
     let command = match kind {
         Kind::Http1 { connections, request } => wrk(connections, request, aim, seconds)?,
-        Kind::Unary { connections, streams } => h2load(connections, streams, aim, seconds)?,
+        Kind::Unary { connections, streams, keyed } => h2load(connections, streams, keyed, aim, seconds)?,
         Kind::Paced { connections, rate, keyed } => {
             let mut paced = programs.part("paced");
             paced.args(["--to", &aim.to.to_string(), "--connections", &connections.to_string()]);
@@ -129,16 +129,36 @@ fn keyed_script(keyed_of: u32) -> String {
     )
 }
 
-fn h2load(connections: u32, streams: u32, aim: Aim<'_>, seconds: u32) -> Result<Command> {
-    let body = aim.folder.join("unary.body");
-    std::fs::write(&body, b"\0\0\0\0\x0812345678").context("writing a body for h2load")?;
+fn h2load(connections: u32, streams: u32, keyed: bool, aim: Aim<'_>, seconds: u32) -> Result<Command> {
     let mut h2load = Command::new("h2load");
     h2load.args(["--threads", "1", "--clients", &connections.to_string()]);
     h2load.args(["--max-concurrent-streams", &streams.to_string(), "--duration", &seconds.to_string()]);
-    h2load.arg("--data").arg(body);
-    h2load.args(["--header", "content-type: application/grpc", "--header", "te: trailers"]);
-    h2load.arg(format!("http://{}/bench.Service/Unary", aim.to));
+    unary(&mut h2load, keyed, aim)?;
     Ok(h2load)
+}
+
+/// What h2load and nghttp are told alike.
+fn unary(command: &mut Command, keyed: bool, aim: Aim<'_>) -> Result<()> {
+    let body = aim.folder.join("unary.body");
+    std::fs::write(&body, b"\0\0\0\0\x0812345678").context("writing the body of a call")?;
+    command.arg("--data").arg(body);
+    command.args(["--header", "content-type: application/grpc", "--header", "te: trailers"]);
+    if keyed {
+        command.args(["--header", BAGGAGE]);
+    }
+    command.arg(format!("http://{}/bench.Service/Unary", aim.to));
+    Ok(())
+}
+
+/// Whether calls with alice's key are answered by her server: h2load does not look.
+///
+/// # Errors
+/// When a call fails.
+pub(super) fn diverts_calls(aim: Aim<'_>) -> Result<bool> {
+    let mut nghttp = Command::new("nghttp");
+    nghttp.args(["--verbose", "--null-out"]);
+    unary(&mut nghttp, true, aim)?;
+    Ok(run(nghttp, aim.place, 1)?.contains(&format!("{SERVED_BY}: {ALICES_SERVER}")))
 }
 
 fn number(text: &str) -> Option<f64> {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::contenders::Contender;
 use super::figures::{Figures, Metric, Series, spread};
 use super::goals::{self, Judged};
+use super::scenarios::LOADS;
 use super::{Effort, chart};
 use crate::{command, workspace};
 
@@ -150,11 +151,50 @@ struct Report<'a> {
     figures: &'a [Series],
 }
 
-/// Writes `bench.json` and `bench.svg`, and says where.
+/// The figures in short, for a README.
+fn markdown(machine: &Machine, effort: Effort, figures: &Figures) -> String {
+    let Effort { rounds, seconds, quick } = effort;
+    let quick = if quick { ", quick" } else { "" };
+    let mut text = format!("{machine} {rounds} rounds of {seconds} s{quick}.\n");
+    let shown: Vec<Contender> = chart::SHOWN.iter().map(|(contender, _)| *contender).collect();
+    let ratios = |name: &str, contender| {
+        let ratios = figures.ratios(name, Metric::Rate, contender, Contender::Direct);
+        ratios.and_then(|ratios| spread(&ratios)).map(|it| it.median)
+    };
+    let columns: Vec<_> =
+        shown.into_iter().filter(|it| LOADS.iter().any(|load| ratios(load.name, *it).is_some())).collect();
+    if !columns.is_empty() {
+        let names: Vec<_> = columns.iter().map(|it| it.name()).collect();
+        text += &format!(
+            "\n| throughput, of direct | {} |\n|---|{}\n",
+            names.join(" | "),
+            "--:|".repeat(names.len())
+        );
+    }
+    for load in LOADS {
+        let cells: Vec<_> = columns.iter().map(|it| ratios(load.name, *it)).collect();
+        if cells.iter().any(Option::is_some) {
+            let cells: Vec<_> =
+                cells.iter().map(|it| it.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))).collect();
+            text += &format!("| {} | {} |\n", load.title, cells.join(" | "));
+        }
+    }
+    let judged = goals::judge(figures);
+    if !judged.is_empty() {
+        text += "\n| goal | median | bound | |\n|---|--:|--:|---|\n";
+    }
+    for it in judged {
+        let (decimals, verdict) = (it.decimals, if it.reached { "reached" } else { "**missed**" });
+        text += &format!("| {} | {:.decimals$} | {} | {verdict} |\n", it.what, it.measured.median, it.goal);
+    }
+    text
+}
+
+/// Writes `bench.json`, `bench.md` and `bench.svg`, and says where.
 ///
 /// # Errors
 /// When they cannot be written.
-pub(super) fn write(machine: &Machine, effort: Effort, figures: &Figures) -> Result<[String; 2]> {
+pub(super) fn write(machine: &Machine, effort: Effort, figures: &Figures) -> Result<Vec<String>> {
     let folder = workspace::target().join("bench");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let contenders: BTreeSet<_> = figures.all().iter().map(|series| series.contender).collect();
@@ -168,14 +208,17 @@ pub(super) fn write(machine: &Machine, effort: Effort, figures: &Figures) -> Res
         figures: figures.all(),
     };
     let json = serde_json::to_string_pretty(&report).context("writing figures as JSON")?;
-    let files = [("bench.json", json), ("bench.svg", chart::draw(&machine.to_string(), figures))];
-    let written = files.map(|(name, text)| {
+    let files = [
+        ("bench.json", json),
+        ("bench.md", markdown(machine, effort, figures)),
+        ("bench.svg", chart::draw(&machine.to_string(), figures)),
+    ];
+    let written = files.into_iter().map(|(name, text)| {
         let path = folder.join(name);
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        Ok::<_, anyhow::Error>(path.display().to_string())
+        Ok(path.display().to_string())
     });
-    let [json, svg] = written;
-    Ok([json?, svg?])
+    written.collect()
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ pub(super) fn measure(
         args.runs(*contender) && home(*contender).is_some_and(|town| town.has(*contender))
     };
     let mut order: Vec<_> = load.contenders.iter().copied().filter(takes_part).collect();
+    if let Kind::Unary { keyed: true, .. } = load.kind {
+        drop_who_does_not_divert(&mut order, home)?;
+    }
     let rounds = effort.rounds * load.repeat;
     let seconds = if load.repeat > 1 { 1 } else { effort.seconds };
     eprint!("{}: ", load.name);
@@ -48,6 +51,27 @@ pub(super) fn measure(
         let _ = std::io::stderr().flush();
     }
     eprintln!();
+    Ok(())
+}
+
+/// Leaves out of calls with a key who does not divert them; of that load nothing is to be compared.
+fn drop_who_does_not_divert<'t>(
+    order: &mut Vec<Contender>,
+    home: impl Fn(Contender) -> Option<&'t Town>,
+) -> Result<()> {
+    let mut kept = Vec::new();
+    for contender in order.drain(..) {
+        let aim = home(contender).context("it takes part")?.aim(contender, Protocol::Http2);
+        if !aim.routes || load::diverts_calls(aim)? {
+            kept.push(contender);
+        } else {
+            println!(
+                "{} does not divert calls over HTTP/2 and is left out of the next table.",
+                contender.name()
+            );
+        }
+    }
+    *order = kept;
     Ok(())
 }
 

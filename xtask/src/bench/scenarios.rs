@@ -7,8 +7,8 @@ use super::contenders::Contender::{self, Before, Direct, Divert, Envoy, Haproxy,
 pub(super) enum Kind {
     /// wrk: as many requests as get through.
     Http1 { connections: u32, request: Request },
-    /// h2load: unary calls as gRPC makes them, with prior knowledge.
-    Unary { connections: u32, streams: u32 },
+    /// h2load: unary calls as gRPC makes them, with prior knowledge; all with alice's key, or none.
+    Unary { connections: u32, streams: u32, keyed: bool },
     /// Our own client: requests at a fixed rate, latency from the intended time.
     Paced { connections: u32, rate: u32, keyed: u32 },
     /// Our own client: connections that are opened and reset, one after the other.
@@ -56,6 +56,10 @@ const fn http1(name: &'static str, title: &'static str, connections: u32, reques
     Load { name, title, kind: Kind::Http1 { connections, request }, contenders: ALL, repeat: 1 }
 }
 
+const fn unary(name: &'static str, title: &'static str, keyed: bool) -> Load {
+    Load { name, title, kind: Kind::Unary { connections: 8, streams: 16, keyed }, contenders: ALL, repeat: 1 }
+}
+
 const fn small(keyed_of: u32) -> Request {
     Request::Small { keyed_of }
 }
@@ -76,13 +80,8 @@ pub(super) const LOADS: &[Load] = &[
         32,
         Request::NewConnection,
     ),
-    Load {
-        name: UNARY,
-        title: "gRPC-shaped unary calls over HTTP/2, 8 connections with 16 streams each",
-        kind: Kind::Unary { connections: 8, streams: 16 },
-        contenders: ALL,
-        repeat: 1,
-    },
+    unary(UNARY, "gRPC-shaped unary calls over HTTP/2, 8 connections with 16 streams each", false),
+    unary("h2-unary-keyed", "the same, all calls diverted", true),
     http1("down-1k", "answers of 1 KB, 32 connections", 32, Request::Download(1 << 10)),
     http1("down-64k", "answers of 64 KB, 32 connections", 32, Request::Download(64 << 10)),
     http1(DOWN_10M, "answers of 10 MB, 4 connections", 4, Request::Download(10 << 20)),
