@@ -88,7 +88,7 @@ impl Connection {
             std::thread::sleep(intended.saturating_duration_since(Instant::now()));
             // By number of the connection's own request: each connection has both kinds.
             let own = turn / args.connections;
-            if args.keyed > 0 && (own + number) % args.keyed == 0 {
+            if args.keyed > 0 && (own + number).is_multiple_of(args.keyed) {
                 self.ask(&keyed, &args.diverted)?;
             } else {
                 self.ask(&plain, &args.shared)?;
