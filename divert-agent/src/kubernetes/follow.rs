@@ -100,7 +100,7 @@ impl Follower {
                     continue;
                 }
             };
-            let change = self.planner.update(batch.changes);
+            let change = self.state.compiling.time(|| self.planner.update(batch.changes));
             if self.planned {
                 self.send(change);
             } else if source.is_complete() {
