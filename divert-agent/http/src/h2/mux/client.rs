@@ -156,6 +156,9 @@ impl<T> Mux<T> {
             kind::WINDOW_UPDATE => return self.client_window(frame, payload),
             kind::RST_STREAM => return self.client_reset(frame, payload),
             kind::PING if self.client_ping(frame, payload) => return Ok(()),
+            kind::PRIORITY if self.mode == Mode::Mixed && depends_on(payload) == Some(frame.stream) => {
+                return Err(code::PROTOCOL_ERROR);
+            }
             kind::PRIORITY if self.mode == Mode::Mixed && !self.original_knows(frame.stream) => return Ok(()),
             kind::PUSH_PROMISE => return Err(code::PROTOCOL_ERROR),
             _ => {}
@@ -191,6 +194,12 @@ impl<T> Mux<T> {
             kind::HEADERS => unpadded(frame, payload).ok_or(code::PROTOCOL_ERROR)?,
             _ => payload,
         };
+        if self.mode == Mode::Mixed && frame.kind == kind::HEADERS && frame.has(flag::PRIORITY) {
+            let priority = payload.get(usize::from(frame.has(flag::PADDED))..).unwrap_or_default();
+            if depends_on(priority) == Some(frame.stream) {
+                return Err(code::PROTOCOL_ERROR);
+            }
+        }
         let header = *self.client.reader.header();
         if !frame.has(flag::END_HEADERS) {
             let block = &mut self.client.block;
@@ -354,4 +363,9 @@ impl<T> Mux<T> {
         }
         true
     }
+}
+
+/// The stream that another depends on, by its priority: never itself (RFC 7540 5.3.1).
+fn depends_on(priority: &[u8]) -> Option<u32> {
+    Some(word(priority.get(..4)?)? & STREAM_MASK)
 }
