@@ -243,6 +243,63 @@ fn frames_that_cannot_be_followed_make_it_opaque_byte_for_byte() {
     }
 }
 
+/// A client that breaks the rules where nobody but us sees it.
+#[test]
+fn in_mixed_mode_rules_are_held() {
+    use divert_http::h2::frame::{code, flag, kind};
+    let cases: [(u8, u8, u32, &[u8], u32); 10] = [
+        (kind::PING, 0, 0, b"seven..", code::FRAME_SIZE_ERROR),
+        (kind::PING, 0, 1, b"12345678", code::PROTOCOL_ERROR),
+        (kind::SETTINGS, flag::ACK, 0, b"123456", code::FRAME_SIZE_ERROR),
+        (kind::SETTINGS, 0, 0, &[0, 2, 0, 0, 0, 2], code::PROTOCOL_ERROR),
+        (kind::GOAWAY, 0, 1, &[0; 8], code::PROTOCOL_ERROR),
+        (kind::PRIORITY, 0, 1, &[0, 0, 0, 1, 0], code::PROTOCOL_ERROR),
+        (kind::WINDOW_UPDATE, 0, 0, &[0; 4], code::PROTOCOL_ERROR),
+        (kind::DATA, 0, 99, b"idle", code::PROTOCOL_ERROR),
+        (kind::DATA, 0, 1, &[0; 16_385], code::FRAME_SIZE_ERROR),
+        (kind::HEADERS, flag::END_HEADERS, 3, &[0xff; 8], code::COMPRESSION_ERROR),
+    ];
+    for (kind, flags, stream, payload, error) in cases {
+        let mut town = town();
+        town.client.headers(1, &request(Some("alice"), &[]), false, 100);
+        town.settle();
+        town.client.frame(kind, flags, stream, payload);
+        town.settle();
+        assert_eq!(town.client.goaway, Some((1, error)), "{kind} {stream}");
+        assert!(town.mux.has_failed());
+    }
+}
+
+#[test]
+fn a_stream_that_has_ended_is_closed() {
+    let mut town = town();
+    town.client.headers(1, &request(Some("alice"), &[]), true, 100);
+    town.client.headers(3, &request(Some("alice"), &[]), false, 100);
+    town.settle();
+    town.ups(0).headers(1, &response("200"), true, 100);
+    town.settle();
+    town.client.frame(0, 0, 1, b"late");
+    town.client.frame(8, 0, 3, &[0; 4]);
+    town.settle();
+    assert_eq!(town.client.streams[&1].reset, Some(5));
+    assert_eq!(town.client.streams[&3].reset, Some(1));
+    assert_eq!(town.ups(0).streams[&3].reset, Some(1));
+    assert_eq!((town.client.goaway, town.mux.open_streams()), (None, 0));
+}
+
+#[test]
+fn more_streams_than_the_original_allows_are_refused() {
+    let mut town = Town::new(65_535, 65_535, 100, 65_535, [4096, 4096]);
+    town.original.settings(&[(3, 2)]);
+    town.settle();
+    for id in [1, 3, 5] {
+        town.client.headers(id, &request(Some("alice"), &[]), true, 100);
+    }
+    town.settle();
+    assert_eq!(town.client.streams[&5].reset, Some(7));
+    assert_eq!(town.ups(0).streams.len(), 2);
+}
+
 /// What happens, by a number.
 fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [u32; 2]) {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -402,7 +459,7 @@ fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [
             );
             continue;
         }
-        let there = there.unwrap();
+        let there = there.expect("looked at above");
         assert!(stream.sent.starts_with(&there.data), "{id}: what arrived is not what was sent");
         assert!(there.sent.starts_with(&stream.data), "{id}: what came back is not what was sent");
         let cut = stream.sent_reset || there.sent_reset || stream.reset.is_some() || there.reset.is_some();

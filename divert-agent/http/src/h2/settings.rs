@@ -1,5 +1,7 @@
 //! SETTINGS (RFC 9113 6.5), in so far as somebody between the peers needs them.
 
+use super::frame::code;
+
 /// SETTINGS_HEADER_TABLE_SIZE.
 pub const HEADER_TABLE_SIZE: u16 = 1;
 /// SETTINGS_ENABLE_PUSH.
@@ -8,6 +10,8 @@ pub const ENABLE_PUSH: u16 = 2;
 pub const MAX_CONCURRENT_STREAMS: u16 = 3;
 /// SETTINGS_INITIAL_WINDOW_SIZE.
 pub const INITIAL_WINDOW_SIZE: u16 = 4;
+/// SETTINGS_MAX_FRAME_SIZE.
+pub const MAX_FRAME_SIZE: u16 = 5;
 /// SETTINGS_MAX_HEADER_LIST_SIZE.
 pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 
@@ -25,16 +29,21 @@ pub struct Settings {
     pub max_concurrent_streams: Option<u32>,
     /// Credit of new streams.
     pub initial_window_size: Option<u32>,
+    /// Largest payload of a frame that the sender takes.
+    pub max_frame_size: Option<u32>,
     /// Longest header list that the sender takes.
     pub max_header_list_size: Option<u32>,
 }
 
 impl Settings {
-    /// Reads a payload; `None` where it is none (RFC 9113 6.5, 6.5.2).
-    pub fn read(payload: &[u8]) -> Option<Self> {
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// The code of the connection error that it is where it is none (RFC 9113 6.5, 6.5.2).
+    pub fn read(payload: &[u8]) -> Result<Self, u32> {
         let (settings, rest) = payload.as_chunks::<6>();
         if !rest.is_empty() {
-            return None;
+            return Err(code::FRAME_SIZE_ERROR);
         }
         let mut read = Self::default();
         for [a, b, value @ ..] in settings {
@@ -45,13 +54,16 @@ impl Settings {
                     read.header_table_size = Some((value, least));
                 }
                 MAX_CONCURRENT_STREAMS => read.max_concurrent_streams = Some(value),
-                INITIAL_WINDOW_SIZE if value > 0x7fff_ffff => return None,
+                ENABLE_PUSH if value > 1 => return Err(code::PROTOCOL_ERROR),
+                INITIAL_WINDOW_SIZE if value > 0x7fff_ffff => return Err(code::FLOW_CONTROL_ERROR),
+                MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => return Err(code::PROTOCOL_ERROR),
+                MAX_FRAME_SIZE => read.max_frame_size = Some(value),
                 INITIAL_WINDOW_SIZE => read.initial_window_size = Some(value),
                 MAX_HEADER_LIST_SIZE => read.max_header_list_size = Some(value),
                 _ => {}
             }
         }
-        Some(read)
+        Ok(read)
     }
 }
 
@@ -75,9 +87,16 @@ mod tests {
         assert_eq!(read.header_table_size, Some((99, 10)));
         assert_eq!(read.initial_window_size, Some(8));
         assert_eq!(read.max_concurrent_streams, None);
-        assert_eq!(Settings::read(&payload[..7]), None);
-        let mut payload = Vec::new();
-        put(&mut payload, INITIAL_WINDOW_SIZE, 1 << 31);
-        assert_eq!(Settings::read(&payload), None);
+        assert_eq!(Settings::read(&payload[..7]), Err(code::FRAME_SIZE_ERROR));
+        for (id, value, error) in [
+            (INITIAL_WINDOW_SIZE, 1 << 31, code::FLOW_CONTROL_ERROR),
+            (ENABLE_PUSH, 2, code::PROTOCOL_ERROR),
+            (MAX_FRAME_SIZE, 16_383, code::PROTOCOL_ERROR),
+            (MAX_FRAME_SIZE, 1 << 24, code::PROTOCOL_ERROR),
+        ] {
+            let mut payload = Vec::new();
+            put(&mut payload, id, value);
+            assert_eq!(Settings::read(&payload), Err(error));
+        }
     }
 }

@@ -278,7 +278,8 @@ impl End {
             kind::RST_STREAM => {
                 let stream =
                     self.streams.get_mut(&frame.stream).unwrap_or_else(|| panic!("{name}: idle {frame:?}"));
-                stream.reset = Some(u32::from_be_bytes(payload.try_into().unwrap()));
+                // What was on its way then may be answered by another.
+                stream.reset.get_or_insert(u32::from_be_bytes(payload.try_into().unwrap()));
             }
             kind::SETTINGS if frame.has(flag::ACK) => {
                 let initial = self.unacked.pop_front().unwrap_or_else(|| panic!("{name}: an ACK of nothing"));

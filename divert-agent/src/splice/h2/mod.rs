@@ -55,6 +55,7 @@ impl Session {
             buffer: Buffer::default(),
             original_ended: false,
             told_end: false,
+            heads: 0,
             broke: false,
         };
         h2.mux.receive(Leg::Original, server.bytes(), &mut h2.legs);
@@ -112,6 +113,8 @@ struct H2 {
     original_ended: bool,
     /// The original destination knows that the client has ended its stream.
     told_end: bool,
+    /// The stream of the head before the one that is awaited.
+    heads: u32,
     /// The original destination's connection broke. The client is reset once it has what came before.
     broke: bool,
 }
@@ -168,10 +171,13 @@ impl H2 {
                 session.original = Original::Absent;
                 session.head_complete();
             }
+            // Of several in a row each has its own time.
+            let heads = self.mux.last_stream();
+            if !self.mux.is_within_head() || heads != std::mem::replace(&mut self.heads, heads) {
+                session.await_nothing();
+            }
             if self.mux.is_within_head() {
                 session.await_head();
-            } else {
-                session.await_nothing();
             }
         }
         session.poll_patience(cx)

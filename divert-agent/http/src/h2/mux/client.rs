@@ -3,7 +3,7 @@
 use super::data::DataIn;
 use super::{
     Drain, Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Unacked, Whose, is_clients, rst_stream,
-    window_update,
+    well_formed, window_update,
 };
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
 use crate::h2::settings::{self, Settings};
@@ -51,8 +51,11 @@ impl<T> Mux<T> {
             return Err(code::PROTOCOL_ERROR);
         }
         let mixed = self.mode == Mode::Mixed;
+        well_formed(frame)?;
+        if mixed && frame.len > self.max_frame {
+            return Err(code::FRAME_SIZE_ERROR);
+        }
         match frame.kind {
-            kind::DATA if frame.stream == 0 => return Err(code::PROTOCOL_ERROR),
             kind::DATA if mixed => {
                 if frame.stream > self.last_client && is_clients(frame.stream) {
                     return Err(code::PROTOCOL_ERROR);
@@ -62,12 +65,10 @@ impl<T> Mux<T> {
                 {
                     stream.credit -= frame.len as i64;
                 }
+                self.refuse_closed(frame.stream);
                 self.client.handling = Handling::Data(DataIn::new(frame));
             }
             kind::HEADERS | kind::CONTINUATION => {
-                if frame.stream == 0 {
-                    return Err(code::PROTOCOL_ERROR);
-                }
                 self.client.block.len += frame.len + HEADER_LEN;
                 if self.client.block.len > MAX_BLOCK {
                     return Err(code::ENHANCE_YOUR_CALM);
@@ -148,15 +149,16 @@ impl<T> Mux<T> {
                 if self.client_settings(frame, payload)? == Whose::Ours {
                     return Ok(());
                 }
-                // The original's windows may be smaller from then on, and what came before is to come before.
-                if frame.has(flag::ACK) && (self.held_acks_up > 0 || self.holds_for_original()) {
-                    self.held_acks_up += 1;
-                    return Ok(());
+                if frame.has(flag::ACK) && self.mode == Mode::Mixed {
+                    self.flush_original();
                 }
             }
             kind::WINDOW_UPDATE => return self.client_window(frame, payload),
             kind::RST_STREAM => return self.client_reset(frame, payload),
             kind::PING if self.client_ping(frame, payload) => return Ok(()),
+            kind::PRIORITY if self.mode == Mode::Mixed && depends_on(payload) == Some(frame.stream) => {
+                return Err(code::PROTOCOL_ERROR);
+            }
             kind::PRIORITY if self.mode == Mode::Mixed && !self.original_knows(frame.stream) => return Ok(()),
             kind::PUSH_PROMISE => return Err(code::PROTOCOL_ERROR),
             _ => {}
@@ -192,6 +194,12 @@ impl<T> Mux<T> {
             kind::HEADERS => unpadded(frame, payload).ok_or(code::PROTOCOL_ERROR)?,
             _ => payload,
         };
+        if self.mode == Mode::Mixed && frame.kind == kind::HEADERS && frame.has(flag::PRIORITY) {
+            let priority = payload.get(usize::from(frame.has(flag::PADDED))..).unwrap_or_default();
+            if depends_on(priority) == Some(frame.stream) {
+                return Err(code::PROTOCOL_ERROR);
+            }
+        }
         let header = *self.client.reader.header();
         if !frame.has(flag::END_HEADERS) {
             let block = &mut self.client.block;
@@ -223,11 +231,11 @@ impl<T> Mux<T> {
             return Err(code::PROTOCOL_ERROR);
         }
         if frame.has(flag::ACK) {
-            let Some((whose, initial)) = self.unacked_original.pop_front() else { return Ok(Whose::Theirs) };
-            self.original_settings_apply(initial);
+            let Some((whose, settings)) = self.unacked_original.pop_front() else { return Ok(Whose::Theirs) };
+            self.original_settings_apply(&settings);
             return Ok(whose);
         }
-        let settings = Settings::read(payload).ok_or(code::FRAME_SIZE_ERROR)?;
+        let settings = Settings::read(payload)?;
         let before = self.client_settings;
         if let Some(initial) = settings.initial_window_size {
             self.client_settings.initial_window = initial;
@@ -279,20 +287,45 @@ impl<T> Mux<T> {
             return Err(code::PROTOCOL_ERROR);
         }
         match self.streams.get_mut(&frame.stream) {
+            Some(stream) if credit == 0 && (stream.waiting.is_some() || stream.leg != Leg::Original) => {
+                self.break_stream(frame.stream, code::PROTOCOL_ERROR);
+            }
             Some(stream) => match (&mut stream.waiting, stream.leg) {
                 (Some(waiting), _) => waiting.credit = waiting.credit.saturating_add(credit).min(STREAM_MASK),
-                (None, Leg::Up(id)) if credit > 0 => {
+                (None, Leg::Up(id)) => {
                     if let Some(up) = self.ups.get_mut(&id) {
                         window_update(&mut up.side.out, frame.stream, credit);
                     }
                 }
-                (None, Leg::Up(_)) => return Err(code::PROTOCOL_ERROR),
                 (None, _) => self.pass_up(payload),
             },
             None if frame.stream < self.first_mixed || !is_clients(frame.stream) => self.pass_up(payload),
             None => {}
         }
         Ok(())
+    }
+
+    /// The client broke the rules of one stream: it is told, and so is the server.
+    pub(super) fn break_stream(&mut self, id: u32, code: u32) {
+        rst_stream(self.client_queue(), id, code);
+        let leg = self.streams.get(&id).filter(|stream| stream.waiting.is_none()).map(|stream| stream.leg);
+        if let Some(out) = leg.and_then(|leg| self.out(leg)) {
+            rst_stream(out, id, code);
+        }
+        self.cut(id);
+    }
+
+    /// DATA or a block on a stream of which the client has ended its side, or that has ended (RFC 9113 5.1). A reset may
+    /// have crossed it, so it is no error of the connection.
+    pub(super) fn refuse_closed(&mut self, id: u32) {
+        match self.streams.get(&id) {
+            Some(stream) if stream.dead => {}
+            Some(stream) if stream.client_ended => self.break_stream(id, code::STREAM_CLOSED),
+            None if id >= self.first_mixed && is_clients(id) => {
+                rst_stream(self.client_queue(), id, code::STREAM_CLOSED);
+            }
+            Some(_) | None => {}
+        }
     }
 
     fn client_reset(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
@@ -330,4 +363,9 @@ impl<T> Mux<T> {
         }
         true
     }
+}
+
+/// The stream that another depends on, by its priority: never itself (RFC 7540 5.3.1).
+fn depends_on(priority: &[u8]) -> Option<u32> {
+    Some(word(priority.get(..4)?)? & STREAM_MASK)
 }

@@ -18,8 +18,9 @@ const PIECE: u32 = 16 * 1024;
 
 impl<T> Mux<T> {
     /// The client has acknowledged settings of the original.
-    pub(super) fn original_settings_apply(&mut self, initial: Option<u32>) {
-        let Some(initial) = initial else { return };
+    pub(super) fn original_settings_apply(&mut self, settings: &Settings) {
+        self.max_streams = settings.max_concurrent_streams.unwrap_or(self.max_streams);
+        let Some(initial) = settings.initial_window_size else { return };
         let more = i64::from(initial) - self.initial;
         self.initial = initial.into();
         let diverted: Vec<u32> = (self.streams.iter_mut())
@@ -74,7 +75,12 @@ impl<T> Mux<T> {
     /// Lets the client send on a diverted stream what the upstream takes.
     pub(super) fn grant(&mut self, id: u32) {
         // What the original has announced will be added by the client on its own.
-        let announced = self.unacked_original.iter().filter_map(|(_, it)| *it).max().map_or(0, i64::from);
+        let announced = self
+            .unacked_original
+            .iter()
+            .filter_map(|(_, it)| it.initial_window_size)
+            .max()
+            .map_or(0, i64::from);
         let coming = (announced - self.initial).max(0);
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.client_ended || stream.dead
@@ -157,27 +163,12 @@ impl<T> Mux<T> {
         self.held_down > 0 || self.ups.values().any(|up| up.unacked > 0)
     }
 
-    /// DATA is held that is the original's, or may become so.
-    pub(super) fn holds_for_original(&self) -> bool {
-        let may_be = |leg: Leg| match leg {
-            Leg::Up(id) => self.ups.get(&id).is_some_and(|up| up.shared && !up.open),
-            _ => true,
-        };
-        let mut pending = self.up_pending.iter().filter_map(|id| self.streams.get(id));
-        pending.any(|stream| stream.held_up() > 0 && may_be(stream.leg))
-    }
-
     /// Acknowledges settings once everybody keeps to them.
     pub(super) fn release_acks(&mut self) {
         while !self.held_acks.is_empty() && !self.is_owed_larger_windows() {
             if let Some(settings) = self.held_acks.pop_front() {
                 frame(self.client_queue(), kind::SETTINGS, flag::ACK, 0, &[]);
                 self.client_settings_apply(&settings);
-            }
-        }
-        if self.held_acks_up > 0 && !self.holds_for_original() {
-            for _ in 0..std::mem::take(&mut self.held_acks_up) {
-                frame(&mut self.original.out, kind::SETTINGS, flag::ACK, 0, &[]);
             }
         }
     }

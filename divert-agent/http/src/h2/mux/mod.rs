@@ -23,7 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::fields::{Fields, RequestView};
-use super::frame::{PREFACE, kind};
+use super::frame::{FRAME_SIZE, Frame, PREFACE, code, flag, kind};
 use super::hpack::Decoder;
 use super::queue::Queue;
 use super::settings::{self, DEFAULT_WINDOW, Settings};
@@ -231,13 +231,15 @@ pub struct Mux<T> {
     client_initial: u32,
     /// INITIAL_WINDOW_SIZE of the original as the client knows it, and changes that it has not acknowledged.
     initial: i64,
-    unacked_original: VecDeque<(Whose, Option<u32>)>,
+    unacked_original: VecDeque<(Whose, Settings)>,
+    /// Streams that the client may have open, and the largest frame that it may send.
+    max_streams: u32,
+    max_frame: usize,
     /// The client has been sent SETTINGS, which must come before all else (RFC 9113 3.4).
     greeted: bool,
-    /// Acknowledgements of the original, and of the client, that wait for what was sent before: data that was sent by
+    /// Acknowledgements of the original that wait for what was sent before: data that was sent by
     /// larger windows, and blocks that were written by a larger table.
     held_acks: VecDeque<Settings>,
-    held_acks_up: usize,
     /// Streams with something held, up and down; where the turns are; how much it is.
     up_pending: BTreeSet<u32>,
     down_pending: BTreeSet<u32>,
@@ -324,9 +326,10 @@ impl<T> Mux<T> {
             client_initial: DEFAULT_WINDOW,
             initial: DEFAULT_WINDOW.into(),
             unacked_original: VecDeque::new(),
+            max_streams: u32::MAX,
+            max_frame: FRAME_SIZE,
             greeted: false,
             held_acks: VecDeque::new(),
-            held_acks_up: 0,
             up_pending: BTreeSet::new(),
             down_pending: BTreeSet::new(),
             up_turn: 0,
@@ -347,7 +350,8 @@ impl<T> Mux<T> {
         let mut payload = Vec::new();
         settings::put(&mut payload, settings::MAX_CONCURRENT_STREAMS, FIRST_STREAMS);
         frame(&mut mux.client.out, kind::SETTINGS, 0, 0, &payload);
-        mux.unacked_original.push_back((Whose::Ours, None));
+        let settings = Settings { max_concurrent_streams: Some(FIRST_STREAMS), ..Settings::default() };
+        mux.unacked_original.push_back((Whose::Ours, settings));
         mux
     }
 
@@ -419,7 +423,7 @@ impl<T> Mux<T> {
         if !self.greeted {
             // The original has not said anything yet, and may never. Its own settings will come on top of these.
             self.greeted = true;
-            self.unacked_original.push_back((Whose::Ours, None));
+            self.unacked_original.push_back((Whose::Ours, Settings::default()));
             frame(out, kind::SETTINGS, 0, 0, &[]);
         }
         out
@@ -453,6 +457,34 @@ impl<T> Mux<T> {
         self.aside.clear();
         self.streams.clear();
     }
+}
+
+/// Whether a frame of a certain type has the stream and the length that it must have (RFC 9113 6); else the error that it
+/// is.
+fn well_formed(frame: Frame) -> Result<(), u32> {
+    let of_connection = matches!(frame.kind, kind::SETTINGS | kind::PING | kind::GOAWAY);
+    let of_stream = matches!(
+        frame.kind,
+        kind::DATA
+            | kind::HEADERS
+            | kind::PRIORITY
+            | kind::RST_STREAM
+            | kind::PUSH_PROMISE
+            | kind::CONTINUATION
+    );
+    if of_connection && frame.stream != 0 || of_stream && frame.stream == 0 {
+        return Err(code::PROTOCOL_ERROR);
+    }
+    let fits = match frame.kind {
+        kind::PRIORITY => frame.len == 5,
+        kind::RST_STREAM | kind::WINDOW_UPDATE => frame.len == 4,
+        kind::PING => frame.len == 8,
+        kind::GOAWAY => frame.len >= 8,
+        kind::SETTINGS if frame.has(flag::ACK) => frame.len == 0,
+        kind::SETTINGS => frame.len.is_multiple_of(6),
+        _ => true,
+    };
+    if fits { Ok(()) } else { Err(code::FRAME_SIZE_ERROR) }
 }
 
 /// A stream that a client opens.

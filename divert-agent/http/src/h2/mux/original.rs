@@ -249,7 +249,7 @@ impl<T> Mux<T> {
             }
             return Ok(());
         }
-        let settings = Settings::read(payload).ok_or(code::FRAME_SIZE_ERROR)?;
+        let settings = Settings::read(payload)?;
         if self.unacked_original.len() >= MAX_UNACKED {
             return Err(code::ENHANCE_YOUR_CALM);
         }
@@ -257,7 +257,9 @@ impl<T> Mux<T> {
             self.decoder.allow(size as usize);
         }
         self.greeted = true;
-        self.unacked_original.push_back((Whose::Theirs, settings.initial_window_size));
+        // A client may make use of it before it says so.
+        self.max_frame = self.max_frame.max(settings.max_frame_size.map_or(0, |size| size as usize));
+        self.unacked_original.push_back((Whose::Theirs, settings));
         self.pass_down(payload);
         Ok(())
     }

@@ -222,7 +222,7 @@ impl<T> Mux<T> {
             let after = self.up_pending.range(self.up_turn.saturating_add(1)..).next();
             let Some(&id) = after.or(self.up_pending.first()) else { return };
             self.up_turn = id;
-            if self.turn_up(id) {
+            if self.turn_up(id, SOFT) {
                 idle = 0;
             } else {
                 idle += 1;
@@ -230,7 +230,7 @@ impl<T> Mux<T> {
         }
     }
 
-    fn turn_up(&mut self, id: u32) -> bool {
+    fn turn_up(&mut self, id: u32, room: usize) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else { return self.up_pending.remove(&id) };
         if stream.waiting.is_some() {
             return false;
@@ -244,7 +244,7 @@ impl<T> Mux<T> {
             }
             _ => (&mut self.original.out, None),
         };
-        if out.len() >= SOFT {
+        if out.len() >= room {
             return false;
         }
         let allowed = window.as_ref().map_or(FRAME_SIZE, |(up, stream)| (**up).min(**stream).max(0) as usize);
@@ -277,6 +277,26 @@ impl<T> Mux<T> {
             }
         }
         true
+    }
+
+    /// The client acknowledges settings of the original, whose windows may be smaller from then on: what it sent before
+    /// must come before. A stream that has not been opened has the smaller window from its start.
+    pub(super) fn flush_original(&mut self) {
+        let pending: Vec<u32> = self.up_pending.iter().copied().collect();
+        for id in pending {
+            let Some(stream) = self.streams.get(&id) else { continue };
+            let open = stream.waiting.is_none();
+            let may_be = match stream.leg {
+                Leg::Up(up) => self.ups.get(&up).is_some_and(|up| up.shared && !up.open),
+                _ => true,
+            };
+            if open && stream.leg == Leg::Original {
+                while self.up_pending.contains(&id) && self.turn_up(id, usize::MAX) {}
+            } else if may_be && stream.held_up() as i64 > self.initial {
+                rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
+                self.forget(id);
+            }
+        }
     }
 
     /// A block of our writing goes to the client, with what it waits to hear about its table.

@@ -49,10 +49,12 @@ impl<T> Mux<T> {
             self.trailers(id, end, raw);
             return Ok(());
         }
-        let many = self.streams.len() >= MAX_STREAMS;
+        let mut many = self.streams.len() >= MAX_STREAMS;
         if many && self.mode == Mode::Transparent {
             return Err(code::ENHANCE_YOUR_CALM);
         }
+        // The original judges what is its own; it does not see all.
+        many |= self.mode == Mode::Mixed && self.streams.len() >= self.max_streams as usize;
         self.last_client = id;
         if many || self.goaway.is_some_and(|last| id > last) {
             rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
@@ -169,6 +171,7 @@ impl<T> Mux<T> {
             }
             return;
         }
+        self.refuse_closed(id);
         let block = self.encoded();
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.client_ended && !stream.dead)
         else {

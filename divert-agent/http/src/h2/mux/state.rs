@@ -50,6 +50,11 @@ impl<T> Mux<T> {
         self.original_alive
     }
 
+    /// The stream whose request was decided last.
+    pub fn last_stream(&self) -> u32 {
+        self.last_client
+    }
+
     /// A request was decided.
     pub fn has_decided(&self) -> bool {
         self.last_client > 0

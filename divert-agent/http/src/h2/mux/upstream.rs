@@ -126,7 +126,7 @@ impl<T> Mux<T> {
             self.release_acks();
             return Ok(());
         }
-        let settings = Settings::read(payload).ok_or(code::FRAME_SIZE_ERROR)?;
+        let settings = Settings::read(payload)?;
         frame(&mut up.side.out, kind::SETTINGS, flag::ACK, 0, &[]);
         // Unlimited until its first SETTINGS say otherwise (RFC 9113 6.5.2).
         up.max_streams = settings.max_concurrent_streams.unwrap_or(match up.settled {
