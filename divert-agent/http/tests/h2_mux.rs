@@ -263,6 +263,39 @@ fn what_others_used_of_the_window_is_withheld_from_the_original() {
     assert!(before > 0);
 }
 
+/// Its responses are written one upon the other: of one that is lost the client still needs the head.
+#[test]
+fn responses_that_are_held_survive_the_original() {
+    let mut town = town();
+    for (id, key) in [(1, Some("alice")), (3, None), (5, None), (7, None)] {
+        town.client.headers(id, &request(key, &[]), true, 100);
+    }
+    town.settle();
+    town.ups(0).headers(1, &response("200"), false, 100);
+    for _ in 0..4 {
+        town.ups(0).data(1, &[0; 16_384], false, None);
+    }
+    town.settle();
+    assert_eq!(town.client.room(0), 0);
+    let entry = |name: &str| vec![(b":status".to_vec(), b"200".to_vec()), (name.into(), b"entry".to_vec())];
+    town.original.headers(3, &response("200"), false, 100);
+    town.original.data(3, &[7; 100], false, None);
+    town.original.headers(3, &vec![(b"t".to_vec(), b"u".to_vec())], true, 100);
+    town.original.headers(5, &entry("x-new"), false, 100);
+    town.original.headers(7, &entry("x-new"), true, 100);
+    town.settle();
+    assert!(town.client.streams[&7].blocks.is_empty() && town.mux.held().1 > 100);
+    town.mux.ended(Leg::Original, &mut town.decider);
+    town.client.credit(0, 1000);
+    town.settle_without_original();
+    assert_eq!(town.client.streams[&3].data, [7; 100]);
+    assert!(town.client.streams[&3].ended);
+    assert_eq!(town.client.streams[&5].reset, Some(2));
+    assert_eq!(town.client.streams[&7].blocks, [entry("x-new")]);
+    assert!(town.client.streams[&7].ended);
+    assert_eq!((town.mux.held().1, town.mux.open_streams()), (0, 1));
+}
+
 #[test]
 fn padding_that_is_not_passed_on_is_given_back() {
     let mut town = town();
