@@ -46,7 +46,10 @@ pub(crate) struct End {
     initial_send: i64,
     initial_receive: i64,
     /// Of settings that were sent and not acknowledged.
-    unacked: VecDeque<Option<u32>>,
+    unacked: VecDeque<(Option<u32>, Option<u32>)>,
+    /// The size of the table that the peer's encoder has, and the one that it must come down to with its next block.
+    table: usize,
+    must_shrink: Option<usize>,
     /// What the peer allows, and is allowed.
     pub(crate) max_streams: u32,
     allowed: u32,
@@ -80,6 +83,8 @@ impl End {
             initial_send: 65_535,
             initial_receive: 65_535,
             unacked: VecDeque::new(),
+            table: 4096,
+            must_shrink: None,
             max_streams: u32::MAX,
             allowed: max_streams,
             last: 0,
@@ -111,7 +116,8 @@ impl End {
         let initial =
             list.iter().find(|(id, _)| *id == settings::INITIAL_WINDOW_SIZE).map(|(_, value)| *value);
         // What grows is taken at once, what shrinks once the other side knows.
-        self.unacked.push_back(initial);
+        let table = list.iter().filter(|(id, _)| *id == settings::HEADER_TABLE_SIZE).map(|(_, value)| *value);
+        self.unacked.push_back((initial, table.last()));
         if let Some(initial) = initial
             && i64::from(initial) > self.initial_receive
         {
@@ -215,6 +221,15 @@ impl End {
     }
 
     /// What may be sent.
+    /// What may be sent: on a stream, as all windows say, and as its own says.
+    pub(crate) fn may_send(&self, id: u32) -> i64 {
+        self.send.min(self.streams[&id].send)
+    }
+
+    pub(crate) fn may_send_on(&self, id: u32) -> i64 {
+        self.streams[&id].send
+    }
+
     /// Streams under way.
     pub(crate) fn active(&self) -> usize {
         let over = |it: &Stream| it.reset.is_some() || it.sent_reset || it.ended && it.sent_end;
@@ -282,9 +297,15 @@ impl End {
                 stream.reset.get_or_insert(u32::from_be_bytes(payload.try_into().unwrap()));
             }
             kind::SETTINGS if frame.has(flag::ACK) => {
-                let initial = self.unacked.pop_front().unwrap_or_else(|| panic!("{name}: an ACK of nothing"));
+                let (initial, table) =
+                    self.unacked.pop_front().unwrap_or_else(|| panic!("{name}: an ACK of nothing"));
                 if let Some(initial) = initial {
                     self.change_initial_receive(initial.into());
+                }
+                if let Some(table) = table.map(|table| table as usize)
+                    && table < self.must_shrink.unwrap_or(self.table)
+                {
+                    self.must_shrink = Some(table);
                 }
             }
             kind::SETTINGS => {
@@ -337,9 +358,17 @@ impl End {
             return;
         }
         let mut fields = Fields::default();
-        if let Err(error) = self.decoder.decode(so_far, &mut fields) {
-            panic!("{name}: {error}");
+        // RFC 7541 4.2: what was agreed on is said at the beginning of the next block.
+        let updates =
+            self.decoder.decode(so_far, &mut fields).unwrap_or_else(|error| panic!("{name}: {error}"));
+        if let Some(most) = self.must_shrink.take() {
+            assert!(
+                updates.is_some_and(|(least, _)| least <= most),
+                "{name}: the table is still {}",
+                self.table
+            );
         }
+        self.table = updates.map_or(self.table, |(_, last)| last);
         let list: List = fields.iter().map(|(name, value, _)| (name.to_vec(), value.to_vec())).collect();
         let id = first.stream;
         if !self.streams.contains_key(&id) {

@@ -52,7 +52,8 @@ impl<T> Mux<T> {
         }
         let mixed = self.mode == Mode::Mixed;
         well_formed(frame)?;
-        if mixed && frame.len > self.max_frame {
+        let is_block = matches!(frame.kind, kind::HEADERS | kind::CONTINUATION);
+        if (mixed || is_block) && frame.len > self.max_frame {
             return Err(code::FRAME_SIZE_ERROR);
         }
         match frame.kind {
@@ -194,7 +195,7 @@ impl<T> Mux<T> {
             kind::HEADERS => unpadded(frame, payload).ok_or(code::PROTOCOL_ERROR)?,
             _ => payload,
         };
-        if self.mode == Mode::Mixed && frame.kind == kind::HEADERS && frame.has(flag::PRIORITY) {
+        if frame.kind == kind::HEADERS && frame.has(flag::PRIORITY) {
             let priority = payload.get(usize::from(frame.has(flag::PADDED))..).unwrap_or_default();
             if depends_on(priority) == Some(frame.stream) {
                 return Err(code::PROTOCOL_ERROR);

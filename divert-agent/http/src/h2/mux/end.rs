@@ -2,7 +2,7 @@
 
 use super::client::DRAIN_PING;
 use super::stream::{Chunk, Stream};
-use super::{Answer, Drain, Fate, Host, Leg, Mode, Mux, UpId, frame, goaway, is_clients, rst_stream};
+use super::{Answer, Drain, Fate, Host, Leg, Mode, Mux, Order, UpId, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{STREAM_MASK, code, kind};
 
 impl<T> Mux<T> {
@@ -183,7 +183,11 @@ impl<T> Mux<T> {
                 _ => rst_stream(self.client_queue(), id, code::INTERNAL_ERROR),
             }
         }
-        self.block_order.retain(|id| self.streams.contains_key(id));
+        self.block_order.retain(|of| match of {
+            Order::Block(id) => self.streams.contains_key(id),
+            Order::Ack(_) => true,
+        });
+        self.pass_acks();
         match leg {
             Leg::Up(id) => {
                 self.ups.remove(&id);

@@ -9,7 +9,7 @@
 //!   upstream has used of it is withheld from the original, whose own window is then at most that much larger than the
 //!   client's: this is what may have to be held.
 
-use super::{Leg, Mux, UP_WINDOW, frame, merge, window_update};
+use super::{Leg, Mux, Order, UP_WINDOW, frame, merge, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::{self, Settings};
 
@@ -20,6 +20,10 @@ impl<T> Mux<T> {
     /// The client has acknowledged settings of the original.
     pub(super) fn original_settings_apply(&mut self, settings: &Settings) {
         self.max_streams = settings.max_concurrent_streams.unwrap_or(self.max_streams);
+        if let Some((last, least)) = settings.header_table_size {
+            let most = |size: u32| size.min(settings::DEFAULT_TABLE) as usize;
+            self.table_update = Some(merge(self.table_update, (most(least), most(last))));
+        }
         let Some(initial) = settings.initial_window_size else { return };
         let more = i64::from(initial) - self.initial;
         self.initial = initial.into();
@@ -163,12 +167,26 @@ impl<T> Mux<T> {
         self.held_down > 0 || self.ups.values().any(|up| up.unacked > 0)
     }
 
+    /// Acknowledges settings of the client in the original's stead.
+    pub(super) fn acknowledge(&mut self, settings: &Settings) {
+        // Where the original's frames go: it is its acknowledgement.
+        frame(&mut self.client.out, kind::SETTINGS, flag::ACK, 0, &[]);
+        self.client_settings_apply(settings);
+    }
+
+    /// Blocks before an acknowledgement have left: so may it.
+    pub(super) fn pass_acks(&mut self) {
+        while let Some(Order::Ack(settings)) = self.block_order.front().copied() {
+            self.block_order.pop_front();
+            self.acknowledge(&settings);
+        }
+    }
+
     /// Acknowledges settings once everybody keeps to them.
     pub(super) fn release_acks(&mut self) {
         while !self.held_acks.is_empty() && !self.is_owed_larger_windows() {
             if let Some(settings) = self.held_acks.pop_front() {
-                frame(self.client_queue(), kind::SETTINGS, flag::ACK, 0, &[]);
-                self.client_settings_apply(&settings);
+                self.acknowledge(&settings);
             }
         }
     }

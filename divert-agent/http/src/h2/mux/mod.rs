@@ -203,7 +203,8 @@ pub struct Mux<T> {
     decoder: Decoder,
     fields: Fields,
     scratch: Vec<u8>,
-    /// A change of the table that the client made and the original destination was not told of: least, last.
+    /// A change of its table that the original destination waits to hear of, as what we write uses none of it: least,
+    /// last.
     table_update: Option<(usize, usize)>,
     /// A change of its own table that the client waits to hear of.
     client_table: Option<(usize, usize)>,
@@ -237,8 +238,7 @@ pub struct Mux<T> {
     max_frame: usize,
     /// The client has been sent SETTINGS, which must come before all else (RFC 9113 3.4).
     greeted: bool,
-    /// Acknowledgements of the original that wait for what was sent before: data that was sent by
-    /// larger windows, and blocks that were written by a larger table.
+    /// Acknowledgements of the original that wait for data that was sent before, by larger windows.
     held_acks: VecDeque<Settings>,
     /// Streams with something held, up and down; where the turns are; how much it is.
     up_pending: BTreeSet<u32>,
@@ -248,7 +248,7 @@ pub struct Mux<T> {
     held_up: usize,
     held_down: usize,
     /// Streams of the original whose blocks are held, in the order of the blocks.
-    block_order: VecDeque<u32>,
+    block_order: VecDeque<Order>,
     /// Upstreams on which a stream has ended while others wait.
     freed: Vec<UpId>,
     drain: Drain,
@@ -267,6 +267,15 @@ struct Unacked {
     settings: Settings,
     /// Windows become smaller: the client holds everyone to it from the acknowledgement on.
     shrinks: bool,
+}
+
+/// What of the original's is held in its order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Order {
+    /// A header block of a stream, which may build on those before.
+    Block(u32),
+    /// An acknowledgement, from which on blocks are written by another table.
+    Ack(Settings),
 }
 
 /// Who has sent settings to the client.

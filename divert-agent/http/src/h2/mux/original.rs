@@ -3,7 +3,8 @@
 use super::data::DataIn;
 use super::stream::Chunk;
 use super::{
-    Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Whose, frame, goaway, is_clients, rst_stream,
+    Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Order, Whose, frame, goaway, is_clients,
+    rst_stream,
 };
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, word};
 use crate::h2::hpack::encode;
@@ -227,7 +228,7 @@ impl<T> Mux<T> {
         held.down.push_back(Chunk::Frames { bytes: frames, end });
         held.down_len += len;
         self.held_down += len;
-        self.block_order.push_back(id);
+        self.block_order.push_back(Order::Block(id));
         self.down_pending.insert(id);
     }
 
@@ -240,13 +241,23 @@ impl<T> Mux<T> {
                 self.pass_down(payload);
                 return Ok(());
             };
-            let late = unacked.shrinks && self.is_owed_larger_windows() || !self.block_order.is_empty();
-            if late || !self.held_acks.is_empty() {
-                self.held_acks.push_back(unacked.settings);
-            } else {
-                self.pass_down(payload);
-                self.client_settings_apply(&unacked.settings);
+            let settings = unacked.settings;
+            let late = unacked.shrinks && self.is_owed_larger_windows() || !self.held_acks.is_empty();
+            if settings.header_table_size.is_none() {
+                if late {
+                    self.held_acks.push_back(settings)
+                } else {
+                    self.acknowledge(&settings)
+                }
+                return Ok(());
             }
+            // Blocks before it are written by one table and those behind it by another: it keeps its place, and waits
+            // for nothing else.
+            while let Some(settings) = self.held_acks.pop_front() {
+                self.acknowledge(&settings);
+            }
+            self.block_order.push_back(Order::Ack(settings));
+            self.pass_acks();
             return Ok(());
         }
         let settings = Settings::read(payload)?;

@@ -1,7 +1,7 @@
 //! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
 
 use super::stream::{Chunk, Stream};
-use super::{Host, Leg, MAX_HELD, Mux, SOFT, frame, headers, put_table, rst_stream};
+use super::{Host, Leg, MAX_HELD, Mux, Order, SOFT, frame, headers, put_table, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, code, flag, kind};
 use crate::h2::queue::Queue;
 
@@ -177,7 +177,9 @@ impl<T> Mux<T> {
                 self.spend(leg, len);
                 data_frames(self.client_queue(), id, &data, ended);
             }
-            Some(Chunk::Frames { .. }) if self.block_order.front() != Some(&id) => return false,
+            Some(Chunk::Frames { .. }) if self.block_order.front() != Some(&Order::Block(id)) => {
+                return false;
+            }
             Some(Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_)) => match held.down.pop_front()
             {
                 Some(Chunk::Frames { bytes, end }) => {
@@ -186,6 +188,7 @@ impl<T> Mux<T> {
                     self.block_order.pop_front();
                     self.client_table = None;
                     self.client_queue().push(&bytes);
+                    self.pass_acks();
                     ended = end;
                 }
                 Some(Chunk::Block { block, end }) => {

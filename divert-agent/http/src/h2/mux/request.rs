@@ -6,7 +6,7 @@ use super::client::Raw;
 use super::stream::{Stream, Waiting};
 use super::{
     FIRST_STREAMS, Fate, Host, Leg, MAX_STREAMS, MAX_WAITING, Mode, Mux, Route, Side, UP_WINDOW, Up, UpId,
-    Verdict, frame, headers, is_clients, merge, put_table, rst_stream, window_update,
+    Verdict, frame, headers, is_clients, put_table, rst_stream, window_update,
 };
 use crate::h2::fields::Injected;
 use crate::h2::frame::{Frame, PREFACE, code, flag, kind};
@@ -36,14 +36,9 @@ impl<T> Mux<T> {
     ) -> Result<(), u32> {
         let id = first.stream;
         let end = first.has(flag::END_STREAM);
-        let updates = self.decoder.decode(block, &mut self.fields).map_err(|_| code::COMPRESSION_ERROR)?;
+        self.decoder.decode(block, &mut self.fields).map_err(|_| code::COMPRESSION_ERROR)?;
         if !is_clients(id) {
             return Err(code::PROTOCOL_ERROR);
-        }
-        if self.mode == Mode::Mixed
-            && let Some(update) = updates
-        {
-            self.table_update = Some(merge(self.table_update, update));
         }
         if id <= self.last_client {
             self.trailers(id, end, raw);
@@ -90,12 +85,11 @@ impl<T> Mux<T> {
                         if let Some((name, value, sensitive)) = self.fields.last() {
                             encode::field(&mut longer, name, value, sensitive);
                         }
+                        self.table_update = None;
                         headers(&mut self.original.out, id, &longer, end);
                     }
                     Some(Injected::Changed) => {
                         self.enter_mixed(id);
-                        // Those before it were passed with the block.
-                        self.table_update = updates;
                         let block = self.encoded();
                         self.send_block(Leg::Original, id, &block, end);
                     }
@@ -115,7 +109,7 @@ impl<T> Mux<T> {
                 self.answer(id, &stream, &answer);
             }
             Route::Up { id: up, shared } => {
-                self.enter_for_block(id, updates);
+                self.enter_mixed(id);
                 let block = self.encoded();
                 stream.leg = Leg::Up(up);
                 let entry = self.ups.entry(up).or_insert_with(|| Up::new(shared));
@@ -129,11 +123,11 @@ impl<T> Mux<T> {
                 self.open_up(up, host);
             }
             Route::Refuse => {
-                self.enter_for_block(id, updates);
+                self.enter_mixed(id);
                 rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             }
             Route::Answer(answer) => {
-                self.enter_for_block(id, updates);
+                self.enter_mixed(id);
                 host.settle(token, Fate::Unavailable);
                 self.answer(id, &stream, &answer);
             }
@@ -141,18 +135,12 @@ impl<T> Mux<T> {
         Ok(())
     }
 
-    /// A block that does not reach the original destination: what it said about the table has to, with the next.
-    fn enter_for_block(&mut self, id: u32, updates: Option<(usize, usize)>) {
-        if self.mode == Mode::Transparent {
-            self.enter_mixed(id);
-            self.table_update = updates;
-        }
-    }
-
     fn pass_block(&mut self, raw: &Raw<'_>) {
         self.original.out.push(raw.frames);
         self.original.out.push(raw.header);
         self.original.out.push(raw.payload);
+        // It says itself what there is to be said.
+        self.table_update = None;
     }
 
     /// The fields read last, written without a table.
