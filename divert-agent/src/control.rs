@@ -3,7 +3,9 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -48,6 +50,28 @@ pub struct State {
     pub diverts: ArcSwap<Vec<DivertStatus>>,
     /// Ingresses with the annotation of okteto now.
     pub ingresses: ArcSwap<Vec<IngressStatus>>,
+    /// How long compiling has taken so far.
+    pub compiling: Stopwatch,
+}
+
+/// A sum of times, for who asks later.
+#[derive(Debug, Default)]
+pub struct Stopwatch(AtomicU64);
+
+impl Stopwatch {
+    /// Adds the time that `work` takes.
+    pub fn time<R>(&self, work: impl FnOnce() -> R) -> R {
+        let began = Instant::now();
+        let done = work();
+        let nanos = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(nanos, Ordering::Relaxed);
+        done
+    }
+
+    /// The sum so far.
+    pub fn total(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// A question to the planner, and where its answer goes.
@@ -137,7 +161,7 @@ impl Driver {
     fn take(&mut self, refresh: Refresh, report: &Report) {
         // Who panicked held it to read it.
         let mut planner = self.planner.lock().unwrap_or_else(PoisonError::into_inner);
-        let change = planner.update(refresh.changes);
+        let change = self.state.compiling.time(|| planner.update(refresh.changes));
         if !std::mem::replace(&mut self.started, true) || !change.is_empty() {
             // The receiver is gone only while the agent ends.
             let _ = self.sender.send(change);
@@ -209,7 +233,6 @@ fn log_ingresses(old: &[IngressStatus], new: &[IngressStatus]) {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::plan::Plan;

@@ -9,7 +9,7 @@ use divert_agent::{controller, crd, inspect, okteto, plan_view, run};
 use tracing_subscriber::EnvFilter;
 
 /// kube logs each request that fails; what it means for us is logged once by who made it.
-const DEFAULT_LOG: &str = "info,kube_client=off";
+const DEFAULT_LOG: &str = "info,kube_client=off,kube_runtime=off";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

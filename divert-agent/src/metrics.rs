@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use divert_common::map::Counter;
 use prometheus_client::collector::Collector;
@@ -77,6 +78,18 @@ impl Sources {
                     [("namespace", namespace), ("service", name), ("key", &*series.key), ("result", *result)];
                 family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
             }
+        }
+        Ok(())
+    }
+
+    /// How long changes have taken, by the step of the way that they took.
+    fn encode_times(&self, encoder: &mut DescriptorEncoder<'_>, applying: Duration) -> fmt::Result {
+        let help = "Time spent on changes: compiling them, and making kernel and routing table match";
+        let mut family = encoder.encode_descriptor("change_seconds", help, None, MetricType::Counter)?;
+        for (step, time) in [("compile", self.control.compiling.total()), ("apply", applying)] {
+            let labels = [("step", step)];
+            let mut metric = family.encode_family(&labels)?;
+            metric.encode_counter::<NoLabelSet, f64, f64>(&time.as_secs_f64(), None)?;
         }
         Ok(())
     }
@@ -278,6 +291,7 @@ impl Collector for Sources {
             Some("result"),
             &[("closed", apply.reconnects), ("failed", apply.reconnects_failed)],
         )?;
+        self.encode_times(e, apply.applying)?;
         family(
             e,
             gauge,

@@ -266,9 +266,7 @@ impl Agent {
     /// # Errors
     /// When the kernel does not say.
     pub fn attached(&self) -> Result<u32> {
-        let cgroup = std::fs::File::open(&self.cgroup)?;
-        let numbers = ATTACH_TYPES.iter().map(|kind| traces::attached_programs(&cgroup, *kind));
-        Ok(numbers.sum::<std::io::Result<u32>>()?)
+        Ok(traces::hooks(&self.cgroup)?)
     }
 
     /// Whether something of an agent is in pods or on the cgroup that was not there at the start.
@@ -360,9 +358,6 @@ impl Traces {
         Ok(Self(found))
     }
 }
-
-/// BPF_CGROUP_INET4_CONNECT, INET6_CONNECT, INET4_GETPEERNAME, INET6_GETPEERNAME (linux/bpf.h).
-const ATTACH_TYPES: [u32; 4] = [10, 11, 29, 30];
 
 #[cfg(test)]
 mod tests {

@@ -19,7 +19,8 @@ use tokio::sync::{oneshot, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_stream::{Stream, StreamExt};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::transport::{Channel, Endpoint};
+pub use tonic::transport::Channel;
+use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::lab::Pod;
@@ -298,6 +299,39 @@ impl Drop for Hanging {
             seen.cancelled.fetch_add(1, Ordering::AcqRel);
         }
     }
+}
+
+/// Serves in this process, without end.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(name: &str, listener: tokio::net::TcpListener) -> Result<()> {
+    let (_release, released) = watch::channel(true);
+    let (_stop, stopped) = oneshot::channel();
+    Town { name: name.to_owned(), seen: Arc::default(), released }.serve_until(listener, stopped).await
+}
+
+/// A channel of this process.
+///
+/// # Errors
+/// When the address is none.
+pub fn dial(to: SocketAddr) -> Result<Channel> {
+    Ok(Endpoint::from_shared(format!("http://{to}")).context("an address as URI")?.connect_lazy())
+}
+
+/// The name of who answers a call with this baggage.
+///
+/// # Errors
+/// The status it ends with.
+pub async fn name(channel: &Channel, baggage: &[&str]) -> Result<String, Status> {
+    let client = Client::new(channel, None);
+    let mut request = Request::new(Bytes::new());
+    for member in baggage {
+        let value = member.parse().map_err(|_| Status::invalid_argument("baggage that is not ASCII"))?;
+        request.metadata_mut().append("baggage", value);
+    }
+    let said = client.call(method::UNARY, request).await?;
+    Ok(String::from_utf8_lossy(&said).trim_end().to_owned())
 }
 
 /// A channel from a pod, that connects when it is used, and again when its connection has ended.

@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod bpf_maps;
+pub mod bpf_stats;
 pub mod broker;
 pub mod cgroup;
 pub mod chain;

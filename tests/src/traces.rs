@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use anyhow::Result;
 use divert_common::label::LabelRanges;
+use divert_common::netns::NetNs;
 
 use crate::lab::Pod;
 
@@ -26,18 +28,26 @@ pub struct Found {
 /// # Errors
 /// When the kernel does not say.
 pub fn of(pod: &Pod) -> Result<Found> {
+    of_netns(pod.netns())
+}
+
+/// [`of`], for any namespace.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn of_netns(netns: &NetNs) -> Result<Found> {
     let ranges = LabelRanges::default();
     let v4 = format!("|-- {}", ranges.v4);
-    let has_v4 = read(pod, "fib_trie")?.lines().any(|line| line.trim() == v4);
+    let has_v4 = read_in(netns, "fib_trie")?.lines().any(|line| line.trim() == v4);
     let v6: String = ranges.v6.octets().iter().map(|byte| format!("{byte:02x}")).collect();
-    let routes = read(pod, "ipv6_route")?;
+    let routes = read_in(netns, "ipv6_route")?;
     // Destination, its length, source, its length, next hop, metric.
     let label = routes.lines().find_map(|line| line.strip_prefix(&v6)?.split_whitespace().nth(4));
     let port = label.map(|metric| u32::from_str_radix(metric, 16)).transpose()?;
     Ok(Found {
         label_routes: usize::from(has_v4) + usize::from(label.is_some()),
         port: port.and_then(|port| u16::try_from(port).ok()),
-        lookups: attached_programs(pod.netns(), SK_LOOKUP)?,
+        lookups: attached_programs(netns, SK_LOOKUP)?,
     })
 }
 
@@ -59,9 +69,13 @@ pub fn is_taken(pod: &Pod, port: u16) -> Result<bool> {
 
 /// A file of the namespace below /proc/net.
 pub(crate) fn read(pod: &Pod, file: &str) -> Result<String> {
+    read_in(pod.netns(), file)
+}
+
+fn read_in(netns: &NetNs, file: &str) -> Result<String> {
     let path = format!("/proc/thread-self/net/{file}");
     let mut text = String::new();
-    pod.netns().enter(|| File::open(path)?.read_to_string(&mut text))??;
+    netns.enter(|| File::open(path)?.read_to_string(&mut text))??;
     Ok(text)
 }
 
@@ -79,8 +93,20 @@ pub(crate) fn loopback_listeners(table: &str) -> impl Iterator<Item = &str> {
 /// BPF_SK_LOOKUP (linux/bpf.h).
 const SK_LOOKUP: u32 = 36;
 
+/// BPF_CGROUP_INET4_CONNECT, INET6_CONNECT, INET4_GETPEERNAME, INET6_GETPEERNAME (linux/bpf.h).
+const HOOKS: [u32; 4] = [10, 11, 29, 30];
+
+/// Number of an agent's programs that are attached to a cgroup.
+///
+/// # Errors
+/// When the cgroup is not there, or the kernel does not say.
+pub fn hooks(cgroup: &Path) -> io::Result<u32> {
+    let cgroup = File::open(cgroup)?;
+    HOOKS.iter().map(|kind| attached_programs(&cgroup, *kind)).sum()
+}
+
 /// Number of eBPF programs attached to a cgroup or a network namespace.
-pub(crate) fn attached_programs(to: impl AsFd, attach_type: u32) -> io::Result<u32> {
+fn attached_programs(to: impl AsFd, attach_type: u32) -> io::Result<u32> {
     /// The start of `union bpf_attr` for BPF_PROG_QUERY.
     #[repr(C)]
     #[derive(Default)]

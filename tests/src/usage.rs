@@ -45,6 +45,23 @@ pub fn anonymous(pid: u32) -> Result<u64> {
     status_kib(pid, "RssAnon:")
 }
 
+/// Most resident memory since it began, or since [`reset_peak`], in bytes.
+///
+/// # Errors
+/// When the process is gone.
+pub fn peak_resident(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmHWM:")
+}
+
+/// Makes [`peak_resident`] begin anew (proc(5), clear_refs).
+///
+/// # Errors
+/// When the process is gone.
+pub fn reset_peak(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").with_context(|| format!("writing {path}"))
+}
+
 fn status_kib(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(field));

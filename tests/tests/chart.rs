@@ -50,7 +50,7 @@ const CHANGED: &[(&str, &str)] = &[
     ("agent.podAnnotations.note=a", r#""note":"a""#),
     ("agent.podLabels.team=a", r#""team":"a""#),
     ("agent.maxSurge=10%", r#""maxSurge":"10%""#),
-    ("agent.log=debug", r#""value":"debug,kube_client=off""#),
+    ("agent.log=debug", r#""value":"debug,kube_client=off,kube_runtime=off""#),
     ("controller.replicas=3", r#""replicas":3"#),
     ("controller.maxNames=100000", "--max-names=100000"),
     ("controller.kubeApiQps=7", "--kube-api-qps=7"),

@@ -125,7 +125,7 @@ fn what_is_in_the_way_is_named() -> Result<()> {
 
     // For people, and what they are told when they ask wrongly.
     let text = divert(&town, &["explain", "--agent", "127.0.0.1:9464", "--pod", client, "--to", "web:8080"])?;
-    ensure!(text.contains("\n  key               none") && text.contains("Staging/web answers it"), "{text}");
+    ensure!(text.contains("\n  key               none") && text.contains("staging/web answers it"), "{text}");
     let refused = agent.get("/explain?pod=x&to=web:80")?;
     assert_eq!((refused.status, refused.text().contains("names no pod")), (400, true));
     Ok(())

@@ -40,6 +40,17 @@ fn the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> Result<()> {
 }
 
 #[test]
+fn memory_that_only_the_start_needed_is_given_back() -> Result<()> {
+    let town = Fixture::new()?;
+    let agent = town.agent()?;
+    // Loading the hooks takes 22 MiB, for the types of the running kernel.
+    let own = usage::anonymous(agent.process().pid())?;
+    eprintln!("an idle agent has {} KiB of its own", own >> 10);
+    assert!(own < 10 << 20, "{own} bytes");
+    Ok(())
+}
+
+#[test]
 fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;

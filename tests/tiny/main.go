@@ -3,6 +3,8 @@
 //	tiny                     does nothing, as the first process of a pod
 //	tiny serve PORT [URL]    answers with its name and what URL answered, and passes baggage on
 //	tiny get [-H FIELD] URL  prints what URL answers
+//	tiny private PROGRAM…    runs it in a cgroup namespace of its own, where it may have one
+//	tiny load FILE URL KEY…  asks URL with each key in turn until FILE exists, and says what came of it
 package main
 
 import (
@@ -11,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -31,8 +34,12 @@ func main() {
 		fail(serve(args[1], next))
 	case args[0] == "get" && len(args) > 1:
 		fail(get(args[1:]))
+	case args[0] == "private" && len(args) > 1:
+		fail(private(args[1:]))
+	case args[0] == "load" && len(args) > 3:
+		fail(load(args[1], args[2], args[3:]))
 	default:
-		fail(fmt.Errorf("usage: tiny [serve PORT [URL] | get [-H FIELD] URL]"))
+		fail(fmt.Errorf("usage: tiny [serve PORT [URL] | get [-H FIELD] URL | load FILE URL KEY… | private PROGRAM…]"))
 	}
 }
 
@@ -57,6 +64,16 @@ func pause() {
 			}
 		}
 	}
+}
+
+// As containers are run on nodes that have cgroup2 alone.
+func private(command []string) error {
+	// The namespace is the thread's.
+	runtime.LockOSThread()
+	if err := syscall.Unshare(syscall.CLONE_NEWCGROUP); err != nil && err != syscall.EPERM {
+		return fmt.Errorf("a cgroup namespace: %w", err)
+	}
+	return syscall.Exec(command[0], command, os.Environ())
 }
 
 // The first line of an answer is NAME of the environment, else the host name, which is the pod's; the second, with
@@ -123,6 +140,8 @@ func request(to io.Writer, url string, header http.Header) error {
 		return err
 	}
 	request.Header = header
+	// Of this field the client takes no note.
+	request.Host = header.Get("Host")
 	response, err := client.Do(request)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@
 
 pub(crate) mod service;
 
+mod kubernetes;
 mod town;
 mod traffic;
 
@@ -26,6 +27,9 @@ pub(crate) struct Args {
     /// Show the optimised agent.
     #[arg(long)]
     release: bool,
+    /// On a Kubernetes of two nodes, from nothing; ten minutes of building the first time.
+    #[arg(long, conflicts_with = "release")]
+    kubernetes: bool,
 }
 
 /// Requests on the one connection that mixes all kinds.
@@ -42,6 +46,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// # Errors
 /// On any wrong answer, and when a part cannot be started.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.kubernetes {
+        return kubernetes::run();
+    }
     build(args)?;
     interrupt::catch()?;
     let began = Instant::now();

@@ -36,10 +36,24 @@ pub(crate) struct Args {
     program: Option<PathBuf>,
 }
 
+/// Builds the image that the chart names by default, less optimized, and gives the path of its archive.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn quick() -> Result<PathBuf> {
+    let output = workspace::target().join("image/divert-agent.tar");
+    write(&format!("{REPOSITORY}:{VERSION}"), &program("image")?, &output)?;
+    Ok(output)
+}
+
+fn default_output() -> PathBuf {
+    workspace::target().join("divert-agent.tar")
+}
+
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let output = args.output.clone().unwrap_or_else(|| workspace::target().join("divert-agent.tar"));
+    let output = args.output.clone().unwrap_or_else(default_output);
     let name = args.name.clone().unwrap_or_else(|| format!("{REPOSITORY}:{VERSION}"));
-    let program = program()?;
+    let program = program("release")?;
     if let Some(to) = &args.program {
         fs::copy(&program, to).with_context(|| format!("writing {}", to.display()))?;
         return Ok(());
@@ -67,9 +81,9 @@ pub(crate) fn write(name: &str, program: &Path, output: &Path) -> Result<String>
     Ok(image.write(output)?)
 }
 
-/// Builds the static program, optimized. In a folder of its own: other flags than the usual would else have
+/// Builds the static program by a profile of Cargo.toml. In a folder of its own: other flags than the usual would else have
 /// everything compiled anew each time.
-pub(crate) fn program() -> Result<PathBuf> {
+fn program(profile: &str) -> Result<PathBuf> {
     let triple = match env::consts::ARCH {
         "x86_64" => "x86_64-unknown-linux-gnu",
         "aarch64" => "aarch64-unknown-linux-gnu",
@@ -79,12 +93,12 @@ pub(crate) fn program() -> Result<PathBuf> {
     let root = workspace::root();
     let target = workspace::target().join("image");
     let mut cargo = Command::new("cargo");
-    cargo.current_dir(&root).args(["build", "--release", "--locked", "--package", "divert-agent"]);
+    cargo.current_dir(&root).args(["build", "--profile", profile, "--locked", "--package", "divert-agent"]);
     // With a target named, the flags are the program's alone: macros and build scripts cannot be static.
     cargo.args(["--target", triple, "--target-dir"]).arg(&target);
     let remap = format!("--remap-path-prefix={}=.", root.display());
     cargo.env("RUSTFLAGS", format!("-Ctarget-feature=+crt-static -Cstrip=debuginfo {remap}"));
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
     command::run(&mut cargo)?;
-    Ok(target.join(triple).join("release/divert-agent"))
+    Ok(target.join(triple).join(profile).join("divert-agent"))
 }

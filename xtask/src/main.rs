@@ -1,5 +1,6 @@
-//! Tasks of this repository: `cargo xtask build | test | demo | kubernetes | h2spec | cluster | image | manifests`.
+//! Tasks of this repository: `cargo xtask build | test | bench | demo | kubernetes | h2spec | cluster | image | manifests`.
 
+mod bench;
 mod build;
 mod cache;
 mod cluster;
@@ -31,6 +32,8 @@ enum Task {
     Build(build::Args),
     /// Runs every check: formatting, lints, fuzz targets for some seconds, and all tests. As root.
     Test(test::Args),
+    /// Measures what Divert costs, beside nginx, HAProxy and Envoy. As root.
+    Bench(bench::Args),
     /// Shows requests taking their ways through real namespaces. As root.
     Demo(demo::Args),
     /// Builds the Kubernetes that tests run, once; `cargo xtask test` does so, too.
@@ -47,12 +50,17 @@ enum Task {
     /// One service of the demo.
     #[command(hide = true)]
     DemoService(demo::service::Args),
+    /// One process of the benchmark.
+    #[command(hide = true, subcommand)]
+    BenchPart(bench::parts::Part),
 }
 
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Build(args) => build::run(&args),
         Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::BenchPart(part) => bench::parts::run(&part),
         Task::Demo(args) => demo::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
         Task::H2spec => h2spec::build().map(|program| println!("{}", program.display())),

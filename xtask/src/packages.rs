@@ -47,6 +47,9 @@ pub(crate) const TESTS: &[&str] = &[
     "g++",
 ];
 
+/// What is compared with Divert, and what makes load. Envoy is in no distribution: `bench` says where it comes from.
+pub(crate) const BENCH: &[&str] = &["haproxy", "iproute2", "nghttp2-client", "nginx-light", "python3", "wrk"];
+
 /// What a cluster needs on the machine itself: kube-proxy runs nft, runc is linked to libseccomp, and packages are
 /// unpacked with dpkg-deb.
 pub(crate) const CLUSTER: &[&str] = &["nftables", "libseccomp2", "dpkg", "iproute2", "util-linux"];

@@ -16,6 +16,7 @@ use tracing::{debug, error, warn};
 
 use super::{Applier, Status};
 use crate::kernel::hooks::Hooks;
+use crate::kernel::memory;
 use crate::plan::PlanChange;
 
 /// After inotify reports a new file, the namespace is mounted over it, which it does not report.
@@ -129,9 +130,16 @@ fn run(
 ) -> Hooks {
     let mut due = Instant::now();
     let mut quick_until = due;
+    let mut planned = false;
     loop {
         match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
-            Ok(Command::Apply(change)) => applier.apply(change),
+            Ok(Command::Apply(change)) => {
+                applier.apply(change);
+                // Loading the hooks has read all types of the kernel, and the first plan all objects.
+                if !std::mem::replace(&mut planned, true) {
+                    memory::give_back();
+                }
+            }
             Ok(Command::Look) => {
                 quick_until = Instant::now() + AFTER_A_REPORT;
                 due = due.min(Instant::now() + QUICK);

@@ -111,6 +111,8 @@ pub struct Applier {
     /// Connects to captured destinations that the hooks have let through, as last read.
     passed: u64,
     planned: bool,
+    /// How long steps of the plan have taken so far.
+    applying: Duration,
     clock: Clock,
     looked_thoroughly: Instant,
     /// Whether new connections are to go direct for good: then nothing is mended any more.
@@ -153,6 +155,7 @@ impl Applier {
             reconnect: Reconnect::new(settings.reconnect),
             passed: 0,
             planned: false,
+            applying: Duration::ZERO,
             clock: Clock { last: now, elapsed: Duration::ZERO },
             looked_thoroughly: now,
             released: false,
@@ -172,6 +175,7 @@ impl Applier {
         if self.released {
             return;
         }
+        let began = Instant::now();
         self.planned = true;
         if let Some(hosts) = change.hosts {
             self.table.set_hosts(hosts);
@@ -200,6 +204,7 @@ impl Applier {
         if pods_changed || self.refusal().is_some() {
             self.look(Look::Quick);
         }
+        self.applying += began.elapsed();
     }
 
     /// Looks what is there and mends it, frees labels, tries again what failed. To be called every
@@ -273,6 +278,7 @@ impl Applier {
             resting_labels: self.captures.resting(),
             reconnects: self.reconnect.closed,
             reconnects_failed: self.reconnect.failed,
+            applying: self.applying,
             ..Status::default()
         };
         self.pods.report(&mut status);

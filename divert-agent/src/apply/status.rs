@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::kernel::netns_find::NoMatch;
 use crate::kernel::routes::Prefix;
@@ -29,6 +30,8 @@ pub struct Status {
     pub reconnects: u64,
     /// Times that closing them failed so far.
     pub reconnects_failed: u64,
+    /// How long carrying out steps of the plan has taken so far.
+    pub applying: Duration,
 }
 
 /// Why a pod's connections are left direct.

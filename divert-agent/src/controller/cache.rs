@@ -17,6 +17,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 
 use crate::kubernetes::objects::{BackOff, objects};
+use crate::kubernetes::watch;
 
 /// Namespace and name.
 pub(super) type Key = (Arc<str>, Arc<str>);
@@ -98,9 +99,9 @@ impl<V> Cache<V> {
     }
 }
 
-/// Sends the events of a watch, until the receiver is gone. Its failures are told by the watches of the
-/// source, which fail together with it.
+/// Sends the events of a watch, until the receiver is gone. A failure is logged once, until it is over.
 pub(super) fn watch<K, T: Send + 'static>(
+    what: &'static str,
     api: Api<K>,
     config: watcher::Config,
     sender: Sender<T>,
@@ -112,19 +113,25 @@ where
     tokio::spawn(async move {
         let mut events = pin!(objects(api, config));
         let mut back_off = BackOff::default();
+        let mut trouble = None;
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
                     // That a list begins is said before anything is asked of the server.
                     if !matches!(event, Event::Init) {
                         back_off.reset();
+                        trouble = None;
                     }
                     if sender.send(wrap(event)).await.is_err() {
                         return;
                     }
                 }
                 Err(error) => {
-                    tracing::debug!("a watch of the controller: {error}");
+                    let error = Some(watch::describe(&error));
+                    if let Some(text) = error.as_ref().filter(|_| error != trouble) {
+                        tracing::warn!("watching {what}: {text}");
+                    }
+                    trouble = error;
                     back_off.pause().await;
                 }
             }

@@ -61,7 +61,7 @@ use self::write::{Outcome, Writer};
 use crate::admin::controller::Standing;
 use crate::compile::{EndpointTrust, Settings, SettingsArgs};
 use crate::kubernetes::source::Source;
-use crate::kubernetes::{Cluster, ConnectError};
+use crate::kubernetes::{Cluster, ConnectError, Troubles};
 use crate::{admin, api};
 
 /// Changes that come together are written together.
@@ -97,6 +97,10 @@ pub struct ControllerArgs {
     /// `kubectl delete svc X && helm upgrade --install`.
     #[arg(long, value_name = "SECONDS", default_value_t = 60, hide = true)]
     pub names_left_free: u64,
+    /// Seconds after which what is wrong with an object that has no status is told by an event once more: API servers
+    /// forget events after an hour.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, hide = true)]
+    pub tell_again: u64,
     /// Most writes a second to the API server.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub kube_api_qps: u32,
@@ -196,18 +200,24 @@ async fn control(
     });
     let mut end = pin!(end);
     let mut source = Source::start(&client, None);
+    let mut troubles = Troubles::default();
 
     let (sender, mut changes) = channel(1024);
     let config = watcher::Config::default;
     let names = Api::<Service>::all(client.clone());
-    let _names = cache::watch(names, config().labels(api::EXTERNAL_NAME), sender.clone(), |event| {
-        Change::Name(Box::new(event))
-    });
+    let _names = cache::watch(
+        "names that resolve",
+        names,
+        config().labels(api::EXTERNAL_NAME),
+        sender.clone(),
+        |event| Change::Name(Box::new(event)),
+    );
     let pods = Api::<BriefPod>::all(client.clone());
     let running = config().fields("status.phase!=Succeeded,status.phase!=Failed");
-    let _pods = cache::watch(pods, running, sender.clone(), Change::Pod);
+    let _pods = cache::watch("Pods", pods, running, sender.clone(), Change::Pod);
     let agents = Api::<BriefPod>::namespaced(client.clone(), &namespace);
-    let _agents = cache::watch(agents, config().labels(&args.agents), sender, Change::Agent);
+    let _agents =
+        cache::watch("Pods of agents", agents, config().labels(&args.agents), sender, Change::Agent);
 
     let settings =
         Settings { endpoint_trust: EndpointTrust::PodsOfController, ..args.settings.clone().into() };
@@ -224,13 +234,16 @@ async fn control(
         queue: Queue::default(),
         pace: Pace::new(args.kube_api_qps, Instant::now()),
         running: JoinSet::new(),
-        told: Told::default(),
+        told: Told::new(Duration::from_secs(args.tell_again)),
     };
     loop {
         let wake = desk.work(&mut known, &source).into_iter().chain(known.wake()).min();
         let at = wake.unwrap_or_else(Instant::now);
         let marks = tokio::select! {
-            batch = source.next(known.judge.world()) => known.take_world(batch),
+            batch = source.next(known.judge.world()) => {
+                standing.set_troubles(troubles.tell(&source));
+                known.take_world(batch)
+            }
             Some(change) = changes.recv() => known.take(change),
             Some(Ok(ended)) = desk.running.join_next() => {
                 desk.ended(ended, &mut known);
@@ -306,7 +319,8 @@ impl Desk {
                 Work::Name { namespace, name } => reconcile::name(known, namespace, name),
             };
             let Some(job) = job else {
-                self.queue.done(work, None);
+                let again = self.due(&work);
+                self.queue.done(work, again);
                 continue;
             };
             if let Some(uid) = lets_go(&job) {
@@ -333,7 +347,16 @@ impl Desk {
         if let (Work::Tell(object), Job::News(_), Outcome::Failed) = (&work, &job, outcome) {
             self.told.forget(object);
         }
-        self.queue.done(work, (outcome == Outcome::Failed).then(|| now + RETRY));
+        let again = if outcome == Outcome::Failed { Some(now + RETRY) } else { self.due(&work) };
+        self.queue.done(work, again);
+    }
+
+    /// When something is to be told again though nothing has changed.
+    fn due(&self, work: &Work) -> Option<Instant> {
+        match work {
+            Work::Tell(object) => self.told.due(object),
+            Work::Name { .. } => None,
+        }
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::conditions::{self, Said};
 use super::known::{Known, Original};
@@ -45,28 +47,55 @@ pub(super) struct News {
     pub(super) said: Said,
 }
 
-/// What was last told about objects that have no status, and of which UID: one that is deleted and made again is
-/// another.
-#[derive(Debug, Default)]
-pub(super) struct Told(HashMap<ObjectRef, (Option<String>, BTreeSet<String>)>);
+/// What was last told about objects that have no status, of which UID, since one that is deleted and made again is
+/// another, and when: events are gone after a while, and there is nothing else to see.
+#[derive(Debug)]
+pub(super) struct Told {
+    again: Duration,
+    said: HashMap<ObjectRef, Telling>,
+}
+
+#[derive(Debug)]
+struct Telling {
+    uid: Option<String>,
+    messages: BTreeSet<String>,
+    at: Instant,
+}
 
 impl Told {
-    /// What of it has not been told as it is.
-    fn untold(&mut self, object: &ObjectRef, uid: Option<&String>, said: Vec<Said>) -> Vec<Said> {
-        let before = match said.is_empty() {
-            true => self.0.remove(object),
-            false => {
-                let messages = said.iter().map(|it| it.message.clone()).collect();
-                self.0.insert(object.clone(), (uid.cloned(), messages))
-            }
-        };
-        let before = before.filter(|(told, _)| told.as_ref() == uid).unwrap_or_default();
-        said.into_iter().filter(|it| !before.1.contains(&it.message)).collect()
+    /// With a time after which something is told again.
+    pub(super) fn new(again: Duration) -> Self {
+        Self { again, said: HashMap::new() }
+    }
+
+    /// What of it has not been told as it is, or not for long.
+    fn untold(
+        &mut self,
+        object: &ObjectRef,
+        uid: Option<&String>,
+        said: Vec<Said>,
+        now: Instant,
+    ) -> Vec<Said> {
+        let before = self.said.remove(object);
+        if said.is_empty() {
+            return said;
+        }
+        let before = before.filter(|told| told.uid.as_ref() == uid && now < told.at + self.again);
+        let messages = said.iter().map(|it| it.message.clone()).collect();
+        let at = before.as_ref().map_or(now, |told| told.at);
+        self.said.insert(object.clone(), Telling { uid: uid.cloned(), messages, at });
+        let known = |it: &Said| before.as_ref().is_some_and(|told| told.messages.contains(&it.message));
+        said.into_iter().filter(|it| !known(it)).collect()
+    }
+
+    /// When it is to be told again, if it is as it was.
+    pub(super) fn due(&self, object: &ObjectRef) -> Option<Instant> {
+        self.said.get(object).map(|told| told.at + self.again)
     }
 
     /// It is to be told anew.
     pub(super) fn forget(&mut self, object: &ObjectRef) {
-        self.0.remove(object);
+        self.said.remove(object);
     }
 }
 
@@ -84,7 +113,7 @@ pub(super) fn tell(
     let mut about = about(object, known.diverts.get(object));
     // By which kubectl describe finds events.
     let uid = about.uid.take().or_else(|| uid(known, invalid, object));
-    let news = told.untold(object, uid.as_ref(), said(known, invalid, object));
+    let news = told.untold(object, uid.as_ref(), said(known, invalid, object), Instant::now());
     about.uid = uid;
     let news: Vec<_> = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
     (!news.is_empty() && takes_events(known, object)).then_some(Job::News(news))
@@ -230,4 +259,39 @@ fn owners(known: &Known, group: &Group) -> Vec<OwnerReference> {
         })
     };
     accepted.filter_map(owner).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_once_and_again_after_a_while() {
+        let again = Duration::from_secs(1800);
+        let mut told = Told::new(again);
+        let object = ObjectRef { kind: ObjectKind::Ingress, namespace: "alice".into(), name: "shop".into() };
+        let said = |messages: &[&str]| -> Vec<Said> {
+            let said = |message: &&str| Said {
+                kind: "Hosts",
+                status: false,
+                reason: "NotAllowed",
+                message: (*message).to_owned(),
+            };
+            messages.iter().map(said).collect()
+        };
+        let begin = Instant::now();
+        let mut look = |uid: &str, messages: &[&str], after: Duration| {
+            let news = told.untold(&object, Some(&uid.to_owned()), said(messages), begin + after);
+            let news: Vec<_> = news.into_iter().map(|it| it.message).collect();
+            (news.join(","), told.due(&object).map(|due| due - begin))
+        };
+        let (second, told_at) = (Duration::from_secs(1), |news: &str, due| (news.to_owned(), Some(due)));
+        assert_eq!(look("1", &["a", "b"], Duration::ZERO), told_at("a,b", again));
+        assert_eq!(look("1", &["a", "b"], second), told_at("", again));
+        assert_eq!(look("1", &["a", "c"], second), told_at("c", again), "all are told again at one time");
+        assert_eq!(look("1", &["a", "c"], again), told_at("a,c", again * 2));
+        assert_eq!(look("2", &["a", "c"], again + second), told_at("a,c", again * 2 + second));
+        assert_eq!(look("2", &[], again + second), (String::new(), None));
+        assert_eq!(look("2", &["a"], again + second), told_at("a", again * 2 + second));
+    }
 }

@@ -175,13 +175,17 @@ fn told(question: &Question, agent: &str, explanation: &Explanation) -> String {
         let about = format!("{:?}", step.about).to_lowercase();
         text.push_str(&format!("  {about:<12} {mark:<4} {}\n", step.says));
     }
-    text.push_str(&format!("\n{}.\n", upper_first(&explanation.verdict)));
+    text.push_str(&format!("\n{}.\n", sentence(&explanation.verdict)));
     text
 }
 
-fn upper_first(text: &str) -> String {
+/// With a capital letter, unless it begins with a name (`alice/catalog`), which is as it is.
+fn sentence(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+    match (text.split(' ').next(), chars.next()) {
+        (Some(word), Some(first)) if !word.contains('/') => first.to_uppercase().chain(chars).collect(),
+        _ => text.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod listeners;
 mod log;
 pub mod lookup;
+pub mod memory;
 mod netlink;
 pub mod netns_find;
 pub mod object;

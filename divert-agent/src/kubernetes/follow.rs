@@ -8,7 +8,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use super::source::Source;
-use super::{Cluster, ConnectError};
+use super::{Cluster, ConnectError, Troubles};
 use crate::compile::{Planner, Settings};
 use crate::control::{Question, State};
 use crate::plan::PlanChange;
@@ -70,7 +70,7 @@ pub fn follow(
                 sender,
                 state,
                 planned: false,
-                troubles: Vec::new(),
+                troubles: Troubles::default(),
             };
             tokio::select! {
                 () = follower.run(source, questions) => {}
@@ -87,8 +87,7 @@ struct Follower {
     sender: UnboundedSender<PlanChange>,
     state: Arc<State>,
     planned: bool,
-    /// As last logged.
-    troubles: Vec<String>,
+    troubles: Troubles,
 }
 
 impl Follower {
@@ -101,7 +100,7 @@ impl Follower {
                     continue;
                 }
             };
-            let change = self.planner.update(batch.changes);
+            let change = self.state.compiling.time(|| self.planner.update(batch.changes));
             if self.planned {
                 self.send(change);
             } else if source.is_complete() {
@@ -109,7 +108,7 @@ impl Follower {
                 tracing::info!("the cluster is known, the first plan is made");
                 self.send(self.planner.whole_plan());
             }
-            self.tell(source.troubles(), source.awaited());
+            self.tell(&source);
         }
     }
 
@@ -118,18 +117,10 @@ impl Follower {
         let _ = self.sender.send(change);
     }
 
-    /// Logs once for each change: an API server that is away for an hour is one line, and another at its end.
-    fn tell(&mut self, troubles: Vec<String>, awaited: Vec<String>) {
-        for trouble in troubles.iter().filter(|trouble| !self.troubles.contains(trouble)) {
-            tracing::warn!("{trouble}");
-        }
-        if troubles.is_empty() && !self.troubles.is_empty() {
-            tracing::info!("the cluster is followed without gaps again");
-        }
-        let told: Vec<_> = troubles.iter().chain(&awaited).cloned().collect();
+    fn tell(&mut self, source: &Source) {
+        let told = self.troubles.tell(source);
         if **self.state.troubles.load() != told {
             self.state.troubles.store(Arc::new(told));
         }
-        self.troubles = troubles;
     }
 }

@@ -14,6 +14,7 @@
 //! | `definitions` | kinds that may be missing and may appear later |
 //! | `sync` | pure: from steps to changes of the world; what a new list no longer has; when all is known |
 //! | `source` | the watches together, in batches |
+//! | `troubles` | what keeps the cluster from being followed, as it is logged |
 //! | `follow` | the agent's use of it |
 
 mod connect;
@@ -24,7 +25,8 @@ mod kinds;
 pub(crate) mod objects;
 pub(crate) mod source;
 mod sync;
-mod watch;
+mod troubles;
+pub(crate) mod watch;
 
 /// What went wrong with a request, in one clause, without the layers that say the same again.
 pub(crate) fn describe(error: &kube::Error) -> String {
@@ -45,3 +47,4 @@ pub(crate) fn describe(error: &kube::Error) -> String {
 pub use connect::{Cluster, ConnectError};
 pub use follow::{FollowError, Following, follow};
 pub(crate) use sync::Invalid;
+pub(crate) use troubles::Troubles;

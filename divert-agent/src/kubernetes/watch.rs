@@ -115,7 +115,7 @@ pub(super) async fn follow<K>(
 }
 
 /// In one clause, without the layers that say the same again.
-fn describe(error: &watcher::Error) -> String {
+pub(crate) fn describe(error: &watcher::Error) -> String {
     use watcher::Error;
     match error {
         Error::InitialListFailed(error) | Error::WatchStartFailed(error) | Error::WatchFailed(error) => {

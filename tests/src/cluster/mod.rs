@@ -9,9 +9,13 @@
 //! There is no registry. Pods run images that were given to the nodes ([`Cluster::import`]): `divert.dev/tiny:1`, a small
 //! server and client (tests/tiny) with a busybox, is there.
 
+pub mod app;
 mod cgroups;
 mod control_plane;
+pub mod ingress;
+pub mod installed;
 mod kubelet;
+pub mod load;
 mod network;
 mod node;
 mod programs;

@@ -37,6 +37,11 @@ impl Programs {
         self.0.join("root/usr/lib/cni")
     }
 
+    /// What runs in pods (tests/tiny).
+    pub(super) fn tiny(&self) -> PathBuf {
+        self.0.join("tiny")
+    }
+
     /// Archives of the images that every node gets.
     pub(super) fn images(&self) -> [PathBuf; 2] {
         ["tiny.tar", "dns.tar"].map(|name| self.0.join("images").join(name))

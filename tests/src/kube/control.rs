@@ -65,7 +65,30 @@ impl Control {
     /// # Errors
     /// When it cannot be started.
     pub fn start(server: &Arc<ApiServer>, account: &Client, arguments: &[&str]) -> Result<Self> {
+        Self::spawn(server, account, arguments, Command::new(agent::program()?))
+    }
+
+    /// [`Self::start`], with a log other than the usual.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_logging(
+        server: &Arc<ApiServer>,
+        account: &Client,
+        arguments: &[&str],
+        log: &str,
+    ) -> Result<Self> {
         let mut command = Command::new(agent::program()?);
+        command.env("DIVERT_LOG", log);
+        Self::spawn(server, account, arguments, command)
+    }
+
+    fn spawn(
+        server: &Arc<ApiServer>,
+        account: &Client,
+        arguments: &[&str],
+        mut command: Command,
+    ) -> Result<Self> {
         command.arg("controller").args(arguments).env("KUBECONFIG", account.kubeconfig());
         command.env("POD_NAMESPACE", SYSTEM).env("POD_NAME", "controller");
         let place = Place { netns: Some(server.netns().netns()), cgroup: None };

@@ -1,13 +1,15 @@
 //! A service of the demo: answers with its own name, followed by what the next service answered.
 //!
 //! It passes the baggage header on, as applications with OpenTelemetry do, and is otherwise as ordinary
-//! as can be: it keeps connections to the next service and makes new ones now and then.
+//! as can be: it keeps connections to the next service and makes new ones now and then. The last of the chain speaks
+//! gRPC: all calls of whoever asks it go over one connection.
 
 use std::convert::Infallible;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
+use divert_tests::grpc;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -32,9 +34,15 @@ pub(crate) struct Args {
     /// Port to listen on.
     #[arg(long)]
     port: u16,
+    /// Speak gRPC, and ask nobody.
+    #[arg(long, conflicts_with = "next")]
+    grpc: bool,
     /// Address of the next service.
     #[arg(long)]
     next: Option<SocketAddr>,
+    /// The next service speaks gRPC.
+    #[arg(long, requires = "next")]
+    next_grpc: bool,
 }
 
 /// Serves until killed.
@@ -49,7 +57,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 async fn serve(args: &Args) -> Result<()> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, args.port)).await.context("listening")?;
     println!("{} is listening", args.name);
-    let service = Arc::new(Service { name: args.name.clone(), next: args.next.map(Next::new) });
+    if args.grpc {
+        return grpc::serve(&args.name, listener).await;
+    }
+    let next = match args.next {
+        Some(address) if args.next_grpc => Some(Next::Grpc(grpc::dial(address)?)),
+        address => address.map(|address| Next::Http(Http::new(address))),
+    };
+    let service = Arc::new(Service { name: args.name.clone(), next });
     loop {
         let (stream, _) = listener.accept().await.context("accepting")?;
         let service = Arc::clone(&service);
@@ -72,7 +87,8 @@ struct Service {
 impl Service {
     async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let rest = match &self.next {
-            Some(next) => next.ask(request.headers()).await,
+            Some(Next::Http(next)) => next.ask(request.headers()).await,
+            Some(Next::Grpc(channel)) => call(channel, request.headers()).await,
             None => Ok(String::new()),
         };
         match rest {
@@ -86,8 +102,21 @@ impl Service {
     }
 }
 
-/// The next service and idle connections to it.
-struct Next {
+/// The next service.
+enum Next {
+    Http(Http),
+    Grpc(grpc::Channel),
+}
+
+async fn call(channel: &grpc::Channel, caller: &HeaderMap) -> Result<String> {
+    let baggage =
+        caller.get_all(BAGGAGE).iter().map(|value| value.to_str()).collect::<Result<Vec<_>, _>>()?;
+    let name = grpc::name(channel, &baggage).await.context("calling the next service")?;
+    Ok(format!("{name}\n"))
+}
+
+/// A service that speaks HTTP/1, and idle connections to it.
+struct Http {
     address: SocketAddr,
     idle: Mutex<Vec<Connection>>,
 }
@@ -97,7 +126,7 @@ struct Connection {
     requests: usize,
 }
 
-impl Next {
+impl Http {
     fn new(address: SocketAddr) -> Self {
         Self { address, idle: Mutex::default() }
     }

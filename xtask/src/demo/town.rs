@@ -10,11 +10,11 @@ use divert_tests::http::Http;
 use divert_tests::lab::{ClusterIps, Family, Lab};
 use divert_tests::manifest::{self, Manifests, Port};
 use divert_tests::process::Process;
-use divert_tests::wait;
+use divert_tests::{script, wait};
 
 use crate::interrupt;
 
-/// The chain, in the order of the calls.
+/// The chain, in the order of the calls. The last speaks gRPC.
 pub(super) const CHAIN: [&str; 4] = ["frontend", "api", "catalog", "inventory"];
 /// Who runs copies of services.
 pub(super) const DEVELOPERS: [&str; 2] = ["alice", "bob"];
@@ -65,6 +65,16 @@ impl Town {
 
     /// Waits until the Diverts show; after that they are expected to hold.
     fn settle(&self) -> Result<()> {
+        // Before anybody asks anything: a gRPC connection made earlier would stay direct for as long as it is used.
+        for (_, service) in COPIES {
+            wait::until(&format!("connections to staging/{service} to be captured"), || {
+                let captured = self
+                    .connect(service)
+                    .and_then(|http| script::is_captured(http.stream(), &self.lab.pod(VISITOR)));
+                matches!(captured, Ok(Some(true)))
+            })
+            .with_context(|| self.agent.process().output())?;
+        }
         for developer in DEVELOPERS {
             let shown = || {
                 let way =
@@ -89,7 +99,7 @@ impl Town {
             own.map(|(_, service)| *service).collect::<Vec<_>>().join(" and ")
         };
         format!(
-            "staging runs {}; alice runs {}, bob {}. One agent, nothing in the pods.",
+            "staging runs {}, which speaks gRPC; alice runs {}, bob {}. One agent, nothing in the pods.",
             CHAIN.join(" → "),
             list("alice"),
             list("bob")
@@ -153,9 +163,13 @@ fn start_services(lab: &Lab, ips: &[(String, ClusterIps)]) -> Result<Vec<Process
         let service = name.split('/').next_back().unwrap_or_default();
         let mut command = Command::new(&me);
         command.args(["demo-service", "--name", name, "--port", &PORT.to_string()]);
-        if let Some(next) = CHAIN.iter().skip_while(|link| **link != service).nth(1) {
-            let next = address(ips, &format!("staging/{next}"))?.address(Family::V4, PORT);
-            command.args(["--next", &next.to_string()]);
+        match CHAIN.iter().skip_while(|link| **link != service).nth(1) {
+            Some(next) => {
+                let address = address(ips, &format!("staging/{next}"))?.address(Family::V4, PORT);
+                command.args(["--next", &address.to_string()]);
+                command.args((Some(next) == CHAIN.last()).then_some("--next-grpc"));
+            }
+            None => drop(command.arg("--grpc")),
         }
         services.push(lab.pod(name).spawn(name, command)?);
     }

@@ -67,7 +67,7 @@ app.kubernetes.io/component: {{ .part }}
 
 {{/* The variable of the log filter: a level alone keeps the client's own lines off, as the program does. */}}
 {{- define "divert.log" -}}
-{{- if regexMatch "^[a-z]+$" . }}{{ . }},kube_client=off{{ else }}{{ . }}{{ end -}}
+{{- if regexMatch "^[a-z]+$" . }}{{ . }},kube_client=off,kube_runtime=off{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
 {{/* What the controller's containers need, and the profile `restricted` of pod security allows. */}}
