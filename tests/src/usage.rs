@@ -19,6 +19,24 @@ pub fn resident(pid: u32) -> Result<u64> {
     status_kib(pid, "VmRSS:")
 }
 
+/// The most resident memory that there was, in bytes, since the process began or [`forget_peak`].
+///
+/// # Errors
+/// When the process is gone.
+pub fn peak(pid: u32) -> Result<u64> {
+    status_kib(pid, "VmHWM:")
+}
+
+/// Has [`peak`] begin anew.
+///
+/// # Errors
+/// When the process is gone.
+pub fn forget_peak(pid: u32) -> Result<()> {
+    // proc(5): 5 resets the peak resident set size.
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").with_context(|| format!("writing {path}"))
+}
+
 /// Resident memory that is the process's own (heap, stacks), in bytes.
 ///
 /// # Errors
