@@ -116,8 +116,9 @@ impl End {
         let initial =
             list.iter().find(|(id, _)| *id == settings::INITIAL_WINDOW_SIZE).map(|(_, value)| *value);
         // What grows is taken at once, what shrinks once the other side knows.
-        let table = list.iter().filter(|(id, _)| *id == settings::HEADER_TABLE_SIZE).map(|(_, value)| *value);
-        self.unacked.push_back((initial, table.last()));
+        let mut table =
+            list.iter().filter(|(id, _)| *id == settings::HEADER_TABLE_SIZE).map(|(_, value)| *value);
+        self.unacked.push_back((initial, table.next_back()));
         if let Some(initial) = initial
             && i64::from(initial) > self.initial_receive
         {

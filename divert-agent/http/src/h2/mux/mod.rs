@@ -4,7 +4,7 @@
 //! windows, pings, stream ids and the tables of HPACK are end to end, and only followed. A request that is to go
 //! elsewhere, or to be answered here, makes it **mixed**, for good: from then on frames go by their stream. Two things
 //! keep that small. Stream ids are the same on every leg, as ids may be skipped. And responses of other servers, and
-//! requests, are written without any table ([`encode`]), so the original's responses still pass as they came.
+//! requests, are written without any table ([`encode`](super::hpack::encode)), so the original's responses still pass as they came.
 //!
 //! What cannot be followed while nothing is diverted makes it **opaque**: the original destination is the judge, and
 //! answers as it would without us. In mixed mode it is an error of the connection.

@@ -243,21 +243,22 @@ impl<T> Mux<T> {
             };
             let settings = unacked.settings;
             let late = unacked.shrinks && self.is_owed_larger_windows() || !self.held_acks.is_empty();
-            if settings.header_table_size.is_none() {
-                if late {
-                    self.held_acks.push_back(settings)
-                } else {
-                    self.acknowledge(&settings)
-                }
+            let of_table = settings.header_table_size.is_some();
+            if late && !of_table {
+                self.held_acks.push_back(settings);
                 return Ok(());
             }
             // Blocks before it are written by one table and those behind it by another: it keeps its place, and waits
             // for nothing else.
-            while let Some(settings) = self.held_acks.pop_front() {
+            while of_table && let Some(settings) = self.held_acks.pop_front() {
                 self.acknowledge(&settings);
             }
-            self.block_order.push_back(Order::Ack(settings));
-            self.pass_acks();
+            if of_table && !self.block_order.is_empty() {
+                self.block_order.push_back(Order::Ack(settings));
+            } else {
+                self.pass_down(payload);
+                self.client_settings_apply(&settings);
+            }
             return Ok(());
         }
         let settings = Settings::read(payload)?;
