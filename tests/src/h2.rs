@@ -3,8 +3,10 @@
 pub mod conversation;
 pub mod echo;
 pub mod frame;
+pub mod head;
 pub mod peer;
 pub mod stage;
 
 pub use frame::{Frame, code, flag, kind, setting};
-pub use peer::{Event, H2, Head, Style, owned, request};
+pub use head::{Event, Field, Head, Style, owned, request};
+pub use peer::H2;

@@ -12,7 +12,8 @@ use std::net::TcpListener;
 use anyhow::{Context, Result};
 
 use super::frame::{Frame, flag, kind};
-use super::peer::{Event, Field, H2, Style, owned, request};
+use super::head::{Event, Field, Style, owned, request};
+use super::peer::H2;
 use crate::fixture::ALICE;
 use crate::peer::Peer;
 use crate::script::bulk;

@@ -54,7 +54,7 @@ pub fn alice(stage: &Stage, settings: &[(u16, u32)]) -> Result<(H2, Vec<(u16, u3
 /// # Panics
 /// When something else comes.
 #[track_caller]
-pub fn answer(server: &mut H2, stream: u32, body: &str) -> super::peer::Head {
+pub fn answer(server: &mut H2, stream: u32, body: &str) -> super::head::Head {
     let head = server.head(stream);
     server.respond(stream, &[], false);
     server.data(stream, body, true);
@@ -66,7 +66,7 @@ pub fn answer(server: &mut H2, stream: u32, body: &str) -> super::peer::Head {
 /// # Panics
 /// When something else comes.
 #[track_caller]
-pub fn expect_answer(client: &mut H2, stream: u32, body: &str) -> super::peer::Head {
+pub fn expect_answer(client: &mut H2, stream: u32, body: &str) -> super::head::Head {
     let head = client.head(stream);
     assert_eq!(head.status(), "200", "{head:?}");
     client.expect_data(stream, body, true);
