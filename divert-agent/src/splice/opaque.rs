@@ -28,6 +28,11 @@ pub(super) struct Side<'a> {
     pub(super) ended: bool,
 }
 
+enum Direction {
+    Up,
+    Down,
+}
+
 /// Relays until both directions have ended.
 pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
     let (a, b) = (client.conn, server.conn);
@@ -38,14 +43,27 @@ pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
         let up_ready = up.poll(cx, a, b);
         let down_ready = down.poll(cx, b, a);
         match (up_ready, down_ready) {
-            (Poll::Ready(Err(broken)), _) | (_, Poll::Ready(Err(broken))) => Poll::Ready(Err(broken)),
+            (Poll::Ready(Err(broken)), _) => Poll::Ready(Err((broken, Direction::Up))),
+            (_, Poll::Ready(Err(broken))) => Poll::Ready(Err((broken, Direction::Down))),
             (Poll::Pending, Poll::Pending) => Poll::Pending,
             _ => Poll::Ready(Ok(())),
         }
     })
     .await;
-    if let Err(Broken) = first {
-        return Relayed::Broken;
+    match first {
+        Ok(()) => {}
+        Err((Broken::Source, _)) => return Relayed::Broken,
+        // Who was reset may have said why before.
+        Err((Broken::Sink, Direction::Up)) => {
+            down.end_quietly();
+            let _ = poll_fn(|cx| down.poll(cx, b, a)).await;
+            return Relayed::Broken;
+        }
+        Err((Broken::Sink, Direction::Down)) => {
+            up.end_quietly();
+            let _ = poll_fn(|cx| up.poll(cx, a, b)).await;
+            return Relayed::Broken;
+        }
     }
 
     // Half-closed: the side that has ended is not read any more, so its reset must be watched for.
@@ -56,7 +74,7 @@ pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
         biased;
         rest = rest => match rest {
             Ok(()) => Relayed::Closed,
-            Err(Broken) => Relayed::Broken,
+            Err(_) => Relayed::Broken,
         },
         () = silent.failed() => Relayed::Broken,
     }

@@ -17,11 +17,20 @@ const BULK: usize = 16 * 1024;
 
 /// A side was reset or died: the other is to be reset.
 #[derive(Debug)]
-pub(super) struct Broken;
+pub(super) enum Broken {
+    /// The side that is read from.
+    Source,
+    /// The side that is written to: what it has said before is still to be read.
+    Sink,
+}
 
-impl From<io::Error> for Broken {
-    fn from(_: io::Error) -> Self {
-        Self
+impl Broken {
+    fn source(_: io::Error) -> Self {
+        Self::Source
+    }
+
+    fn sink(_: io::Error) -> Self {
+        Self::Sink
     }
 }
 
@@ -37,12 +46,14 @@ pub(super) struct Pump {
     ended: bool,
     /// ... and it was passed on.
     done: bool,
+    /// ... or is not to be: a reset follows.
+    ends_quietly: bool,
 }
 
 impl Pump {
     /// A direction that begins with bytes already read, and perhaps an end of stream already seen.
     pub(super) fn new(buffer: Buffer, ended: bool) -> Self {
-        Self { buffer, pipe: None, full_reads: 0, calm: false, ended, done: false }
+        Self { buffer, pipe: None, full_reads: 0, calm: false, ended, done: false, ends_quietly: false }
     }
 
     /// Whether the end of the stream was passed on.
@@ -50,16 +61,23 @@ impl Pump {
         self.done
     }
 
+    /// From now on what comes is passed on, but not the end of the stream.
+    pub(super) fn end_quietly(&mut self) {
+        self.ends_quietly = true;
+    }
+
     /// Moves what can be moved; ready once the end of the stream was passed on.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, from: &Conn, to: &Conn) -> Poll<Result<(), Broken>> {
         while !self.done {
             if !self.buffer.is_empty() {
-                let sent = ready!(to.poll_send(cx, self.buffer.bytes()))?;
+                let sent = ready!(to.poll_send(cx, self.buffer.bytes())).map_err(Broken::sink)?;
                 self.buffer.consume(sent);
             } else if self.pipe.is_some() {
                 ready!(self.poll_bulk(cx, from, to))?;
             } else if self.ended {
-                to.shutdown_write();
+                if !self.ends_quietly {
+                    to.shutdown_write();
+                }
                 self.done = true;
             } else {
                 ready!(self.poll_copy(cx, from))?;
@@ -70,7 +88,7 @@ impl Pump {
 
     fn poll_copy(&mut self, cx: &mut Context<'_>, from: &Conn) -> Poll<Result<(), Broken>> {
         // Only take memory when there is something to put into it.
-        ready!(from.poll_readable(cx))?;
+        ready!(from.poll_readable(cx)).map_err(Broken::source)?;
         let space = self.buffer.space();
         let room = space.len();
         match from.poll_recv(cx, space, ShortRead::Unproven) {
@@ -85,7 +103,7 @@ impl Pump {
                 }
                 return Poll::Ready(Ok(()));
             }
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Broken::source(error))),
             Poll::Pending => {
                 self.buffer.release();
                 return Poll::Pending;
@@ -99,14 +117,14 @@ impl Pump {
     fn poll_bulk(&mut self, cx: &mut Context<'_>, from: &Conn, to: &Conn) -> Poll<Result<(), Broken>> {
         let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
         if pipe.held > 0 {
-            ready!(to.poll_drain_pipe(cx, pipe))?;
+            ready!(to.poll_drain_pipe(cx, pipe)).map_err(Broken::sink)?;
         } else if self.calm {
             self.calm = false;
             if let Some(pipe) = self.pipe.take() {
                 pipe.give_back();
             }
         } else {
-            let got = ready!(from.poll_fill_pipe(cx, pipe, SPLICE_MOST))?;
+            let got = ready!(from.poll_fill_pipe(cx, pipe, SPLICE_MOST)).map_err(Broken::source)?;
             self.ended = got == 0;
             self.calm = got < BULK;
         }
@@ -140,7 +158,7 @@ impl BodySplice {
     /// Writes what is held.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>, to: &Conn) -> Poll<Result<(), Broken>> {
         while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held > 0) {
-            ready!(to.poll_drain_pipe(cx, pipe))?;
+            ready!(to.poll_drain_pipe(cx, pipe)).map_err(Broken::sink)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -160,7 +178,7 @@ impl BodySplice {
             },
         };
         let most = usize::try_from(limit).unwrap_or(usize::MAX).min(SPLICE_MOST);
-        let got = ready!(from.poll_fill_pipe(cx, pipe, most))?;
+        let got = ready!(from.poll_fill_pipe(cx, pipe, most)).map_err(Broken::source)?;
         Poll::Ready(Ok(if got == 0 { Moved::End } else { Moved::Bytes(got as u64) }))
     }
 
