@@ -195,12 +195,21 @@ impl Agent {
         self.process.kill();
     }
 
-    /// SIGSTOP: a hang.
+    /// SIGSTOP: a hang. Returns when every thread has stopped.
     ///
     /// # Errors
     /// When it has ended.
     pub fn pause(&self) -> Result<()> {
-        self.process.signal(Signal::STOP)
+        self.process.signal(Signal::STOP)?;
+        let tasks = format!("/proc/{}/task", self.process.pid());
+        wait::until("the agent to stop", || {
+            let stopped = |task: std::fs::DirEntry| {
+                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+                // The name before the state may hold anything, a parenthesis as well.
+                stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T"))
+            };
+            std::fs::read_dir(&tasks).is_ok_and(|mut tasks| tasks.all(|task| task.is_ok_and(stopped)))
+        })
     }
 
     /// SIGCONT.
@@ -300,7 +309,8 @@ impl Drop for Agent {
         if std::thread::panicking() {
             return;
         }
-        let stopped = if self.killed { Ok(()) } else { self.stop().map(drop) };
+        // One that was paused would not hear of its end.
+        let stopped = if self.killed { Ok(()) } else { self.resume().and_then(|()| self.stop()).map(drop) };
         let panicked = self.panicked();
         if stopped.is_err() || panicked {
             eprintln!("---- divert-agent printed:\n{}", self.process.output());

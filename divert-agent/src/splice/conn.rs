@@ -4,6 +4,7 @@
 //! Readiness is edge-triggered; a read that did not fill its buffer has drained the socket, so the
 //! next look at it waits for a new edge and the read that would only return EAGAIN is never made.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
@@ -23,6 +24,9 @@ use super::pipe::Pipe;
 #[derive(Debug)]
 pub(super) struct Conn {
     fd: AsyncFd<Socket>,
+    /// The kernel has told that the connection broke, which it does once: who reads after that would see an end of
+    /// stream, behind the bytes that came before.
+    broke: Cell<bool>,
 }
 
 /// Whether a short read proves that the socket is drained.
@@ -41,7 +45,7 @@ impl Conn {
         // SAFETY: a Socket owns its descriptor, is never replaced in here, and closes after the AsyncFd
         // has deregistered it.
         let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)? };
-        Ok(Self { fd })
+        Ok(Self { fd, broke: Cell::new(false) })
     }
 
     /// The socket, for options.
@@ -63,10 +67,13 @@ impl Conn {
         if rustix::io::ioctl_fionread(self.socket()).is_ok_and(|unread| unread > 0) {
             return Poll::Ready(Ok(()));
         }
-        Poll::Ready(match self.socket().take_error()? {
-            Some(error) => Err(error),
-            None => Ok(()),
-        })
+        let Some(error) = self.socket().take_error()? else { return Poll::Ready(Ok(())) };
+        // It may have spoken between the two questions.
+        if rustix::io::ioctl_fionread(self.socket()).is_ok_and(|unread| unread > 0) {
+            self.broke.set(true);
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Ready(Err(error))
     }
 
     /// Reads; 0 is the end of the stream.
@@ -79,6 +86,7 @@ impl Conn {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match rustix::net::recv(self.socket(), &mut *space, RecvFlags::DONTWAIT) {
+                Ok((0, _)) if self.broke.get() => return Poll::Ready(Err(Errno::CONNRESET.into())),
                 Ok((got, _)) => {
                     if short == ShortRead::Drained && got > 0 && got < space.len() {
                         guard.clear_ready_matching(Ready::READABLE);
@@ -100,7 +108,10 @@ impl Conn {
                 Ok(sent) => return Poll::Ready(Ok(sent)),
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Err(Errno::INTR) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
+                Err(error) => {
+                    self.broke.set(true);
+                    return Poll::Ready(Err(error.into()));
+                }
             }
         }
     }
@@ -119,6 +130,7 @@ impl Conn {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match splice(self.socket(), None, &pipe.write, None, limit, SPLICE) {
+                Ok(0) if self.broke.get() => return Poll::Ready(Err(Errno::CONNRESET.into())),
                 Ok(got) => {
                     pipe.held = got;
                     return Poll::Ready(Ok(got));
@@ -141,7 +153,10 @@ impl Conn {
                 }
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Err(Errno::INTR) => {}
-                Err(error) => return Poll::Ready(Err(error.into())),
+                Err(error) => {
+                    self.broke.set(true);
+                    return Poll::Ready(Err(error.into()));
+                }
             }
         }
     }

@@ -40,13 +40,14 @@ pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
     let mut down = Pump::new(server.read, server.ended);
 
     let first = poll_fn(|cx| {
-        let up_ready = up.poll(cx, a, b);
-        let down_ready = down.poll(cx, b, a);
-        match (up_ready, down_ready) {
-            (Poll::Ready(Err(broken)), _) => Poll::Ready(Err((broken, Direction::Up))),
-            (_, Poll::Ready(Err(broken))) => Poll::Ready(Err((broken, Direction::Down))),
-            (Poll::Pending, Poll::Pending) => Poll::Pending,
-            _ => Poll::Ready(Ok(())),
+        let up_ready = match up.poll(cx, a, b) {
+            Poll::Ready(Err(broken)) => return Poll::Ready(Err((broken, Direction::Up))),
+            other => other.is_ready(),
+        };
+        match down.poll(cx, b, a) {
+            Poll::Ready(Err(broken)) => Poll::Ready(Err((broken, Direction::Down))),
+            other if up_ready || other.is_ready() => Poll::Ready(Ok(())),
+            _ => Poll::Pending,
         }
     })
     .await;
@@ -55,12 +56,10 @@ pub(super) async fn relay(client: Side<'_>, server: Side<'_>) -> Relayed {
         Err((Broken::Source, _)) => return Relayed::Broken,
         // Who was reset may have said why before.
         Err((Broken::Sink, Direction::Up)) => {
-            down.end_quietly();
             let _ = poll_fn(|cx| down.poll(cx, b, a)).await;
             return Relayed::Broken;
         }
         Err((Broken::Sink, Direction::Down)) => {
-            up.end_quietly();
             let _ = poll_fn(|cx| up.poll(cx, a, b)).await;
             return Relayed::Broken;
         }

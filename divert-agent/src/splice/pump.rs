@@ -29,7 +29,7 @@ impl Broken {
         Self::Source
     }
 
-    fn sink(_: io::Error) -> Self {
+    pub(super) fn sink(_: io::Error) -> Self {
         Self::Sink
     }
 }
@@ -46,24 +46,17 @@ pub(super) struct Pump {
     ended: bool,
     /// ... and it was passed on.
     done: bool,
-    /// ... or is not to be: a reset follows.
-    ends_quietly: bool,
 }
 
 impl Pump {
     /// A direction that begins with bytes already read, and perhaps an end of stream already seen.
     pub(super) fn new(buffer: Buffer, ended: bool) -> Self {
-        Self { buffer, pipe: None, full_reads: 0, calm: false, ended, done: false, ends_quietly: false }
+        Self { buffer, pipe: None, full_reads: 0, calm: false, ended, done: false }
     }
 
     /// Whether the end of the stream was passed on.
     pub(super) fn done(&self) -> bool {
         self.done
-    }
-
-    /// From now on what comes is passed on, but not the end of the stream.
-    pub(super) fn end_quietly(&mut self) {
-        self.ends_quietly = true;
     }
 
     /// Moves what can be moved; ready once the end of the stream was passed on.
@@ -75,9 +68,7 @@ impl Pump {
             } else if self.pipe.is_some() {
                 ready!(self.poll_bulk(cx, from, to))?;
             } else if self.ended {
-                if !self.ends_quietly {
-                    to.shutdown_write();
-                }
+                to.shutdown_write();
                 self.done = true;
             } else {
                 ready!(self.poll_copy(cx, from))?;

@@ -127,9 +127,10 @@ impl Exchange<'_> {
     /// Sends what may go to the client.
     fn poll_flush_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let Self { client, down, .. } = self;
-        ready!(down.lead.poll_send(cx, &client.conn))?;
+        ready!(down.lead.poll_send(cx, &client.conn)).map_err(Broken::sink)?;
         while down.pass > 0 {
-            let sent = ready!(client.conn.poll_send(cx, &down.outbox.bytes()[..down.pass]))?;
+            let rest = &down.outbox.bytes()[..down.pass];
+            let sent = ready!(client.conn.poll_send(cx, rest)).map_err(Broken::sink)?;
             down.outbox.consume(sent);
             down.pass -= sent;
         }
