@@ -19,6 +19,7 @@ pub mod chain;
 pub mod chart;
 pub mod cluster;
 pub mod fixture;
+pub mod foreign;
 pub mod grpc;
 pub mod h2;
 pub mod http;

@@ -4,50 +4,19 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use divert_tests::fixture::{Fixture, PORT};
-use divert_tests::lab::{Family, Pod};
+use divert_tests::foreign::{require, run, url, wait_for};
+use divert_tests::lab::Family;
 use divert_tests::process::Process;
 use divert_tests::server::Echo;
-use divert_tests::wait;
 
 const SHARED: &str = "staging/web";
 const ALICES: &str = "alice/web";
-/// Virtual machines take their time to start.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Fails where a program is missing: a test that passes without running tells nothing.
-fn require(program: &str) -> Result<()> {
-    Command::new(program).arg("--version").output().map(drop).with_context(|| {
-        format!("{program} is needed for this test; `cargo xtask test` installs it (xtask/src/packages.rs)")
-    })
-}
-
-/// Runs a program in the client's pod to its end, and gives what it printed.
-fn run(town: &Fixture, command: Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let mut process = town.client().spawn(&name, command)?;
-    let status = process.wait_exit(LIMIT)?;
-    ensure!(status.success(), "{name} ended with {status}:\n{}", process.output());
-    Ok(process.output())
-}
-
-/// Waits until a port of a pod is listened on. The connection that this takes is not captured: there is no
-/// agent yet.
-fn wait_for(pod: &Pod) -> Result<()> {
-    wait::until(&format!("a server in {}", pod.name()), || {
-        pod.connect((pod.ip(Family::V4), PORT).into()).is_ok()
-    })
-}
 
 fn echoes(town: &Fixture) -> Result<[Echo; 2]> {
     Ok([Echo::start(&town.server(), PORT)?, Echo::start(&town.lab.pod(ALICES), PORT)?])
-}
-
-fn url(town: &Fixture, path: &str) -> String {
-    format!("http://{}{path}", town.address(Family::V4))
 }
 
 /// nginx in a pod, with a file of a megabyte and the pod's name in a header.
