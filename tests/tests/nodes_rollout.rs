@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use divert_tests::cluster::app::{self, SHARED};
 use divert_tests::cluster::load::{Load, Tally};
-use divert_tests::cluster::{Cluster, Options, installed};
+use divert_tests::cluster::{Cluster, installed};
 use divert_tests::kube::POD;
 use divert_tests::{chart, usage, wait};
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,25 +21,6 @@ const KEYS: [&str; 3] = ["-", "alice", "bob"];
 /// Requests through each agent between two changes.
 const A_WHILE: f64 = 1000.0;
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A cluster with the application and alice's catalog; its agents serve.
-fn town() -> Result<Cluster> {
-    let cluster = Cluster::start(&Options { nodes: 2 })?;
-    app::install(&cluster)?;
-    installed::install(&cluster, &[])?;
-    cluster.kubectl(&["label", "namespace", SHARED, "divert.dev/shared=true"])?;
-    cluster.apply(&[&app::namespace("alice"), &app::developers("alice"), "---", DIVERT].concat())?;
-    app::rolled_out(&cluster, "alice", "deployment/catalog")?;
-    let wait = ["--namespace=alice", "wait", "--for=condition=Programmed", "divert/staging", "--timeout=60s"];
-    cluster.kubectl(&wait)?;
-    for client in app::clients_of(&cluster, SHARED)? {
-        wait::until_within(app::SEEN, "alice's catalog to answer", || {
-            app::way(&cluster, &client, &["baggage: okteto-divert=alice"], "http://catalog:8080/")
-                .is_ok_and(|way| way[0] == "alice/catalog")
-        })?;
-    }
-    Ok(cluster)
-}
 
 /// Waits until each agent has decided so many requests more.
 fn let_run(cluster: &Cluster) -> Result<()> {
@@ -75,7 +56,7 @@ fn nobody_else_answered(tally: &Tally) -> Result<()> {
 
 #[test]
 fn a_new_version_under_load() -> Result<()> {
-    let cluster = town()?;
+    let cluster = installed::town(DIVERT)?;
     installed::tag(&cluster, "0.1.0", "next")?;
     let clients = app::clients_of(&cluster, SHARED)?;
     let old = installed::agents(&cluster)?;
@@ -107,7 +88,7 @@ fn a_new_version_under_load() -> Result<()> {
 
 #[test]
 fn an_agent_that_is_killed() -> Result<()> {
-    let cluster = town()?;
+    let cluster = installed::town(DIVERT)?;
     let clients = app::clients_of(&cluster, SHARED)?;
     let agent = installed::agents(&cluster)?.into_iter().next().context("no agent")?;
     let load = Load::start(&cluster, &clients, "catalog", &KEYS);
@@ -141,7 +122,7 @@ fn an_agent_that_is_killed() -> Result<()> {
 
 #[test]
 fn what_an_agent_takes() -> Result<()> {
-    let cluster = town()?;
+    let cluster = installed::town(DIVERT)?;
     let agents = installed::agents(&cluster)?;
     let pids = agents.iter().map(|agent| installed::process(&cluster, agent)).collect::<Result<Vec<_>>>()?;
     let look = |what: &str, requests: &[f64], over: Duration, before: &[Duration]| -> Result<u64> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use divert_tests::cluster::app::{self, PORT, Running, SEEN, SHARED};
-use divert_tests::cluster::{Cluster, Options, ingress, installed};
+use divert_tests::cluster::{Cluster, ingress, installed};
 use divert_tests::kube::POD;
 use divert_tests::wait;
 
@@ -28,23 +28,6 @@ spec:
       - {path: /, pathType: Prefix, backend: {service: {name: frontend, port: {number: 8080}}}}
 ";
 
-/// A cluster with the application, Divert, and alice's catalog, which is diverted.
-fn town() -> Result<Cluster> {
-    let cluster = Cluster::start(&Options { nodes: 2 })?;
-    app::install(&cluster)?;
-    installed::install(&cluster, &[])?;
-    cluster.kubectl(&["label", "namespace", SHARED, "divert.dev/shared=true"])?;
-    cluster.apply(&[&app::namespace("alice"), &app::developers("alice"), "---", DIVERT].concat())?;
-    app::rolled_out(&cluster, "alice", "deployment/catalog")?;
-    app::rolled_out(&cluster, "alice", "daemonset/client")?;
-    let wait = ["--namespace=alice", "wait", "--for=condition=Programmed", "divert/staging", "--timeout=60s"];
-    cluster.kubectl(&wait)?;
-    for client in app::clients_of(&cluster, SHARED)? {
-        comes_to(&cluster, &client, &[ALICE], "catalog", "alice/catalog")?;
-    }
-    Ok(cluster)
-}
-
 /// The first name of a way, polled until it is the one that is meant: what is being waited for is a change that the
 /// cluster makes known in its own time. From then on it has to stay.
 fn comes_to(cluster: &Cluster, from: &Running, keys: &[&str], host: &str, name: &str) -> Result<()> {
@@ -64,7 +47,7 @@ fn comes_to(cluster: &Cluster, from: &Running, keys: &[&str], host: &str, name: 
 
 #[test]
 fn by_every_address_from_either_node() -> Result<()> {
-    let cluster = town()?;
+    let cluster = installed::town(DIVERT)?;
     let clients = app::clients_of(&cluster, SHARED)?;
     let catalogs = app::pods(&cluster, SHARED, "catalog")?;
     assert_eq!(catalogs.iter().map(|pod| &*pod.node).collect::<Vec<_>>(), ["n1", "n2"]);
@@ -144,7 +127,7 @@ fn through_an_ingress_controller(cluster: &Cluster) -> Result<()> {
 
 #[test]
 fn while_pods_come_and_go() -> Result<()> {
-    let cluster = town()?;
+    let cluster = installed::town(DIVERT)?;
     let clients = app::clients_of(&cluster, SHARED)?;
 
     // Deleted pods come back with other addresses; in between her requests are answered by nobody else.

@@ -10,8 +10,8 @@ use divert_common::netns::NetNs;
 use divert_image::Image;
 use serde_json::Value;
 
-use super::Cluster;
 use super::app::{self, Running};
+use super::{Cluster, Options};
 use crate::kube::POD;
 use crate::{agent, chart, wait};
 
@@ -53,6 +53,31 @@ pub fn install(cluster: &Cluster, values: &[&str]) -> Result<String> {
     let said = helm(cluster, "install", values)?;
     app::rolled_out(cluster, chart::NAMESPACE, CONTROLLER)?;
     Ok(said)
+}
+
+/// A cluster of two nodes with the application and Divert, where alice has a namespace, her catalog and these objects;
+/// returns when requests of every node that have her key reach it.
+///
+/// # Errors
+/// [`install`]'s.
+pub fn town(objects: &str) -> Result<Cluster> {
+    let cluster = Cluster::start(&Options { nodes: 2 })?;
+    app::install(&cluster)?;
+    install(&cluster, &[])?;
+    cluster.kubectl(&["label", "namespace", app::SHARED, "divert.dev/shared=true"])?;
+    cluster.apply(&[&app::namespace("alice"), &app::developers("alice"), "---", objects].concat())?;
+    app::rolled_out(&cluster, "alice", "deployment/catalog")?;
+    app::rolled_out(&cluster, "alice", "daemonset/client")?;
+    let wait = ["--namespace=alice", "wait", "--for=condition=Programmed", "divert/staging", "--timeout=60s"];
+    cluster.kubectl(&wait)?;
+    for client in app::clients_of(&cluster, app::SHARED)? {
+        wait::until_within(app::SEEN, &format!("alice's catalog to answer to {}", client.node), || {
+            let fields = ["baggage: okteto-divert=alice"];
+            app::way(&cluster, &client, &fields, &format!("http://catalog:{}/", app::PORT))
+                .is_ok_and(|way| way[0] == "alice/catalog")
+        })?;
+    }
+    Ok(cluster)
 }
 
 /// `helm upgrade` with other values; returns when each node has its new agent and the old one may still drain.
