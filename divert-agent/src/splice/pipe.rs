@@ -1,7 +1,7 @@
 //! Kernel pipes that bytes pass through on their way from socket to socket, without a copy.
 //!
-//! A pipe costs two descriptors, so a connection has one only while it moves bulk data, and workers
-//! keep a few for the next.
+//! A pipe costs two descriptors, so a connection has one only while it has bulk data to move, and workers
+//! keep some for the next.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 /// Asked for per pipe, in bytes: room for one pass of a fast socket. Less is fine, the kernel decides.
 const SIZE: usize = 256 * 1024;
 /// Idle pipes that a worker keeps.
-const KEPT: usize = 16;
+const KEPT: usize = 32;
 
 /// Most pipes that a worker has: 256 descriptors. Connections beyond that copy.
 const MOST: usize = 128;
@@ -49,12 +49,12 @@ impl Pipe {
         Ok(Self { read, write, held: 0 })
     }
 
-    /// Gives the pipe back. One that still holds bytes of a connection is closed instead.
-    pub(super) fn give_back(self) {
-        if self.held == 0 {
+    /// Gives a pipe back, if there is one. One that still holds bytes of a connection is closed instead.
+    pub(super) fn put_back(place: &mut Option<Self>) {
+        if let Some(pipe) = place.take().filter(|pipe| pipe.held == 0) {
             IDLE.with_borrow_mut(|idle| {
                 if idle.len() < KEPT {
-                    idle.push(self);
+                    idle.push(pipe);
                 }
             });
         }

@@ -38,6 +38,8 @@ impl Broken {
 #[derive(Debug)]
 pub(super) struct Pump {
     buffer: Buffer,
+    /// Bytes move through a pipe, which is there while there are some.
+    bulk: bool,
     pipe: Option<Pipe>,
     full_reads: u32,
     /// The last splice moved little: go back to copying once the pipe is empty.
@@ -51,7 +53,7 @@ pub(super) struct Pump {
 impl Pump {
     /// A direction that begins with bytes already read, and perhaps an end of stream already seen.
     pub(super) fn new(buffer: Buffer, ended: bool) -> Self {
-        Self { buffer, pipe: None, full_reads: 0, calm: false, ended, done: false }
+        Self { buffer, bulk: false, pipe: None, full_reads: 0, calm: false, ended, done: false }
     }
 
     /// Whether the end of the stream was passed on.
@@ -65,7 +67,7 @@ impl Pump {
             if !self.buffer.is_empty() {
                 let sent = ready!(to.poll_send(cx, self.buffer.bytes())).map_err(Broken::sink)?;
                 self.buffer.consume(sent);
-            } else if self.pipe.is_some() {
+            } else if self.bulk {
                 ready!(self.poll_bulk(cx, from, to))?;
             } else if self.ended {
                 to.shutdown_write();
@@ -88,8 +90,7 @@ impl Pump {
                 self.buffer.filled(got);
                 self.full_reads = if got == room { self.full_reads + 1 } else { 0 };
                 if self.full_reads >= FULL_READS {
-                    // No descriptor for a pipe is no reason to stop: go on copying.
-                    self.pipe = Pipe::take().ok();
+                    self.bulk = true;
                     self.full_reads = 0;
                 }
                 return Poll::Ready(Ok(()));
@@ -104,22 +105,46 @@ impl Pump {
         Poll::Ready(Ok(()))
     }
 
-    /// One step of splicing; leaves the pipe when the bulk is over.
+    /// One step of splicing, until the bulk is over.
     fn poll_bulk(&mut self, cx: &mut Context<'_>, from: &Conn, to: &Conn) -> Poll<Result<(), Broken>> {
-        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
-        if pipe.held > 0 {
+        if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held > 0) {
             ready!(to.poll_drain_pipe(cx, pipe)).map_err(Broken::sink)?;
-        } else if self.calm {
-            self.calm = false;
-            if let Some(pipe) = self.pipe.take() {
-                pipe.give_back();
-            }
+        } else if self.calm || self.ended {
+            (self.bulk, self.calm) = (false, false);
+            Pipe::put_back(&mut self.pipe);
         } else {
-            let got = ready!(from.poll_fill_pipe(cx, pipe, SPLICE_MOST)).map_err(Broken::source)?;
-            self.ended = got == 0;
-            self.calm = got < BULK;
+            match ready!(poll_fill(&mut self.pipe, cx, from, SPLICE_MOST))? {
+                // No descriptor for a pipe is no reason to stop: go on copying.
+                None => self.bulk = false,
+                Some(got) => {
+                    self.ended = got == 0;
+                    self.calm = got < BULK;
+                }
+            }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Moves up to `limit` bytes from a socket into an empty pipe, which is taken when there is something to move and given
+/// back when there is not: there are fewer pipes than connections. `None` when none is to be had.
+fn poll_fill(
+    place: &mut Option<Pipe>,
+    cx: &mut Context<'_>,
+    from: &Conn,
+    limit: usize,
+) -> Poll<Result<Option<usize>, Broken>> {
+    if place.is_none() {
+        ready!(from.poll_readable(cx)).map_err(Broken::source)?;
+        *place = Pipe::take().ok();
+    }
+    let Some(pipe) = place else { return Poll::Ready(Ok(None)) };
+    match from.poll_fill_pipe(cx, pipe, limit) {
+        Poll::Ready(got) => Poll::Ready(got.map(Some).map_err(Broken::source)),
+        Poll::Pending => {
+            Pipe::put_back(place);
+            Poll::Pending
+        }
     }
 }
 
@@ -161,23 +186,17 @@ impl BodySplice {
         from: &Conn,
         limit: u64,
     ) -> Poll<Result<Moved, Broken>> {
-        let pipe = match &mut self.pipe {
-            Some(pipe) => pipe,
-            none => match Pipe::take() {
-                Ok(pipe) => none.insert(pipe),
-                Err(_) => return Poll::Ready(Ok(Moved::NoPipe)),
-            },
-        };
         let most = usize::try_from(limit).unwrap_or(usize::MAX).min(SPLICE_MOST);
-        let got = ready!(from.poll_fill_pipe(cx, pipe, most)).map_err(Broken::source)?;
-        Poll::Ready(Ok(if got == 0 { Moved::End } else { Moved::Bytes(got as u64) }))
+        Poll::Ready(Ok(match ready!(poll_fill(&mut self.pipe, cx, from, most))? {
+            None => Moved::NoPipe,
+            Some(0) => Moved::End,
+            Some(got) => Moved::Bytes(got as u64),
+        }))
     }
 
     /// Gives the pipe back to the worker.
     pub(super) fn finish(&mut self) {
-        if let Some(pipe) = self.pipe.take() {
-            pipe.give_back();
-        }
+        Pipe::put_back(&mut self.pipe);
     }
 }
 
