@@ -1,6 +1,6 @@
 //! correctness.md, Connection: what happens where something runs out, and what a connection costs.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -217,6 +217,48 @@ fn a_server_whose_address_vanishes_is_noticed() -> Result<()> {
     let end = connection.read_to_end().map_err(|error| error.kind());
     assert_eq!(end, Err(ErrorKind::ConnectionReset), "a leg that dies resets the other");
     drop(servers);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_does_not_read_for_long_keeps_its_connection() -> Result<()> {
+    const LIMIT: Duration = Duration::from_millis(1500);
+    // More than all buffers on the way hold.
+    const BODY: usize = 32 << 20;
+    let town = Fixture::new()?;
+    let listener = town.server().listen(PORT)?;
+    let agent = town.agent()?;
+    let mut connection = town.connect()?;
+    let head = format!("POST /slow HTTP/1.1\r\nHost: web\r\nContent-Length: {BODY}\r\n\r\n");
+    connection.send(head.as_bytes())?;
+    let (mut server, _) = listener.accept()?;
+    let own = connection.stream().local_addr()?;
+    let upstream: Vec<_> = legs(&agent)?
+        .into_iter()
+        .filter(|leg| leg.peer_addr().is_ok_and(|it| it.as_socket().is_some_and(|it| it.port() == PORT)))
+        .filter(|leg| leg.peer_addr().is_ok_and(|it| it.as_socket() != Some(own)))
+        .collect();
+    assert_eq!(upstream.len(), 1);
+    // The same socket, with the limit turned down.
+    upstream[0].set_tcp_user_timeout(Some(LIMIT))?;
+
+    let mut client = connection.stream().try_clone()?;
+    let sender = std::thread::spawn(move || client.write_all(&vec![b'x'; BODY]).map(|()| client));
+    // As a debugger does: the server acknowledges, and reads nothing, for longer than the limit.
+    wait::until("the limit to be lifted while nothing is read", || {
+        upstream[0].tcp_user_timeout().is_ok_and(|limit| limit.is_none())
+    })?;
+    let stalled = Instant::now();
+    wait::until("the limit to pass three times", || stalled.elapsed() > LIMIT * 3)?;
+    let mut got = vec![0; 1 << 20];
+    let mut left = head.len() + BODY;
+    while left > 0 {
+        let read = server.read(&mut got)?;
+        assert!(read > 0, "{left} bytes did not come");
+        left -= read;
+    }
+    sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
+    assert_eq!(upstream[0].tcp_user_timeout()?, Some(LIMIT), "and counts again once it reads");
     Ok(())
 }
 

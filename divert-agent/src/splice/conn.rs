@@ -15,10 +15,11 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{SpliceFlags, splice};
 use socket2::Socket;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::io::{Interest, Ready};
 
 use super::pipe::Pipe;
+use super::stall::Stall;
 
 /// A connected (or connecting) TCP socket.
 #[derive(Debug)]
@@ -27,6 +28,7 @@ pub(super) struct Conn {
     /// The kernel has told that the connection broke, which it does once: who reads after that would see an end of
     /// stream, behind the bytes that came before.
     broke: Cell<bool>,
+    stall: Stall,
 }
 
 /// Whether a short read proves that the socket is drained.
@@ -45,7 +47,7 @@ impl Conn {
         // SAFETY: a Socket owns its descriptor, is never replaced in here, and closes after the AsyncFd
         // has deregistered it.
         let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)? };
-        Ok(Self { fd, broke: Cell::new(false) })
+        Ok(Self { fd, broke: Cell::new(false), stall: Stall::default() })
     }
 
     /// The socket, for options.
@@ -100,12 +102,24 @@ impl Conn {
         }
     }
 
+    /// Ready when there is room to write, or an error.
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<AsyncFdReadyGuard<'_, Socket>>> {
+        let ready = self.fd.poll_write_ready(cx);
+        if ready.is_pending() {
+            self.stall.poll_blocked(cx, self.socket());
+        }
+        ready
+    }
+
     /// Writes some of `bytes`, at least one.
     pub(super) fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            let mut guard = ready!(self.poll_writable(cx))?;
             match rustix::net::send(self.socket(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(sent) => return Poll::Ready(Ok(sent)),
+                Ok(sent) => {
+                    self.stall.sent(self.socket());
+                    return Poll::Ready(Ok(sent));
+                }
                 Err(Errno::AGAIN) => guard.clear_ready(),
                 Err(Errno::INTR) => {}
                 Err(error) => {
@@ -145,10 +159,11 @@ impl Conn {
     /// Moves bytes from a pipe that holds some into the send queue.
     pub(super) fn poll_drain_pipe(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            let mut guard = ready!(self.poll_writable(cx))?;
             match splice(&pipe.read, None, self.socket(), None, pipe.held, SPLICE) {
                 Ok(sent) => {
                     pipe.held -= sent;
+                    self.stall.sent(self.socket());
                     return Poll::Ready(Ok(sent));
                 }
                 Err(Errno::AGAIN) => guard.clear_ready(),

@@ -27,7 +27,7 @@ pub(super) const SERVICE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-/// ... and with unacknowledged data after this.
+/// ... and with unacknowledged data after this. One that acknowledges and does not read is spared (`stall`).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Where connections are opened from.

@@ -36,6 +36,7 @@ mod pipe;
 mod pump;
 mod routing;
 mod session;
+mod stall;
 pub mod tally;
 mod upstream;
 mod worker;

@@ -1,0 +1,101 @@
+//! Upstreams that are there and do not read.
+//!
+//! TCP_USER_TIMEOUT says how long what was sent may stay unacknowledged, so that a server that has vanished is noticed.
+//! The kernel means by it also a server that acknowledges everything and has no room for more (RFC 1122 4.2.2.17 would
+//! wait for it without end): one that stands at a breakpoint. Such a one keeps its connection: while sending is blocked
+//! it is looked at, and as long as it answers the option is off.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::pin::Pin;
+use std::task::Context;
+use std::time::Duration;
+
+use socket2::Socket;
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Window probes that may be without an answer yet; an answer sets their count back to none.
+const UNANSWERED: u8 = 2;
+
+/// What is known of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Stall(RefCell<State>);
+
+#[derive(Debug, Default)]
+enum State {
+    /// Sending was never blocked.
+    #[default]
+    New,
+    /// It has no such limit: the client's leg.
+    Unlimited,
+    Watched(Watch),
+}
+
+#[derive(Debug)]
+struct Watch {
+    /// The option as it is meant to be.
+    limit: Duration,
+    /// The next look, half the limit after the last.
+    look: Pin<Box<Sleep>>,
+    /// The option is off.
+    spared: bool,
+}
+
+impl Stall {
+    /// Sending is blocked.
+    pub(super) fn poll_blocked(&self, cx: &mut Context<'_>, socket: &Socket) {
+        let mut state = self.0.borrow_mut();
+        if let State::New = *state {
+            *state = match socket.tcp_user_timeout() {
+                Ok(Some(limit)) => {
+                    State::Watched(Watch { limit, look: Box::pin(sleep(limit / 2)), spared: false })
+                }
+                Ok(None) | Err(_) => State::Unlimited,
+            };
+        }
+        let State::Watched(watch) = &mut *state else { return };
+        while watch.look.as_mut().poll(cx).is_ready() {
+            watch.set_spared(socket, answers(socket).unwrap_or(false));
+            watch.look.as_mut().reset(Instant::now() + watch.limit / 2);
+        }
+    }
+
+    /// Something was sent.
+    pub(super) fn sent(&self, socket: &Socket) {
+        if let State::Watched(watch) = &mut *self.0.borrow_mut() {
+            watch.set_spared(socket, false);
+        }
+    }
+}
+
+impl Watch {
+    fn set_spared(&mut self, socket: &Socket, spared: bool) {
+        if self.spared != spared {
+            // Refused it stays as it is: a dead connection is then noticed later, or a stalled one given up.
+            let limit = if spared { None } else { Some(self.limit) };
+            self.spared = if socket.set_tcp_user_timeout(limit).is_ok() { spared } else { self.spared };
+        }
+    }
+}
+
+/// Whether the peer has acknowledged all that was sent, and answers when it is asked for room.
+fn answers(socket: &Socket) -> io::Result<bool> {
+    // SAFETY: zeros are a value of this struct of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes through the pointer, which points to as many.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(info.tcpi_unacked == 0 && info.tcpi_probes <= UNANSWERED)
+}
