@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::plan::{Hosts, Route, SharedService, Target};
+use crate::plan::{Hosts, Route, Sender, SharedService, Target};
 
 /// What of a request decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -11,8 +11,8 @@ pub struct Request<'a> {
     pub key: Option<&'a str>,
     /// Host or :authority, as received.
     pub host: Option<&'a str>,
-    /// The key of the pod that sends it, on a connection that was captured for the pod's own set.
-    pub sender: Option<&'a str>,
+    /// The pod that sends it, where requests of its get a key.
+    pub sender: Option<&'a Sender>,
 }
 
 /// What is to become of a request.
@@ -40,7 +40,12 @@ pub fn decide<'a>(target: &'a Target, hosts: &'a Hosts, request: &Request<'a>) -
         let extends = target.services.iter().any(|shared| grant.extends_to(&shared.service.namespace));
         extends.then_some(&*grant.key)
     };
-    let key = request.key.or_else(by_host).or(request.sender);
+    let by_sender = || {
+        let sender = request.sender?;
+        let towards = target.services.iter().any(|shared| sender.towards.contains(&shared.service.namespace));
+        towards.then_some(&*sender.key)
+    };
+    let key = request.key.or_else(by_host).or_else(by_sender);
     let inject = request.key.is_none() && key.is_some();
     let diverted = |shared: &&SharedService| key.is_some_and(|key| shared.routes.contains_key(key));
     let service = match &*target.services {
@@ -167,11 +172,27 @@ mod tests {
             (None, Some("catalog"), Some("bob"), Some(("bob", true))),
             (None, None, Some("carol"), Some(("carol", true))),
         ] {
+            let sender = sender.map(|key| sender_towards(key, "staging"));
+            let sender = sender.as_ref();
             let decision = decide(&target, &hosts, &Request { key, host, sender });
             let case = format!("{key:?} {host:?} {sender:?}");
             assert_eq!(decision.key.map(|key| (key, decision.inject)), expected, "{case}");
             let diverted = decision.key.is_some_and(|key| key != "carol");
             assert_eq!(decision.route.is_some(), diverted, "{case}");
+        }
+    }
+
+    fn sender_towards(key: &str, shared: &str) -> Sender {
+        Sender { key: key.into(), towards: [Arc::from(shared)].into_iter().collect() }
+    }
+
+    #[test]
+    fn a_pods_key_is_given_only_towards_the_namespaces_that_it_injects_to() {
+        let bob = sender_towards("bob", "staging");
+        for (namespace, expected) in [("staging", Some("bob")), ("qa", None), ("bob", None)] {
+            let target = target_in(namespace, &[("catalog", &["alice", "bob"])]);
+            let request = Request { sender: Some(&bob), ..Request::default() };
+            assert_eq!(decide(&target, &Hosts::default(), &request).key, expected, "{namespace}");
         }
     }
 

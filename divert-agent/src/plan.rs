@@ -81,8 +81,7 @@ impl PartialOrd for CaptureSet {
     }
 }
 
-/// A destination that is captured for the pods of a set. Requests on a connection that was captured for a
-/// set other than everyone's get the pod's key, where they carry none.
+/// A destination that is captured for the pods of a set.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
 pub struct Capture {
     /// Whose connections.
@@ -155,10 +154,26 @@ pub struct PodPlan {
     pub addresses: Vec<IpAddr>,
     /// Its own capture set; everyone's when it has none beside.
     pub set: CaptureSet,
-    /// The key of requests that it sends to what is captured for its own set: its namespace.
+    /// The key of requests that it sends to services of its set's namespaces: its own namespace.
     pub key: Option<Arc<str>>,
     /// containerPorts and targetPorts of the pod: ports that our listeners must leave free.
     pub ports: BTreeSet<u16>,
+}
+
+/// A pod of a developer who wants requests of their pods to carry their key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sender {
+    /// The key: the pod's namespace.
+    pub key: Arc<str>,
+    /// The shared namespaces towards which it is given.
+    pub towards: CaptureSet,
+}
+
+impl PodPlan {
+    /// Whose key its requests get, if any.
+    pub fn sender(&self) -> Option<Sender> {
+        self.key.clone().map(|key| Sender { key, towards: self.set.clone() })
+    }
 }
 
 /// Granted hosts. A developer's preview URL is one: what it asks for gets the developer's key.

@@ -20,7 +20,7 @@ pub struct Slot {
     pub label: Label,
     /// The destination that the application asked for.
     pub original: SocketAddr,
-    /// Captured for pods of a developer: their requests get the key of the pod.
+    /// Captured for pods of developers, not for everyone.
     pub from_pods: bool,
     target: ArcSwap<Target>,
     connections: AtomicUsize,

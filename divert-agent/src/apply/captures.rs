@@ -16,14 +16,14 @@ use crate::kernel::routes::label_range_of;
 use crate::plan::{Backend, Capture, Target};
 use crate::table::Slot;
 
-/// What is to be done, in this order: a captured connection finds its slot and its origin, always.
+/// What is to be done. A captured connection finds its slot and its origin, always.
 #[derive(Debug, Default)]
 pub(super) struct Steps {
-    /// First, capture keys that leave the kernel.
+    /// Capture keys that leave the kernel: last in a change, as pods are registered with new ones before.
     pub(super) release: Vec<CaptureKey>,
-    /// Then slots that enter the routing table; each is also an origin for getpeername.
+    /// First, slots that enter the routing table; each is also an origin for getpeername.
     pub(super) slots: Vec<Arc<Slot>>,
-    /// Last, capture keys that enter the kernel.
+    /// Then capture keys that enter the kernel.
     pub(super) capture: Vec<(CaptureKey, Label)>,
     /// Whether connections older than one of the captures may be closed that could not be before.
     pub(super) reconnect: bool,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Applier;
 use super::status::Direct;
 use crate::kernel::hooks::HookError;
-use crate::plan::{Hosts, PodRef};
+use crate::plan::{Hosts, PodRef, Sender};
 use crate::table::Slot;
 
 /// One pod, and the first of some destinations that is captured for it.
@@ -29,8 +29,8 @@ pub enum Served {
         port: u16,
         /// Whether the hooks know its namespace.
         registered: bool,
-        /// The key of what it sends.
-        key: Option<Arc<str>>,
+        /// Whose key its requests get.
+        sender: Option<Sender>,
     },
     /// They go direct.
     No(Direct),

@@ -2,6 +2,8 @@
 //! really there.
 //!
 //! # Order
+//! - What is to be captured comes first, then the pods, and last what is not to be captured any more: a pod has
+//!   one whole capture set at any time.
 //! - A capture begins at its end: slot in the routing table, origin for getpeername, and last the key
 //!   that leads connections there. It ends with the key; slot and origin stay while the label rests
 //!   (`labels.rs`), so that a connection rewritten a moment ago still finds what it meant.
@@ -36,6 +38,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tracing::{error, warn};
 
 use self::captures::{Captures, Steps};
+use self::labels::CaptureKey;
 pub use self::labels::QUARANTINE;
 use self::pods::{Look, Pods};
 use self::reconnect::Reconnect;
@@ -108,8 +111,7 @@ pub struct Applier {
     overlapping: BTreeMap<PodRef, IpAddr>,
     reconnect: Reconnect,
     counters: Counters,
-    /// Connects to captured destinations that the hooks have let through, as last read.
-    passed: u64,
+    passed: Passed,
     planned: bool,
     /// How long steps of the plan have taken so far.
     applying: Duration,
@@ -121,6 +123,8 @@ pub struct Applier {
     refused: Option<Direct>,
     /// Whether the last look failed; logged once.
     blind: bool,
+    /// How many captures were not as they should be when that was last logged.
+    told_unsettled: usize,
 }
 
 impl Applier {
@@ -153,7 +157,7 @@ impl Applier {
             pods: Pods::new(scanner, settings.pod_cgroups.map(PodCgroups::new)),
             overlapping: BTreeMap::new(),
             reconnect: Reconnect::new(settings.reconnect),
-            passed: 0,
+            passed: Passed::default(),
             planned: false,
             applying: Duration::ZERO,
             clock: Clock { last: now, elapsed: Duration::ZERO },
@@ -161,6 +165,7 @@ impl Applier {
             released: false,
             refused: None,
             blind: false,
+            told_unsettled: 0,
         })
     }
 
@@ -180,8 +185,10 @@ impl Applier {
         if let Some(hosts) = change.hosts {
             self.table.set_hosts(hosts);
         }
-        let steps = self.captures.change(change.captures, change.released);
-        self.carry_out(steps);
+        // Pods whose set changes find the new one whole, and have the old one until then.
+        let mut steps = self.captures.change(change.captures, change.released);
+        let released = std::mem::take(&mut steps.release);
+        let full = self.capture(steps);
 
         let pods_changed = !change.pods.is_empty() || !change.pods_gone.is_empty();
         for name in change.pods_gone {
@@ -201,6 +208,14 @@ impl Applier {
                 self.captures.sets.release(old);
             }
         }
+        if !released.is_empty() {
+            self.release_captures(released);
+            if full {
+                // There may be room now.
+                let steps = self.captures.retry();
+                self.carry_out(steps);
+            }
+        }
         if pods_changed || self.refusal().is_some() {
             self.look(Look::Quick);
         }
@@ -215,8 +230,6 @@ impl Applier {
         }
         let now = Instant::now();
         self.clock.advance(now);
-        let steps = self.captures.retry();
-        self.carry_out(steps);
         if now.duration_since(self.looked_thoroughly) < THOROUGH {
             self.look(Look::Quick);
         } else {
@@ -228,11 +241,14 @@ impl Applier {
     fn ask_to_reconnect(&mut self) {
         // The map is this process's own: there is no reason for the kernel to refuse.
         let read = |counter| self.counters.read(counter).unwrap_or(0);
-        let passed = read(Counter::PassedNoListener) + read(Counter::PassedStale);
-        if passed != self.passed {
-            // A gap. While it lasts, who is asked to reconnect would come back direct.
-            self.passed = passed;
+        let passed =
+            Passed { stale: read(Counter::PassedStale), no_listener: read(Counter::PassedNoListener) };
+        let before = std::mem::replace(&mut self.passed, passed);
+        if passed != before {
             self.pods.search_again();
+        }
+        if passed.stale != before.stale {
+            // A gap for all pods. While it lasts, who is asked to reconnect would come back direct.
             return;
         }
         let captures = &self.captures;
@@ -247,6 +263,8 @@ impl Applier {
         self.looked_thoroughly = Instant::now();
         self.look(Look::Thorough);
         self.free_labels();
+        let steps = self.captures.retry();
+        self.carry_out(steps);
     }
 
     fn free_labels(&mut self) {
@@ -304,14 +322,26 @@ impl Applier {
         self.hooks
     }
 
-    fn carry_out(&mut self, steps: Steps) {
-        let mut failures = Failures::default();
-        for key in steps.release {
+    fn carry_out(&mut self, mut steps: Steps) {
+        let released = std::mem::take(&mut steps.release);
+        self.release_captures(released);
+        self.capture(steps);
+    }
+
+    fn release_captures(&mut self, keys: Vec<CaptureKey>) {
+        let mut failure = None;
+        for key in keys {
             match self.hooks.release(key.set, key.address) {
                 Ok(()) => self.captures.released(key, self.clock.elapsed),
-                Err(error) => failures.add(error),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
+        self.tell(failure);
+    }
+
+    /// Begins what is to be captured; whether some of it could not be.
+    fn capture(&mut self, steps: Steps) -> bool {
+        let mut failure = None;
         let origins: Vec<_> = steps.slots.iter().map(|it| (it.label, it.original)).collect();
         if !steps.slots.is_empty() {
             self.table.update(steps.slots, []);
@@ -324,12 +354,23 @@ impl Applier {
                 .and_then(|()| self.hooks.capture(key.set, key.address, label));
             if let Err(error) = done {
                 self.captures.refused(key);
-                failures.add(error);
+                failure = failure.or(Some(error));
             }
         }
-        failures.log();
         if steps.reconnect {
             self.pods.search_again();
+        }
+        let failed = failure.is_some();
+        self.tell(failure);
+        failed
+    }
+
+    /// Logs what the kernel has refused, when how much it is has changed: it is tried again and again.
+    fn tell(&mut self, failure: Option<HookError>) {
+        let Some(error) = failure else { return };
+        let count = self.captures.unsettled();
+        if std::mem::replace(&mut self.told_unsettled, count) != count {
+            error!(count, "captures could not be changed, trying again: {}", chain(&error));
         }
     }
 
@@ -363,24 +404,13 @@ impl Applier {
     }
 }
 
-/// Errors of one batch: the first is logged with the number of them all.
-#[derive(Default)]
-struct Failures {
-    first: Option<HookError>,
-    count: usize,
-}
-
-impl Failures {
-    fn add(&mut self, error: HookError) {
-        self.count += 1;
-        self.first.get_or_insert(error);
-    }
-
-    fn log(self) {
-        if let Some(error) = self.first {
-            error!(count = self.count, "captures could not be changed, trying again: {}", chain(&error));
-        }
-    }
+/// Connects to captured destinations that the hooks have let through, as last read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Passed {
+    /// As a worker has not beaten.
+    stale: u64,
+    /// As one pod has no listener, of the address' family perhaps.
+    no_listener: u64,
 }
 
 /// A clock that stands still while the agent does.

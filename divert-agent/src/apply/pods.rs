@@ -99,7 +99,7 @@ impl Pods {
         entry.plan = plan;
         if let State::Served { mut served, misses } = state {
             let suits = self.known.get(&served.id()).is_some_and(|it| served.still_suits(&entry.plan, it));
-            served.set_key(entry.plan.key.clone());
+            served.set_sender(entry.plan.sender());
             if suits && served.register(hooks, set).is_ok() {
                 if set != old_set {
                     served.search().0.again(Instant::now());
@@ -264,8 +264,13 @@ impl Pods {
         let now = Instant::now();
         for (name, entry) in &mut self.pods {
             if let State::Served { served, .. } = &mut entry.state {
+                let (v4, v6) = served.families();
+                let may_reconnect = |address: SocketAddr| {
+                    // Of a family that is not served it would come back direct, and be closed again and again.
+                    (if address.is_ipv4() { v4 } else { v6 }) && may_reconnect(entry.set, address)
+                };
                 let (search, netns) = served.search();
-                reconnect.look(name, netns, search, |address| may_reconnect(entry.set, address), now);
+                reconnect.look(name, netns, search, may_reconnect, now);
             }
         }
     }
@@ -290,7 +295,7 @@ impl Pods {
             State::Served { served, .. } => live::Served::Yes {
                 port: served.port(),
                 registered: served.is_registered(hooks)?,
-                key: entry.plan.key.clone(),
+                sender: entry.plan.sender(),
             },
             State::Direct { why, .. } => live::Served::No(why.clone()),
         };

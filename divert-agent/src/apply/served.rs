@@ -26,7 +26,7 @@ use crate::kernel::lookup::Assignment;
 use crate::kernel::ports::{self, PortNeeds};
 use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use crate::kernel::sock_diag::SockDiag;
-use crate::plan::{PodPlan, PodRef};
+use crate::plan::{PodPlan, PodRef, Sender};
 use crate::splice::{Pod, Workers};
 
 /// What does not differ between pods.
@@ -111,7 +111,7 @@ impl Served {
             open_port(common, &netns, plan, sources, &predecessors)?;
         let first = listeners.first().ok_or(Direct::NoFreePort)?;
 
-        let pod = Arc::new(Pod::new(name.clone(), netns, plan.key.clone()));
+        let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender()));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
         for range in Prefix::of_labels(&common.ranges) {
             // IPv6 may be switched off though there are addresses.
@@ -144,8 +144,8 @@ impl Served {
     }
 
     /// Changes the key of requests that the pod sends, from the next one on.
-    pub(super) fn set_key(&self, key: Option<Arc<str>>) {
-        self.pod.set_key(key);
+    pub(super) fn set_sender(&self, sender: Option<Sender>) {
+        self.pod.set_sender(sender);
     }
 
     /// Registers the pod with the hooks, or changes its capture set.
@@ -241,6 +241,12 @@ impl Served {
     /// The search for connections made before their capture, and the namespace to search.
     pub(super) fn search(&mut self) -> (&mut Search, &NetNs) {
         (&mut self.search, &self.pod.netns)
+    }
+
+    /// Whether connections of IPv4 are captured, and of IPv6.
+    pub(super) fn families(&self) -> (bool, bool) {
+        let routed = |is_v4| self.routes.routes.iter().any(|it| it.range.address.is_ipv4() == is_v4);
+        (routed(true), routed(false))
     }
 
     /// Connections made before their capture that are left.

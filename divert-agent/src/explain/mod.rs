@@ -185,7 +185,7 @@ impl Path<'_> {
         let mut given = self.question.fields.iter().filter(|(name, _)| name.eq_ignore_ascii_case("host"));
         let host = given.next().map_or_else(|| self.question.to.to_string(), |(_, host)| host.clone());
         let sender = match &live.pod {
-            Some(Served::Yes { key, .. }) if found.slot.from_pods => key.as_deref(),
+            Some(Served::Yes { sender, .. }) => sender.as_ref(),
             _ => None,
         };
         let request = decide::Request { key: own.as_deref(), host: Some(&host), sender };

@@ -19,7 +19,7 @@ use divert_common::netns::{NetNs, NetNsId};
 use divert_http::KeyNames;
 use tokio::sync::mpsc;
 
-use crate::plan::PodRef;
+use crate::plan::{PodRef, Sender};
 use crate::table::Table;
 
 mod accept;
@@ -55,24 +55,24 @@ pub struct Pod {
     pub pod: PodRef,
     /// Its network namespace: upstream sockets are made in there.
     pub netns: NetNs,
-    /// The key of what it sends, where its connection was captured for that.
-    key: ArcSwap<Option<Arc<str>>>,
+    /// Whose key its requests get, and towards whom.
+    sender: ArcSwap<Option<Sender>>,
 }
 
 impl Pod {
-    /// A pod whose requests get `key`, where they carry none and leave on a connection captured for its set.
-    pub fn new(pod: PodRef, netns: NetNs, key: Option<Arc<str>>) -> Self {
-        Self { pod, netns, key: ArcSwap::from_pointee(key) }
+    /// A pod whose requests get the sender's key, if there is one, where they carry none.
+    pub fn new(pod: PodRef, netns: NetNs, sender: Option<Sender>) -> Self {
+        Self { pod, netns, sender: ArcSwap::from_pointee(sender) }
     }
 
-    /// The key now.
-    fn key(&self) -> arc_swap::Guard<Arc<Option<Arc<str>>>> {
-        self.key.load()
+    /// What it gives its requests now.
+    fn sender(&self) -> arc_swap::Guard<Arc<Option<Sender>>> {
+        self.sender.load()
     }
 
-    /// Changes the key, from the next request on, also on connections that are open.
-    pub fn set_key(&self, key: Option<Arc<str>>) {
-        self.key.store(Arc::new(key));
+    /// Changes what it gives them, from the next request on, also on connections that are open.
+    pub fn set_sender(&self, sender: Option<Sender>) {
+        self.sender.store(Arc::new(sender));
     }
 }
 

@@ -33,8 +33,8 @@ impl Decided {
         debug: bool,
     ) -> Self {
         let (target, hosts) = (claim.target(), worker.table.hosts());
-        let sender = claim.from_pods.then(|| pod.key());
-        let sender = sender.as_ref().and_then(|key| key.as_deref());
+        let sender = pod.sender();
+        let sender = sender.as_ref().as_ref();
         let decision = decide(&target, &hosts, &decide::Request { key, host, sender });
         let service = decision.service.map(|shared| &shared.service);
         // A key that the client made up names no series.

@@ -182,7 +182,7 @@ impl Attempt {
     pub(crate) fn judge(&self, timeline: &Timeline, tally: &mut Tally) -> Result<()> {
         let during = timeline.between(self.sent, self.ended);
         let connecting = timeline.between(self.connected.0, self.connected.1);
-        let given = self.given(&during, &connecting);
+        let given = self.given(&during);
         match &self.answer {
             Answer::Broken(_) if timeline.between(self.connected.0, self.ended).ending => tally.broken += 1,
             Answer::Broken(_) => bail!("broken though no agent ended: {self:?}"),
@@ -219,7 +219,7 @@ impl Attempt {
 
     /// The keys that it may have where it is answered, if it was captured: its own, else that of its host, else
     /// its sender's.
-    fn given(&self, during: &State, connecting: &State) -> Vec<Option<&'static str>> {
+    fn given(&self, during: &State) -> Vec<Option<&'static str>> {
         if let Some(key) = self.asked.key {
             return vec![Some(key)];
         }
@@ -237,8 +237,7 @@ impl Attempt {
         };
         let injects = during.developers[who].from_pods;
         given.extend(injects.yes.then_some(Some(DEVELOPERS[who])));
-        // A connection is captured for this, or for other reasons only, when it is made.
-        if injects.no || connecting.developers[who].from_pods.no {
+        if injects.no {
             given.push(None);
         }
         given
