@@ -62,12 +62,19 @@ fn against_the_better(figures: &Figures) -> Option<Vec<f64>> {
     Some(nginx.into_iter().zip(haproxy).map(|(nginx, haproxy)| nginx.min(haproxy)).collect())
 }
 
-/// What Divert adds to the median latency, of what HAProxy adds.
+/// Of a ratio that a round does not give: larger than any bound.
+const LOST: f64 = 99.0;
+
+/// What Divert adds to the median latency, of what HAProxy adds. A round in which HAProxy was faster than nobody in
+/// between says nothing of either, but is not one that was won.
 fn added_latency(figures: &Figures) -> Option<Vec<f64>> {
     let get = |contender| figures.get(LATENCY_1, contender, Metric::P50);
     let (direct, divert, haproxy) = (get(Direct)?, get(Divert)?, get(Haproxy)?);
     let each = direct.iter().zip(divert).zip(haproxy);
-    Some(each.map(|((direct, divert), haproxy)| (divert - direct) / (haproxy - direct)).collect())
+    let ratio = |((direct, divert), haproxy): ((&f64, &f64), &f64)| {
+        if haproxy > direct { (divert - direct) / (haproxy - direct) } else { LOST }
+    };
+    Some(each.map(ratio).collect())
 }
 
 fn scaled(figures: &Figures, scenario: &str, metric: Metric, by: f64) -> Option<Vec<f64>> {
@@ -130,7 +137,7 @@ const GOALS: &[Goal] = &[
         values: |it| rate(it, UP_10M, Divert, Haproxy),
     },
     Goal {
-        what: "resident memory of an idle agent, MB",
+        what: "resident memory of an idle agent that follows a folder, MB",
         bound: Bound::AtMost(20.0),
         decimals: 1,
         values: |it| scaled(it, idle::NAME, Metric::IdleResident, 1e-6),
@@ -208,5 +215,11 @@ mod tests {
         }
         let judged = judge(&figures);
         assert_eq!((judged[0].measured.median, judged[0].reached), (0.8, true));
+        for (direct, divert, haproxy) in [(60.0, 80.0, 55.0), (50.0, 60.0, 50.0)] {
+            for (contender, p50) in [(Direct, direct), (Divert, divert), (Haproxy, haproxy)] {
+                figures.add(LATENCY_1, contender, Metric::P50, p50);
+            }
+        }
+        assert!(!judge(&figures)[0].reached, "two rounds of three that say nothing are no success");
     }
 }

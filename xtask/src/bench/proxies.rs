@@ -141,6 +141,7 @@ fn haproxy_cfg(to: &Upstreams) -> String {
   maxpipes 128
 defaults
   mode http
+  option splice-auto
   timeout connect 5s
   timeout client 1d
   timeout server 1d
