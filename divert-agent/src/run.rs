@@ -5,17 +5,21 @@
 //! was found.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use divert_common::label::LabelRanges;
+use divert_common::map::MAX_WORKERS;
 use divert_http::KeyNames;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 
 use crate::apply::driver::Driver;
-use crate::apply::{self, Applier};
+use crate::apply::{self, Applier, Status};
 use crate::cli::RunArgs;
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
@@ -24,9 +28,14 @@ use crate::kernel::{cgroup, preflight};
 use crate::kubernetes::Cluster;
 use crate::metrics::Sources;
 use crate::node_lock::{LockError, Place};
+use crate::plan::PlanChange;
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
 use crate::{admin, control, explain, kubernetes, manifests};
+
+/// Where a part has died, nothing new is captured until another agent serves: exchanges under way may not keep it
+/// waiting for as long as in an orderly end.
+const DRAIN_OF_THE_DEAD: Duration = Duration::from_secs(10);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +92,9 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// A part has died that cannot be started again alone. What it printed before is in the log.
+    #[error("the {0} has died: the agent ends, for what runs it to start another")]
+    Died(&'static str),
     /// The system has no thread or descriptor left.
     #[error("{doing}: {source}")]
     System {
@@ -100,13 +112,16 @@ fn system(doing: &'static str) -> impl Fn(io::Error) -> RunError {
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// When it cannot begin; what was begun is undone then.
+/// When it cannot begin, or a part of it dies; what was begun is undone then.
 pub fn run(args: RunArgs) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("making the admin runtime"))?;
-    runtime.block_on(serve(args))
+    let done = runtime.block_on(serve(args));
+    // What still runs now was given up. To drop the runtime would wait for it.
+    runtime.shutdown_background();
+    done
 }
 
 async fn serve(args: RunArgs) -> Result<(), RunError> {
@@ -122,12 +137,11 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let (cgroup, attach_at) = cgroup::open(&root, args.cgroup.as_deref())?;
 
     // From here on a signal ends the agent in order.
-    let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for SIGINT"))?;
+    let mut signals = Signals::listen()?;
 
     let listener =
         admin::bind(args.admin).await.map_err(|source| RunError::Admin { address: args.admin, source })?;
-    let workers = args.workers.unwrap_or_else(cores);
+    let workers = args.workers.unwrap_or_else(|| default_workers(std::thread::available_parallelism().ok()));
     let place = args.run_dir.map(|folder| Place::take(&folder, &identity)).transpose()?.map(Arc::new);
     let mut hooks = Hooks::load(&HookConfig {
         ranges,
@@ -174,7 +188,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
             control::start_cluster(*cluster, node, args.settings.into())?
         }
     };
-    let (mut changes, state, inquiry, watch) = control.split();
+    let (mut changes, state, inquiry, watching) = control.split();
     let agent = admin::agent::Agent {
         identity,
         node,
@@ -190,18 +204,15 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     };
     let admin = tokio::spawn(admin::serve(listener, move |path, query| agent.clone().answer(path, query)));
 
-    loop {
-        tokio::select! {
-            change = changes.recv() => match change {
-                Some(change) => driver.apply(change),
-                None => break tracing::error!("the control plane has ended"),
-            },
-            _ = terminate.recv() => break tracing::info!("SIGTERM: ending"),
-            _ = interrupt.recv() => break tracing::info!("SIGINT: ending"),
-        }
+    let mut status = driver.status();
+    let attended = attend(&mut changes, &mut status, |change| driver.apply(change), &mut signals).await;
+    let mut drain = Duration::from_secs(args.drain);
+    if let Err(error) = &attended {
+        tracing::error!("{error}");
+        drain = drain.min(DRAIN_OF_THE_DEAD);
     }
 
-    drop(watch);
+    drop(watching);
     // All of this waits for threads; a second signal must still be heard.
     let end = tokio::task::spawn_blocking(move || {
         driver.release();
@@ -209,17 +220,65 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         if let Some(place) = &place {
             place.give_up();
         }
-        workers.drain(Duration::from_secs(args.drain));
+        workers.drain(drain);
         // Hooks are dropped with what this returns: nothing is left attached.
         driver.stop();
     });
     tokio::select! {
         _ = end => {}
-        _ = terminate.recv() => tracing::warn!("SIGTERM again: ending at once"),
-        _ = interrupt.recv() => tracing::warn!("SIGINT again: ending at once"),
+        signal = signals.next() => tracing::warn!("{signal} again: ending at once"),
     }
     admin.abort();
-    Ok(())
+    attended
+}
+
+/// What asks for the end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, RunError> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(system("listening for SIGTERM"))?,
+            interrupt: signal(SignalKind::interrupt()).map_err(system("listening for SIGINT"))?,
+        })
+    }
+
+    /// The name of the next one.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Hands over steps of the plan until a signal comes; or until a part has died, without which the agent would
+/// look well and serve nobody, or go on with what it once knew.
+async fn attend(
+    changes: &mut UnboundedReceiver<PlanChange>,
+    status: &mut watch::Receiver<Status>,
+    apply: impl Fn(PlanChange),
+    signals: &mut Signals,
+) -> Result<(), RunError> {
+    loop {
+        tokio::select! {
+            change = changes.recv() => match change {
+                Some(change) => apply(change),
+                None => return Err(RunError::Died("control plane")),
+            },
+            // What it says is for others: here counts only that somebody says it.
+            said = status.changed() => if said.is_err() {
+                return Err(RunError::Died("apply thread"));
+            },
+            signal = signals.next() => {
+                tracing::info!("{signal}: ending");
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Where the objects come from.
@@ -257,8 +316,9 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32)
+/// One for each core, as far as the hooks have room for their heartbeats.
+fn default_workers(cores: Option<NonZero<usize>>) -> u32 {
+    cores.map_or(1, |cores| u32::try_from(cores.get()).map_or(MAX_WORKERS, |cores| cores.min(MAX_WORKERS)))
 }
 
 fn label_ranges(args: &RunArgs) -> Result<LabelRanges, RunError> {
@@ -273,4 +333,50 @@ fn label_ranges(args: &RunArgs) -> Result<LabelRanges, RunError> {
         return refuse("--label-range-v6", &args.label_range_v6, V6_PREFIX);
     }
     Ok(LabelRanges { v4: args.label_range_v4, v6: args.label_range_v6 })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use tokio::sync::mpsc::unbounded_channel;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    #[tokio::test]
+    async fn a_part_that_dies_ends_the_agent_with_an_error() {
+        let mut signals = Signals::listen().unwrap();
+        let (control, mut changes) = unbounded_channel();
+        let (publish, mut status) = watch::channel(Status::default());
+        let (die, death) = mpsc::channel::<()>();
+        let applying = std::thread::spawn(move || {
+            publish.send_modify(|status| status.ready = true);
+            death.recv().unwrap();
+            panic!("as a bug in apply would; what it publishes with goes with it");
+        });
+        let (sender, applied) = mpsc::channel();
+        control.send(PlanChange::default()).unwrap();
+        let apply = move |change: PlanChange| {
+            sender.send(change).unwrap();
+            // After what was published, which is no death.
+            die.send(()).unwrap();
+        };
+        let attended = timeout(PATIENCE, attend(&mut changes, &mut status, apply, &mut signals)).await;
+        assert!(matches!(attended, Ok(Err(RunError::Died("apply thread")))), "{attended:?}");
+        assert!(applied.recv().is_ok() && applying.join().is_err());
+
+        drop(control);
+        let (_publish, mut status) = watch::channel(Status::default());
+        let attended = timeout(PATIENCE, attend(&mut changes, &mut status, |_| {}, &mut signals)).await;
+        assert!(matches!(attended, Ok(Err(RunError::Died("control plane")))), "{attended:?}");
+    }
+
+    #[test]
+    fn there_are_no_more_workers_by_default_than_hooks_have_room_for() {
+        let workers = |cores| default_workers(NonZero::new(cores));
+        assert_eq!([0, 1, 8, 256, 257, usize::MAX].map(workers), [1, 1, 8, 256, 256, 256]);
+    }
 }

@@ -291,3 +291,34 @@ fn a_slow_reader_gets_the_whole_response_after_the_end() -> Result<()> {
     agent.wait_end()?;
     agent.assert_nothing_left()
 }
+
+#[test]
+fn a_second_signal_ends_the_agent_at_once() -> Result<()> {
+    let town = Fixture::new()?;
+    let listener = town.server().listen(divert_tests::fixture::PORT)?;
+    // Longer than any test waits.
+    let options = Options { drain: 300, ..Options::default() };
+    let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
+    let mut connection = town.connect()?;
+    connection.send(b"GET /never HTTP/1.1\r\nHost: web\r\n\r\n")?;
+    let (server, _) = divert_tests::server::accept(&listener)?;
+    drop(listener);
+    let mut server = Http::new(server);
+    server.read_exact(b"GET /never HTTP/1.1\r\nHost: web\r\n\r\n".len())?;
+
+    agent.process().signal(rustix::process::Signal::TERM)?;
+    wait::until("new connections to go direct", || goes_direct(&town))?;
+    assert!(agent.process().output().contains("SIGTERM: ending"));
+    agent.process().signal(rustix::process::Signal::INT)?;
+    agent.wait_end()?;
+    assert!(agent.process().output().contains("SIGINT again: ending at once"));
+    // As after SIGKILL: what it carried ends with it, and routes for labels may be left for the next agent.
+    let end = connection.read_to_end();
+    assert!(
+        matches!(&end, Ok(bytes) if bytes.is_empty())
+            || matches!(&end, Err(error) if error.kind() == ErrorKind::ConnectionReset),
+        "{end:?}"
+    );
+    wait::until("hooks to go with their process", || agent.attached().is_ok_and(|number| number == 0))?;
+    town.agent()?.stop().map(drop)
+}
