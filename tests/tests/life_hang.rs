@@ -68,6 +68,31 @@ fn a_stopped_agent_is_passed_by_within_two_seconds_and_taken_up_again() -> Resul
     Ok(())
 }
 
+#[test]
+fn connections_that_are_reset_before_they_are_accepted_count_for_nothing() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    // One queue, so that who is answered was the last of it.
+    let options = Options { workers: 1, ..Options::default() };
+    let agent = Agent::start(&town.lab, &town.manifests, &options)?;
+    agent.pause()?;
+    for _ in 0..20 {
+        let connection = town.connect()?;
+        assert!(captured(&town, &connection)?, "from two seconds on they go direct, on a machine that busy");
+        socket2::SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO))?;
+    }
+    let mut last = town.connect()?;
+    assert!(captured(&town, &last)?);
+    agent.resume()?;
+    assert_eq!(last.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+    assert_eq!(agent.metric("divert_connections_active")?, 1.0);
+    assert_eq!(agent.metric("divert_connections_accepted_total")?, 1.0);
+    drop(last);
+    wait::until("no connection to be active", || {
+        agent.metric("divert_connections_active").is_ok_and(|active| active == 0.0)
+    })
+}
+
 /// Shuts the agent's listeners in pods, as a failure of its own would.
 fn close_listeners(agent: &Agent) -> Result<()> {
     let mut closed = 0;

@@ -98,11 +98,13 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
 }
 
 fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, socket: Socket) -> io::Result<()> {
-    worker.counts.add(Count::Accepted);
     let conn = Conn::new(socket)?;
+    // A connection that was reset in the queue has no peer any more.
     let (Some(local), Some(peer)) = (conn.local_addr()?, conn.peer_addr()?) else {
         return Err(io::ErrorKind::AddrNotAvailable.into());
     };
+    // From here on nothing fails: what is counted here is counted as ended, too.
+    worker.counts.add(Count::Accepted);
     let ranges = &worker.config.ranges;
     let label: Option<Label> = match local.ip() {
         std::net::IpAddr::V4(address) => ranges.label_of_v4(address),
