@@ -260,6 +260,12 @@ fn nodes_without_a_ready_agent_are_named() -> Result<()> {
     assert_eq!(condition(&seen, "Programmed")["status"], "False");
     assert_eq!(condition(&seen, "Accepted")["status"], "True", "it gates nothing");
     admin.wait_event(&seen, "Warning", "AgentsNotReady", "nodes-node")?;
+    // Agents leave alone what is labelled so: nobody waits for one.
+    let capture = |value: Value| json!({"metadata": {"labels": {"divert.dev/capture": value}}});
+    admin.patch(NAMESPACE, "", "nodes-staging", &capture(json!("false")))?;
+    admin.wait_condition(&divert, "Programmed", "Programmed", "serve")?;
+    admin.patch(NAMESPACE, "", "nodes-staging", &capture(Value::Null))?;
+    admin.wait_condition(&divert, "Programmed", "AgentsNotReady", "nodes-node")?;
     admin.set_agent_ready("nodes-node", true)?;
     admin.wait_condition(&divert, "Programmed", "Programmed", "serve")?;
     Ok(())

@@ -134,6 +134,13 @@ impl Known {
         for key in gone {
             self.leave_free(key);
         }
+        let mut turn = Turn::Same;
+        for namespace in &judged.touched.namespaces {
+            let known = self.judge.world().namespace(namespace);
+            let allows_capture = known.is_none_or(|it| it.allows_capture());
+            turn = turn.max(self.nodes.take_namespace(namespace, allows_capture));
+        }
+        self.mark_turn(turn, &mut marks);
         self.mark_judged(&judged, &mut marks);
         marks
     }
@@ -158,13 +165,18 @@ impl Known {
                 Turn::Same
             }
         };
+        self.mark_turn(turn, &mut marks);
+        marks
+    }
+
+    /// What is said of nodes is said in every Divert.
+    fn mark_turn(&self, turn: Turn, marks: &mut Marks) {
         let delay = match turn {
-            Turn::Same => return marks,
+            Turn::Same => return,
             Turn::Sentence => SENTENCES,
             Turn::Condition => Duration::ZERO,
         };
         marks.extend(self.diverts.keys().map(|it| (Work::Tell(it.clone()), delay)));
-        marks
     }
 
     /// Ends the time of names that were left free.

@@ -19,8 +19,10 @@ const NAMED: usize = 5;
 /// The nodes that matter.
 #[derive(Debug)]
 pub(super) struct Nodes {
-    /// Nodes of pods that are to be served.
+    /// Nodes of pods that are to be served, as far as their namespaces are.
     pods: Cache<Arc<str>>,
+    /// Namespaces whose pods are not to be captured.
+    left_alone: BTreeSet<Arc<str>>,
     /// Nodes of agents' pods, if ready.
     agents: Cache<Option<Arc<str>>>,
     served: Count,
@@ -79,6 +81,7 @@ impl Nodes {
         let said = programmed(&BTreeSet::new(), &BTreeSet::new(), &see);
         Self {
             pods: Cache::default(),
+            left_alone: BTreeSet::new(),
             agents: Cache::default(),
             served: Count::default(),
             ready: Count::default(),
@@ -99,7 +102,27 @@ impl Nodes {
     pub(super) fn take_pod(&mut self, event: Event<BriefPod>) -> Turn {
         let mut changed = false;
         for (key, before) in self.pods.take(event, served_on) {
-            changed |= self.served.step(before, self.pods.get(&key).cloned());
+            if !self.left_alone.contains(&key.0) {
+                changed |= self.served.step(before, self.pods.get(&key).cloned());
+            }
+        }
+        self.turn(changed)
+    }
+
+    /// Takes whether the pods of a namespace are to be captured at all.
+    pub(super) fn take_namespace(&mut self, namespace: &Arc<str>, allows_capture: bool) -> Turn {
+        let turned = match allows_capture {
+            true => self.left_alone.remove(namespace),
+            false => self.left_alone.insert(namespace.clone()),
+        };
+        if !turned {
+            return Turn::Same;
+        }
+        let mut changed = false;
+        for (_, node) in self.pods.of(namespace) {
+            let node = Some(node.clone());
+            let (before, after) = if allows_capture { (None, node) } else { (node, None) };
+            changed |= self.served.step(before, after);
         }
         self.turn(changed)
     }
@@ -126,7 +149,7 @@ impl Nodes {
     }
 }
 
-/// The node of a pod that an agent is to serve.
+/// The node of a pod that an agent is to serve if its namespace is; what agents go by is in `compile/pods.rs`.
 fn served_on(pod: BriefPod) -> Option<Arc<str>> {
     let labels = pod.labels();
     let left_alone = labels.get(api::CAPTURE).is_some_and(|value| value == "false");
@@ -193,6 +216,25 @@ mod tests {
         assert_eq!(nodes.take_pod(Event::Delete(pod("q", "n1", true))), Turn::Same);
         assert_eq!(nodes.take_pod(Event::Delete(pod("r", "n2", true))), Turn::Condition);
         assert_eq!(nodes.said().reason, "Programmed");
+    }
+
+    #[test]
+    fn pods_of_a_namespace_that_is_left_alone_need_no_agent() {
+        let mut nodes = Nodes::new(String::new());
+        let namespace = Arc::from("a");
+        assert_eq!(nodes.take_pod(Event::Apply(pod("p", "n1", true))), Turn::Condition);
+        assert_eq!(nodes.take_namespace(&namespace, true), Turn::Same);
+        assert_eq!(nodes.take_namespace(&"b".into(), false), Turn::Same);
+        assert_eq!(nodes.said().reason, "AgentsNotReady");
+        assert_eq!(nodes.take_namespace(&namespace, false), Turn::Condition);
+        assert_eq!(nodes.said().reason, "Programmed");
+        // What comes and goes meanwhile counts once the namespace is captured again.
+        assert_eq!(nodes.take_pod(Event::Apply(pod("q", "n2", true))), Turn::Same);
+        assert_eq!(nodes.take_pod(Event::Delete(pod("p", "n1", true))), Turn::Same);
+        assert_eq!(nodes.take_namespace(&namespace, false), Turn::Same);
+        assert_eq!(nodes.take_namespace(&namespace, true), Turn::Condition);
+        assert!(nodes.said().message.contains("on n2,"), "{}", nodes.said().message);
+        assert_eq!(nodes.take_pod(Event::Delete(pod("q", "n2", true))), Turn::Condition);
     }
 
     #[test]
