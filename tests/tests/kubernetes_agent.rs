@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use divert_tests::agent::Agent;
 use divert_tests::kube::{
-    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, INGRESS, NAMESPACE, OKTETO_DIVERT, Options, PORT, Refusal,
-    Town, install_accounts, install_definition, install_oktetos_definition,
+    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, ENDPOINT_SLICE, INGRESS, NAMESPACE, OKTETO_DIVERT,
+    Options, PORT, Refusal, Town, install_accounts, install_definition, install_oktetos_definition,
 };
 use divert_tests::lab::Family;
 use divert_tests::steady::{Ask, Steady};
@@ -176,6 +176,30 @@ fn oktetos_diverts_count_from_the_moment_their_definition_is_there() -> Result<(
     wait_served_by(&town, &agent, "alice")?;
     drop(agent);
     Ok(())
+}
+
+#[test]
+fn a_slice_that_is_no_services_any_more_does_not_count_for_one() -> Result<()> {
+    let server = ApiServer::shared()?;
+    let town = Town::new(&server, "slices-staging", "slices-alice")?;
+    let admin = server.admin();
+    let agent = town.agent(admin)?;
+    admin.create(&town.divert())?;
+    wait_served_by(&town, &agent, "slices-alice")?;
+
+    let nobodys = json!({"metadata": {"labels": {"kubernetes.io/service-name": null}}});
+    for slice in admin.list(ENDPOINT_SLICE, "slices-alice")? {
+        let name = slice["metadata"]["name"].as_str().context("a name")?;
+        admin.patch(ENDPOINT_SLICE, "slices-alice", name, &nobodys)?;
+        admin.delete(ENDPOINT_SLICE, "slices-alice", name)?;
+    }
+    // Should their controller make others in their stead.
+    town.node.set_ready(&town.lab.pod("slices-alice/web"), false)?;
+    // Answered by the agent itself.
+    wait::until("the pod that is not ready to be asked no more", || {
+        town.asks(true).is_ok_and(|by| by.is_empty())
+    })
+    .with_context(|| agent.process().output())
 }
 
 #[test]

@@ -11,9 +11,9 @@ use tokio::sync::mpsc::Sender;
 
 use super::objects::objects;
 use super::sync::Invalid;
-use super::watch::{Converted, Message, Task, forward};
+use super::watch::{Converted, Message, Task, Unfit, forward};
 use crate::api;
-use crate::world::{Convert, DivertApi, Object, ObjectKind, ObjectRef};
+use crate::world::{Convert, DivertApi, Object, ObjectKind};
 
 /// The label of Services that the controller made; they never count as anybody's own (semantics.md,
 /// "Names that resolve"), and there may be thousands.
@@ -48,13 +48,10 @@ where
     Task::spawn(async move { forward(kind, stream, convert::<K>, steps).await })
 }
 
-fn convert<K: Resource<DynamicType = ()> + Convert>(object: K) -> Converted {
-    // The API server has checked the object: what is left are objects that are nobody's, such as an
-    // EndpointSlice without a Service.
-    object
-        .convert()
-        .map(|object| (object, None))
-        .map_err(|error| (None, Invalid { uid: None, problem: error.to_string() }))
+/// The API server has checked the object: what does not convert is nobody's.
+pub(super) fn convert<K: Convert>(object: K) -> Converted {
+    let converted = object.convert().map_err(|error| Unfit::Nobodys(error.to_string()));
+    converted.map(|object| (object, None))
 }
 
 /// Watches the Diverts of a group. Read as they come and understood one by one: a typed list would fail as
@@ -78,14 +75,9 @@ pub(crate) fn resource(group: DivertApi) -> ApiResource {
 }
 
 fn convert_divert(group: DivertApi, object: DynamicObject) -> Converted {
-    let reference = ObjectRef {
-        kind: ObjectKind::Divert(group),
-        namespace: object.namespace().unwrap_or_default().into(),
-        name: object.name_any().into(),
-    };
     match understand_divert(group, &object) {
         Ok(understood) => Ok((understood, Some(Box::new(object)))),
-        Err(problem) => Err((Some(reference), Invalid { uid: object.uid(), problem })),
+        Err(problem) => Err(Unfit::Invalid(Invalid { uid: object.uid(), problem })),
     }
 }
 

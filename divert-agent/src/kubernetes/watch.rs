@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use kube::ResourceExt;
 use kube::api::DynamicObject;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::mpsc::Sender;
@@ -29,33 +30,56 @@ pub(super) struct Message {
 }
 
 /// An object, as the world wants it.
-pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), (Option<ObjectRef>, Invalid)>;
+pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), Unfit>;
+
+/// Why an object is none of the world's.
+#[derive(Debug)]
+pub(super) enum Unfit {
+    /// It says what it may not, which its author is told.
+    Invalid(Invalid),
+    /// It is nobody's, such as an EndpointSlice without a Service. Which nobody needs to know.
+    Nobodys(String),
+}
 
 /// Forwards a watch of objects until the receiver is gone.
-pub(super) async fn forward<K>(
+pub(super) async fn forward<K: ResourceExt>(
     kind: ObjectKind,
     stream: impl Stream<Item = watcher::Result<Event<K>>>,
     convert: impl Fn(K) -> Converted,
     steps: Sender<Message>,
 ) {
-    let step = |event| match event {
-        Event::Init => Some((Step::Begin, None)),
-        Event::InitDone => Some((Step::Done, None)),
-        Event::InitApply(object) | Event::Apply(object) => match convert(object) {
-            Ok((object, original)) => Some((Step::Upsert(object), original)),
-            Err((Some(reference), problem)) => Some((Step::Invalid(reference, problem), None)),
-            Err((None, problem)) => {
-                tracing::debug!("passing over an object of kind {kind}: {}", problem.problem);
-                None
-            }
-        },
-        Event::Delete(object) => match convert(object) {
-            Ok((object, _)) => Some((Step::Delete(object.reference()), None)),
-            Err((Some(reference), _)) => Some((Step::Delete(reference), None)),
-            Err((None, _)) => None,
-        },
+    follow(kind, stream, |event| step(kind, event, &convert), steps).await;
+}
+
+/// What an event says. An object is known by its metadata, whatever else it says: one that was the world's and no
+/// longer is one goes, and one that is deleted goes as well when its last version was none.
+fn step<K: ResourceExt>(
+    kind: ObjectKind,
+    event: Event<K>,
+    convert: &impl Fn(K) -> Converted,
+) -> Option<(Step, Option<Box<DynamicObject>>)> {
+    let reference = |object: &K| ObjectRef {
+        kind,
+        namespace: object.namespace().unwrap_or_default().into(),
+        name: object.name_any().into(),
     };
-    follow(kind, stream, step, steps).await;
+    Some(match event {
+        Event::Init => (Step::Begin, None),
+        Event::InitDone => (Step::Done, None),
+        Event::InitApply(object) | Event::Apply(object) => {
+            let reference = reference(&object);
+            match convert(object) {
+                Ok((object, original)) => (Step::Upsert(object), original),
+                Err(Unfit::Invalid(problem)) => (Step::Invalid(reference, problem), None),
+                Err(Unfit::Nobodys(problem)) => {
+                    let (namespace, name) = (&reference.namespace, &reference.name);
+                    tracing::debug!("passing over {kind} {namespace}/{name}: {problem}");
+                    (Step::Delete(reference), None)
+                }
+            }
+        }
+        Event::Delete(object) => (Step::Delete(reference(&object)), None),
+    })
 }
 
 /// Sends what `step` makes of each event of a watch, and tells of its troubles, until the receiver is gone.
@@ -139,5 +163,40 @@ impl Task {
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use serde_json::json;
+
+    use super::super::kinds::convert;
+    use super::*;
+
+    fn slice(service: Option<&str>) -> EndpointSlice {
+        let slice = json!({
+            "metadata": {
+                "name": "web-x", "namespace": "a",
+                "labels": service.map(|name| json!({"kubernetes.io/service-name": name})),
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"]}],
+        });
+        serde_json::from_value(slice).unwrap()
+    }
+
+    #[test]
+    fn an_object_that_is_nobodys_any_more_is_taken_out_and_one_that_ended_so_as_well() {
+        let kind = ObjectKind::EndpointSlice;
+        let step = |event| step(kind, event, &convert::<EndpointSlice>).map(|(step, _)| step);
+        let Some(Step::Upsert(object)) = step(Event::Apply(slice(Some("web")))) else {
+            panic!("it is web's")
+        };
+        let is_gone = |step| matches!(step, Some(Step::Delete(gone)) if gone == object.reference());
+        assert!(is_gone(step(Event::Apply(slice(None)))));
+        assert!(is_gone(step(Event::InitApply(slice(None)))));
+        assert!(is_gone(step(Event::Delete(slice(None)))));
+        assert!(is_gone(step(Event::Delete(slice(Some("web"))))));
     }
 }
