@@ -16,7 +16,7 @@ use divert_common::map::MAX_WORKERS;
 use divert_http::KeyNames;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier, Status};
@@ -201,6 +201,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
             control: state,
         },
         explain: explain::Sources { control: inquiry, apply: driver.inquiry(), names },
+        turn: Arc::new(Semaphore::new(1)),
     };
     let admin = tokio::spawn(admin::serve(listener, move |path, query| agent.clone().answer(path, query)));
 

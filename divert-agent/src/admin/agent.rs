@@ -1,11 +1,15 @@
 //! What an agent answers on its admin address.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::StatusCode;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
-use super::{Answer, OPENMETRICS};
+use super::Answer;
 use crate::apply::Status;
 use crate::explain::{self, ExplainError, Question};
 use crate::metrics::{self, Sources};
@@ -14,6 +18,9 @@ use crate::plan_view::View;
 
 const PATHS: &str =
     "here are /healthz, /readyz, /metrics, /status, /plan and /explain?pod=NAMESPACE/POD&to=HOST:PORT\n";
+
+/// As long as an answer that takes time is waited for while another is being given. Less than who asks waits.
+const TURN: Duration = Duration::from_secs(5);
 
 /// Everything that an agent can be asked about.
 #[derive(Clone, Debug)]
@@ -28,6 +35,8 @@ pub struct Agent {
     pub metrics: Sources,
     /// Of plan and explanations.
     pub explain: explain::Sources,
+    /// Of which one is given at a time: they take time of whoever makes plans, and memory.
+    pub turn: Arc<Semaphore>,
 }
 
 /// `/status`: one agent, for `divert-agent status`.
@@ -76,12 +85,12 @@ impl Agent {
             "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
             "/readyz" => ready(&self.metrics.apply.borrow(), &self.metrics.control.troubles.load()),
             "/metrics" => match metrics::render(&self.metrics) {
-                Ok(body) => Answer { status: StatusCode::OK, kind: OPENMETRICS, body },
+                Ok(body) => Answer::metrics(body),
                 Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             "/status" => Answer::json(&self.status()),
-            "/plan" => self.plan(&query).await,
-            "/explain" => self.explain(&query).await,
+            "/plan" => alone(&self.turn.clone(), TURN, async move { self.plan(&query).await }).await,
+            "/explain" => alone(&self.turn.clone(), TURN, async move { self.explain(&query).await }).await,
             _ => Answer::text(StatusCode::NOT_FOUND, PATHS),
         }
     }
@@ -130,6 +139,22 @@ impl Agent {
     }
 }
 
+/// Gives an answer while no other is given. It is made to its end also if whoever asked has gone: what it asks of
+/// other threads is on its way, and the next is to come after it.
+async fn alone(
+    turn: &Arc<Semaphore>,
+    patience: Duration,
+    answer: impl Future<Output = Answer> + Send + 'static,
+) -> Answer {
+    // It is never closed.
+    let Ok(Ok(permit)) = timeout(patience, Arc::clone(turn).acquire_owned()).await else {
+        let busy = "another question is being answered: ask again in a moment\n";
+        return Answer::text(StatusCode::SERVICE_UNAVAILABLE, busy);
+    };
+    let made = tokio::spawn(async move { Answer { alone: Some(permit), ..answer.await } });
+    made.await.unwrap_or_else(|error| Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
+}
+
 fn ending(error: &ExplainError) -> Answer {
     Answer::text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n"))
 }
@@ -150,4 +175,40 @@ fn ready(status: &Status, troubles: &[String]) -> Answer {
         body.push_str(&format!("{trouble}\n"));
     }
     Answer::text(if status.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn one_answer_is_given_at_a_time_and_made_to_its_end() {
+        let turn = Arc::new(Semaphore::new(1));
+        let answer = || Answer::text(StatusCode::OK, "");
+        let (finish, finished) = oneshot::channel();
+        let (begun, beginning) = oneshot::channel();
+        let slow = async move {
+            begun.send(()).unwrap();
+            let answered = finished.await;
+            answered.map_or_else(|_| ending(&ExplainError::Ending), |()| answer())
+        };
+        let asking = tokio::spawn({
+            let turn = turn.clone();
+            async move { alone(&turn, TURN, slow).await }
+        });
+        beginning.await.unwrap();
+        // Its client goes.
+        asking.abort();
+        assert!(asking.await.is_err());
+        let other = alone(&turn, Duration::from_millis(50), async move { answer() }).await;
+        assert_eq!(other.status, StatusCode::SERVICE_UNAVAILABLE);
+        finish.send(()).unwrap();
+        let other = alone(&turn, 10 * TURN, async move { answer() }).await;
+        assert_eq!(other.status, StatusCode::OK);
+        assert_eq!(turn.available_permits(), 0, "until it is written");
+        drop(other);
+        assert_eq!(turn.available_permits(), 1);
+    }
 }
