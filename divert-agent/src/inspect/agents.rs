@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use super::WhereArgs;
+use crate::admin::agent::AgentStatus;
 use crate::kubernetes::{Cluster, ConnectError, describe};
 use crate::plan::PodRef;
 
@@ -73,6 +74,15 @@ pub(super) struct Agent {
     node: Option<String>,
 }
 
+/// The agent that serves a pod.
+#[derive(Debug)]
+pub(super) struct Serving<'a> {
+    /// It.
+    pub(super) agent: &'a Agent,
+    /// Why others of its node did not answer.
+    pub(super) silent: Vec<AskError>,
+}
+
 /// All of them.
 pub(super) struct Agents {
     found: Vec<Agent>,
@@ -80,16 +90,20 @@ pub(super) struct Agents {
 }
 
 enum By {
-    Address(String),
-    Proxy { client: Client, namespace: String, port: u16 },
+    /// That is their name.
+    Address,
+    Proxy {
+        client: Client,
+        namespace: String,
+        port: u16,
+    },
 }
 
 impl Agents {
     /// Finds them, without asking them anything.
     pub(super) async fn find(at: &WhereArgs) -> Result<Self, AskError> {
         if let Some(address) = &at.agent {
-            let found = vec![Agent { name: address.clone(), node: None }];
-            return Ok(Self { found, by: By::Address(address.clone()) });
+            return Ok(Self::at([address.clone()]));
         }
         let client = Cluster::infer().await?.client()?;
         let namespace = at.agents_namespace.clone();
@@ -104,28 +118,32 @@ impl Agents {
         Ok(Self { found, by: By::Proxy { client, namespace, port: at.agents_port } })
     }
 
+    /// Those at these addresses.
+    pub(super) fn at(addresses: impl IntoIterator<Item = String>) -> Self {
+        let found = addresses.into_iter().map(|name| Agent { name, node: None }).collect();
+        Self { found, by: By::Address }
+    }
+
     pub(super) fn all(&self) -> &[Agent] {
         &self.found
     }
 
     /// The agent that serves a pod; while one is being replaced, the one that has been there longer.
-    pub(super) async fn of_pod(&self, pod: &PodRef) -> Result<&Agent, AskError> {
+    pub(super) async fn of_pod(&self, pod: &PodRef) -> Result<Serving<'_>, AskError> {
         let By::Proxy { client, .. } = &self.by else {
             // By address there is one.
-            return Ok(&self.found[0]);
+            return Ok(Serving { agent: &self.found[0], silent: Vec::new() });
         };
         let found = Api::<Pod>::namespaced(client.clone(), &pod.namespace).get(&pod.name).await;
         let found = found.map_err(api(format!("looking for the pod {pod}")))?;
         let node = found.spec.and_then(|spec| spec.node_name);
-        let mut here = None;
+        let mut asked = Vec::new();
         for agent in self.found.iter().filter(|agent| agent.node == node) {
-            let status: crate::admin::agent::AgentStatus = self.json(agent, "/status").await?;
-            if here.is_none() || !status.standing_by {
-                here = Some(agent);
-            }
+            let status = self.json::<AgentStatus>(agent, "/status").await;
+            asked.push((agent, status.map(|status| status.standing_by)));
         }
         let node = node.unwrap_or_else(|| "(none yet)".to_owned());
-        here.ok_or_else(|| AskError::NoAgent { pod: pod.clone(), node })
+        choose(asked)?.ok_or_else(|| AskError::NoAgent { pod: pod.clone(), node })
     }
 
     /// What an agent answers, as text.
@@ -133,7 +151,7 @@ impl Agents {
         let silent = |why: String| AskError::Silent { agent: agent.name.clone(), path: path.to_owned(), why };
         let asking = async {
             match &self.by {
-                By::Address(address) => get(address, path).await,
+                By::Address => get(&agent.name, path).await,
                 By::Proxy { client, namespace, port } => {
                     let name = &agent.name;
                     let url = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy{path}");
@@ -163,6 +181,27 @@ impl Agents {
     }
 }
 
+/// Of a node's agents, and whether they stand by, the one to ask; none where there is none. One that does not answer
+/// does not matter where another serves.
+fn choose<'a>(asked: Vec<(&'a Agent, Result<bool, AskError>)>) -> Result<Option<Serving<'a>>, AskError> {
+    let (mut serving, mut standing_by, mut silent) = (None, None, Vec::new());
+    for (agent, answer) in asked {
+        match answer {
+            Ok(false) => serving = Some(agent),
+            Ok(true) => standing_by = standing_by.or(Some(agent)),
+            Err(error) => silent.push(error),
+        }
+    }
+    match serving {
+        Some(agent) => Ok(Some(Serving { agent, silent })),
+        // What one that stands by knows is not what happens.
+        None => match silent.into_iter().next() {
+            Some(error) => Err(error),
+            None => Ok(standing_by.map(|agent| Serving { agent, silent: Vec::new() })),
+        },
+    }
+}
+
 fn api(doing: String) -> impl FnOnce(kube::Error) -> AskError {
     move |error| AskError::Api { doing, why: describe(&error) }
 }
@@ -187,4 +226,35 @@ async fn get(address: &str, path: &str) -> Result<String, String> {
     connection.abort();
     let text = String::from_utf8_lossy(&body).into_owned();
     if status == StatusCode::OK { Ok(text) } else { Err(format!("{status}: {}", text.trim())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_agent_that_serves_is_asked_whatever_others_of_its_node_do() {
+        let agents = ["old", "new"].map(|name| Agent { name: name.into(), node: Some("n".into()) });
+        let silent = |name: &str| AskError::Silent {
+            agent: name.into(),
+            path: "/status".into(),
+            why: "no answer".into(),
+        };
+        let chosen = |answers: [Option<bool>; 2]| {
+            let asked = agents.iter().zip(answers);
+            let asked = asked.map(|(agent, answer)| (agent, answer.ok_or_else(|| silent(&agent.name))));
+            let chosen = choose(asked.collect());
+            chosen
+                .map(|it| it.map(|it| (it.agent.name.clone(), it.silent.len())))
+                .map_err(|it| it.to_string())
+        };
+        let asked = |name: &str, silent| Ok(Some((name.to_owned(), silent)));
+        assert_eq!(chosen([Some(false), Some(true)]), asked("old", 0));
+        assert_eq!(chosen([Some(true), Some(false)]), asked("new", 0));
+        assert_eq!(chosen([Some(false), None]), asked("old", 1));
+        assert_eq!(chosen([None, Some(false)]), asked("new", 1));
+        assert_eq!(chosen([Some(true), Some(true)]), asked("old", 0));
+        assert!(chosen([None, Some(true)]).unwrap_err().contains("asking old"));
+        assert!(choose(Vec::new()).is_ok_and(|it| it.is_none()));
+    }
 }

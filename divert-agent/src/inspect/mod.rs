@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 
 use clap::Args;
 
-use self::agents::{Agents, AskError};
+use self::agents::{Agents, AskError, Serving};
 use crate::admin::agent::AgentStatus;
 use crate::columns::Columns;
 use crate::explain::{Destination, Explanation, Question, question};
@@ -69,7 +69,7 @@ pub enum InspectError {
     #[error(transparent)]
     Ask(#[from] AskError),
     /// Some did not answer; the others were printed.
-    #[error("{0} of the agents did not answer")]
+    #[error("{0} of the agents did not answer, or not all")]
     Silent(usize),
     /// The reader of standard output is gone.
     #[error("cannot print: {0}")]
@@ -81,6 +81,36 @@ fn run<T>(asking: impl Future<Output = Result<T, InspectError>>) -> Result<T, In
     runtime.block_on(asking)
 }
 
+/// What agents said.
+struct Asked {
+    statuses: Vec<AgentStatus>,
+    /// Of those that were asked for it, one after the other.
+    plans: String,
+    /// One for each agent that did not answer, or not all.
+    silent: Vec<AskError>,
+}
+
+/// Asks all agents for their status, and for their plan; one that does not answer keeps nobody else's to itself.
+async fn ask(agents: &Agents, plan: bool) -> Asked {
+    let mut asked = Asked { statuses: Vec::new(), plans: String::new(), silent: Vec::new() };
+    for agent in agents.all() {
+        match agents.json::<AgentStatus>(agent, "/status").await {
+            Ok(status) => asked.statuses.push(status),
+            Err(error) => {
+                asked.silent.push(error);
+                continue;
+            }
+        }
+        if plan {
+            match agents.text(agent, "/plan").await {
+                Ok(plan) => asked.plans.push_str(&format!("\nPlan of {}\n\n{plan}", agent.name)),
+                Err(error) => asked.silent.push(error),
+            }
+        }
+    }
+    asked
+}
+
 /// Prints an overview of all agents.
 ///
 /// # Errors
@@ -88,19 +118,8 @@ fn run<T>(asking: impl Future<Output = Result<T, InspectError>>) -> Result<T, In
 pub fn status(args: StatusArgs) -> Result<(), InspectError> {
     run(async {
         let agents = Agents::find(&args.at).await?;
-        let mut statuses = Vec::new();
-        let mut silent = Vec::new();
-        let mut plans = String::new();
-        for agent in agents.all() {
-            match agents.json::<AgentStatus>(agent, "/status").await {
-                Ok(status) => statuses.push(status),
-                Err(error) => silent.push(error.to_string()),
-            }
-            if args.plan && args.at.output == Format::Table {
-                let plan = agents.text(agent, "/plan").await?;
-                plans.push_str(&format!("\nPlan of {}\n\n{plan}", agent.name));
-            }
-        }
+        let Asked { statuses, plans, silent } =
+            ask(&agents, args.plan && args.at.output == Format::Table).await;
         let text = match args.at.output {
             Format::Json => serde_json::to_string_pretty(&statuses).map_err(io::Error::from)? + "\n",
             Format::Table => overview(&statuses) + &plans,
@@ -121,7 +140,7 @@ pub fn explain(args: ExplainArgs) -> Result<(), InspectError> {
     run(async {
         let agents = Agents::find(&args.at).await?;
         let question = Question { pod: args.pod, to: args.to, fields: args.header };
-        let agent = agents.of_pod(&question.pod).await?;
+        let Serving { agent, silent } = agents.of_pod(&question.pod).await?;
         let path = format!("/explain?{}", question.to_query());
         let explanation: Explanation = agents.json(agent, &path).await?;
         let text = match args.at.output {
@@ -129,6 +148,9 @@ pub fn explain(args: ExplainArgs) -> Result<(), InspectError> {
             Format::Table => told(&question, &agent.name, &explanation),
         };
         io::stdout().write_all(text.as_bytes())?;
+        for problem in &silent {
+            writeln!(io::stderr(), "{problem}")?;
+        }
         Ok(())
     })
 }
@@ -190,9 +212,41 @@ fn sentence(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hyper::StatusCode;
+
     use super::*;
     use crate::admin::agent::LeftDirect;
+    use crate::admin::{self, Answer};
     use crate::explain::{About, Step};
+
+    /// An agent that answers for its status, and for its plan or not.
+    async fn agent(tells_plan: bool) -> String {
+        let listener = admin::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(admin::serve(listener, move |path, _| async move {
+            match path.as_str() {
+                "/status" => Answer::json(&AgentStatus::default()),
+                "/plan" if tells_plan => Answer::text(StatusCode::OK, "as planned\n"),
+                _ => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "in a moment\n"),
+            }
+        }));
+        address
+    }
+
+    #[tokio::test]
+    async fn what_one_agent_does_not_tell_keeps_nothing_of_the_others_back() {
+        let (busy, fine) = (agent(false).await, agent(true).await);
+        // Nobody listens there.
+        let gone = admin::bind(([127, 0, 0, 1], 0).into()).await.unwrap().local_addr().unwrap().to_string();
+        let agents = Agents::at([busy.clone(), gone.clone(), fine.clone()]);
+        let asked = ask(&agents, true).await;
+        assert_eq!(asked.statuses.len(), 2);
+        assert_eq!(asked.plans, format!("\nPlan of {fine}\n\nas planned\n"));
+        let silent: Vec<_> = asked.silent.iter().map(ToString::to_string).collect();
+        assert_eq!(silent.len(), 2, "{silent:?}");
+        assert!(silent[0].contains(&format!("{busy} for /plan: 503")), "{silent:?}");
+        assert!(silent[1].contains(&format!("{gone} for /status")), "{silent:?}");
+    }
 
     #[test]
     fn the_overview_shows_each_agent_and_what_it_leaves() {
