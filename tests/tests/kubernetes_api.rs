@@ -275,6 +275,6 @@ fn up_waits_through_an_outage() -> Result<()> {
     let status = json!({"conditions": [condition("Accepted"), condition("Programmed")]});
     server.admin().patch_status(DIVERT, "alice", "staging", &status)?;
     let said = up.finish(wait::PATIENCE)?;
-    assert!(said.contains("in effect on every node"), "{said}");
+    assert!(said.contains("is accepted, and an agent is ready on every node"), "{said}");
     Ok(())
 }

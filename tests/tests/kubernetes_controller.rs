@@ -342,5 +342,17 @@ fn up_and_down() -> Result<()> {
     admin.wait_gone(DIVERT, "up-alice", "up-staging")?;
     let (done, said) = program(&town.lab, admin, &["down", "-f", path, "-n", "up-alice"])?;
     ensure!(done && said.contains("nothing to remove"), "{said}");
+
+    // What somebody wrote by hand is theirs, also after `up` has said the same.
+    admin.create(&manifest::divert("up-alice", "up-staging"))?;
+    for up_before in [false, true] {
+        if up_before {
+            let (done, said) = program(&town.lab, admin, &["up", "-f", path, "-n", "up-alice"])?;
+            ensure!(done, "{said}");
+        }
+        let (done, said) = program(&town.lab, admin, &["down", "-f", path, "-n", "up-alice"])?;
+        ensure!(!done && said.contains("not by `up`") && said.contains("kubectl delete"), "{said}");
+        ensure!(!admin.get(DIVERT, "up-alice", "up-staging")?.is_null());
+    }
     Ok(())
 }

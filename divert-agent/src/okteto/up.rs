@@ -1,10 +1,12 @@
-//! Applying the Divert of an okteto.yaml, waiting until it is in effect, removing it.
+//! Applying the Divert of an okteto.yaml, waiting until it is accepted and agents are ready, removing it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -28,7 +30,8 @@ pub struct UpArgs {
     /// The developer's namespace. Default: the current one of the kubeconfig.
     #[arg(long, short, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// Wait until every node that has to diverts.
+    /// Wait until the Divert is accepted, and an agent is ready on every node with pods to serve. Each takes it up as
+    /// soon as it hears of it, which nobody waits for.
     #[arg(long)]
     pub wait: bool,
     /// Seconds to wait at most.
@@ -86,6 +89,19 @@ pub enum UpError {
         name: String,
         /// What it says.
         problem: String,
+    },
+    /// It is not ours to remove.
+    #[error(
+        "Divert {namespace}/{name} was made by {others}, not by `up`, and stays: \
+         `kubectl delete divert.divert.dev -n {namespace} {name}` removes it"
+    )]
+    Others {
+        /// Of the Divert.
+        namespace: String,
+        /// Of the Divert.
+        name: String,
+        /// By whom, to the API server.
+        others: String,
     },
     /// It will not come to be.
     #[error("Divert {0} is not accepted: {1}")]
@@ -167,30 +183,64 @@ pub fn up(args: UpArgs) -> Result<(), UpError> {
         println!("    baggage: okteto-divert={key}");
         if args.wait {
             wait(&place, applied.metadata.generation, args.timeout).await?;
-            println!("Divert {} is in effect on every node", place.title());
+            println!(
+                "Divert {} is accepted, and an agent is ready on every node with pods to serve",
+                place.title()
+            );
         }
         println!("See which services with: kubectl describe divert -n {key} {}", place.name);
         Ok(())
     })
 }
 
-/// Removes the Divert.
+/// Removes the Divert, if `up` made it.
 ///
 /// # Errors
-/// When the manifest cannot be read or the API server refuses.
+/// When the manifest cannot be read, the API server refuses, or somebody else made it.
 pub fn down(args: DownArgs) -> Result<(), UpError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let place = Place::find(args.file, args.namespace).await?;
-        match place.api.delete(&place.name, &DeleteParams::default()).await {
+        let nothing = || {
+            println!("there is no Divert {}: nothing to remove", place.title());
+            Ok(())
+        };
+        let found = match place.api.get_metadata(&place.name).await {
+            Ok(found) => found.metadata,
+            Err(error) if is_final(&error) => return nothing(),
+            Err(error) => return Err(place.failed("looking at")(error)),
+        };
+        if let Some(others) = made_by_others(&found) {
+            let Place { namespace, name, .. } = place;
+            return Err(UpError::Others { namespace, name, others });
+        }
+        // Another by that name would be somebody else's.
+        let preconditions = Preconditions { uid: found.uid, resource_version: None };
+        let only_this = DeleteParams::default().preconditions(preconditions);
+        match place.api.delete(&place.name, &only_this).await {
             Ok(_) => println!("Divert {} removed: all requests go to {} again", place.title(), place.name),
-            Err(kube::Error::Api(status)) if status.code == 404 => {
-                println!("there is no Divert {}: nothing to remove", place.title());
-            }
+            Err(error) if is_final(&error) => return nothing(),
             Err(error) => return Err(place.failed("removing")(error)),
         }
         Ok(())
     })
+}
+
+/// Who made a Divert that `up` did not make, or not alone; `None` where it did. Known by who says the one field that
+/// every Divert has: who else adds to it, as a label, has not made it.
+fn made_by_others(divert: &ObjectMeta) -> Option<String> {
+    let says = |entry: &&ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0);
+        fields.is_some_and(|fields| fields.pointer("/f:spec/f:sharedNamespace").is_some())
+    };
+    let makers = divert.managed_fields.iter().flatten().filter(says);
+    let makers: BTreeSet<_> = makers.map(|it| it.manager.as_deref().unwrap_or_default()).collect();
+    if makers.iter().eq([&FIELD_MANAGER]) {
+        return None;
+    }
+    let others = makers.into_iter().filter(|it| *it != FIELD_MANAGER && !it.is_empty());
+    let others = others.collect::<Vec<_>>().join(", ");
+    Some(if others.is_empty() { "nobody who is known".to_owned() } else { others })
 }
 
 async fn wait(place: &Place, generation: Option<i64>, limit: u64) -> Result<(), UpError> {
@@ -246,6 +296,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_divert_is_ups_where_nobody_else_says_what_is_shared() {
+        let others = |entries: &[(&str, serde_json::Value)]| {
+            let entries = entries.iter().map(
+                |(manager, fields)| json!({"manager": manager, "operation": "Apply", "fieldsV1": fields}),
+            );
+            let metadata = json!({"managedFields": entries.collect::<Vec<_>>()});
+            made_by_others(&serde_json::from_value(metadata).unwrap())
+        };
+        let shared = || json!({"f:spec": {"f:sharedNamespace": {}}});
+        let status = || ("divert-controller", json!({"f:status": {"f:conditions": {}}}));
+        let label = || ("kubectl-label", json!({"f:metadata": {"f:labels": {"f:a": {}}}}));
+        assert_eq!(others(&[(FIELD_MANAGER, shared()), status(), label()]), None);
+        assert_eq!(others(&[("kubectl-create", shared()), status()]).as_deref(), Some("kubectl-create"));
+        let both = others(&[(FIELD_MANAGER, shared()), ("argocd", shared())]);
+        assert_eq!(both.as_deref(), Some("argocd"));
+        assert_eq!(others(&[]).as_deref(), Some("nobody who is known"));
+    }
 
     #[test]
     fn only_what_is_about_this_generation_counts() {
