@@ -179,6 +179,45 @@ fn oktetos_diverts_count_from_the_moment_their_definition_is_there() -> Result<(
 }
 
 #[test]
+fn diverts_of_okteto_that_cannot_be_listed_keep_no_others_from_counting() -> Result<()> {
+    let server = own_server()?;
+    let town = Town::new(&server, "staging", "alice")?;
+    let admin = server.admin();
+    let [account, _] = install_accounts(&server)?;
+    // Stored in another version than it is watched in, so that each list needs somebody who converts.
+    install_oktetos_definition(admin)?;
+    let definition = |spec: Value| {
+        admin.patch(CUSTOM_RESOURCE_DEFINITION, "", "diverts.okteto.com", &json!({"spec": spec})).map(drop)
+    };
+    let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let version = |name: &str, storage: bool| json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": schema}});
+    definition(json!({"versions": [version("v1", false), version("v2", true)]}))?;
+    let mut stored = okteto_divert(&town);
+    stored["apiVersion"] = json!("okteto.com/v2");
+    wait::until("the new version to be served", || admin.create(&stored).is_ok())?;
+    let nobody = json!({"conversionReviewVersions": ["v1"], "clientConfig": {"url": "https://127.0.0.1:1/"}});
+    definition(json!({"conversion": {"strategy": "Webhook", "webhook": nobody}}))?;
+    wait::until("a list to fail", || admin.list(OKTETO_DIVERT, "alice").is_err())?;
+
+    admin.create(&town.divert())?;
+    let mut agent = Agent::launch_on(&town.lab, &town.node, &account, &Default::default())?;
+    agent.wait_ready_within(BACK_OFF)?;
+    wait_served_by(&town, &agent, "alice")?;
+    let told = || agent.get("/readyz").map(|it| it.text());
+    let trouble = "those count for nothing until they can be listed";
+    let text = told()?;
+    assert!(text.contains("listing Divert.okteto.com: ") && text.contains(trouble), "{text}");
+    assert!(agent.process().output().contains(trouble), "{}", agent.process().output());
+    admin.delete(DIVERT, "alice", "staging")?;
+    wait_served_by(&town, &agent, "staging")?;
+
+    definition(json!({"conversion": {"strategy": "None", "webhook": null}}))?;
+    wait::until_within(BACK_OFF, "okteto's to count", || town.asks(true).is_ok_and(|by| by == "alice/web"))
+        .with_context(|| agent.process().output())?;
+    wait::until("all to be well", || told().is_ok_and(|text| !text.contains(trouble)))
+}
+
+#[test]
 fn a_slice_that_is_no_services_any_more_does_not_count_for_one() -> Result<()> {
     let server = ApiServer::shared()?;
     let town = Town::new(&server, "slices-staging", "slices-alice")?;

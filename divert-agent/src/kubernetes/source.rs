@@ -34,7 +34,9 @@ pub(crate) struct Batch {
 }
 
 impl Source {
-    /// Begins to watch all that compile needs; Pods only of `node`, and none without it.
+    /// Begins to watch all that compile needs; Pods only of `node`, and none without it. Whoever serves a node
+    /// does without okteto's Diverts where they cannot be listed: their definition, and the webhook that it may need,
+    /// is not ours. Whoever writes waits for them, as it would else take back the names that are theirs.
     pub(crate) fn start(client: &Client, node: Option<&str>) -> Self {
         let (sender, steps) = channel(IN_FLIGHT);
         let groups = [DivertApi::Divert, DivertApi::Okteto];
@@ -42,7 +44,10 @@ impl Source {
             .into_iter()
             .chain(node.map(|_| ObjectKind::Pod))
             .chain(groups.map(ObjectKind::Divert));
-        let sync = Sync::new(kinds);
+        let mut sync = Sync::new(kinds);
+        if node.is_some() {
+            sync = sync.dispensing_with(ObjectKind::Divert(DivertApi::Okteto));
+        }
         let mut tasks = kinds::start(client, node, &sender);
         tasks.extend(groups.map(|group| definitions::start(client, group, &sender)));
         Self { steps, sync, _tasks: tasks }

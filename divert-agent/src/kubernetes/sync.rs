@@ -2,11 +2,15 @@
 //!
 //! A watch that begins anew lists all its objects; what the list lacks has gone while nobody watched. The
 //! world is complete once every watch has listed, and only then worth a plan: with the Services but
-//! without the EndpointSlices known, each would look as if nobody served it.
+//! without the EndpointSlices known, each would look as if nobody served it. A kind whose definition is somebody
+//! else's can be done without: what is wrong there is not to keep all others from their plan.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::world::{Object, ObjectKind, ObjectRef, World, WorldChange};
+
+/// So often is asked for a list that is lacking alone, before it is done without: some five seconds.
+const TRIES: u32 = 5;
 
 /// Why an object counts for nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,6 +46,8 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Sync {
     watches: BTreeMap<ObjectKind, Progress>,
+    /// Kinds that can be done without.
+    dispensable: BTreeSet<ObjectKind>,
     /// What objects say that they may not.
     invalid: BTreeMap<ObjectRef, Invalid>,
 }
@@ -53,18 +59,27 @@ struct Progress {
     /// Whether there has been a whole list, or it is known that there is nothing to list.
     synced: bool,
     trouble: Option<String>,
+    /// How often it could not be listed while all other kinds were.
+    failed_alone: u32,
 }
 
 impl Sync {
     /// Nothing is known of these kinds.
     pub(super) fn new(kinds: impl IntoIterator<Item = ObjectKind>) -> Self {
         let watches = kinds.into_iter().map(|kind| (kind, Progress::default())).collect();
-        Self { watches, invalid: BTreeMap::new() }
+        Self { watches, dispensable: BTreeSet::new(), invalid: BTreeMap::new() }
+    }
+
+    /// The same, and a kind that can be done without where it alone cannot be listed.
+    pub(super) fn dispensing_with(mut self, kind: ObjectKind) -> Self {
+        self.dispensable.insert(kind);
+        self
     }
 
     /// Takes a step of the watch of a kind. `world` may be behind by changes that were given back and
     /// not applied yet.
     pub(super) fn take(&mut self, world: &World, kind: ObjectKind, step: Step) -> Vec<WorldChange> {
+        let alone = self.watches.iter().all(|(other, progress)| *other == kind || progress.synced);
         let progress = self.watches.entry(kind).or_default();
         match step {
             Step::Begin => {
@@ -94,6 +109,8 @@ impl Sync {
                 self.finish(world, kind, true)
             }
             Step::Trouble(trouble) => {
+                // While others fail as well, as where the API server is away, the list may come with theirs.
+                progress.failed_alone += u32::from(alone);
                 progress.trouble = Some(trouble);
                 Vec::new()
             }
@@ -117,9 +134,13 @@ impl Sync {
         gone.map(WorldChange::Delete).collect()
     }
 
-    /// Whether every kind has been listed at least once.
+    /// Whether every kind has been listed at least once, or is done without until it can be.
     pub(super) fn is_complete(&self) -> bool {
-        self.watches.values().all(|progress| progress.synced)
+        self.watches.iter().all(|(kind, progress)| progress.synced || self.is_done_without(*kind, progress))
+    }
+
+    fn is_done_without(&self, kind: ObjectKind, progress: &Progress) -> bool {
+        !progress.synced && progress.failed_alone >= TRIES && self.dispensable.contains(&kind)
     }
 
     /// Objects that say what they may not, and what.
@@ -133,6 +154,9 @@ impl Sync {
         {
             (Some(trouble), true) => {
                 Some(format!("watching {kind}: {trouble}; what was last known stays in effect"))
+            }
+            (Some(trouble), false) if self.is_done_without(*kind, progress) => {
+                Some(format!("listing {kind}: {trouble}; those count for nothing until they can be listed"))
             }
             (Some(trouble), false) => Some(format!("listing {kind}: {trouble}")),
             (None, _) => None,
@@ -234,6 +258,33 @@ mod tests {
         assert!(it.sync.is_complete());
         it.take(vec![Step::Begin]);
         assert!(it.sync.is_complete(), "once is enough: the last good state stays");
+    }
+
+    #[test]
+    fn a_kind_that_can_be_done_without_is_waited_for_until_it_fails_alone() {
+        let mut it = Follower::new(&[NAMESPACE, ObjectKind::Service]);
+        it.sync = it.sync.dispensing_with(NAMESPACE);
+        let fail = |it: &mut Follower, kind, times| {
+            for _ in 0..times {
+                it.sync.take(&it.world, kind, Step::Trouble("no webhook".into()));
+            }
+        };
+        fail(&mut it, NAMESPACE, 2 * TRIES);
+        fail(&mut it, ObjectKind::Service, 2 * TRIES);
+        assert!(!it.sync.is_complete(), "the other has not been listed either");
+        it.sync.take(&it.world, ObjectKind::Service, Step::Absent);
+        fail(&mut it, NAMESPACE, TRIES - 1);
+        assert!(!it.sync.is_complete());
+        assert_eq!(it.sync.troubles(), ["listing Namespace: no webhook"]);
+        fail(&mut it, NAMESPACE, 1);
+        assert!(it.sync.is_complete());
+        assert!(it.sync.troubles()[0].contains("no webhook; those count for nothing"));
+        assert_eq!(it.take(vec![Step::Fine, Step::Begin, upsert("a"), Step::Done]), ["a"], "it comes later");
+        assert!(it.sync.is_complete() && it.sync.troubles().is_empty());
+
+        let mut it = Follower::new(&[NAMESPACE]);
+        fail(&mut it, NAMESPACE, 2 * TRIES);
+        assert!(!it.sync.is_complete(), "without any other there is nothing");
     }
 
     #[test]
