@@ -80,14 +80,12 @@ const READS: [&str; 16] = [
     "watch networking.k8s.io/ingresses",
     "watch okteto.com/diverts",
 ];
-const WRITES: [&str; 7] = [
+const WRITES: [&str; 5] = [
     "create /services",
     "create events.k8s.io/events",
     "delete /services",
-    "get /services",
     "patch /services",
     "patch divert.dev/diverts/status",
-    "patch events.k8s.io/events",
 ];
 const LEADS: [&str; 3] = [
     "create coordination.k8s.io/leases",
