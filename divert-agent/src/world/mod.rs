@@ -1,6 +1,6 @@
 //! What exists: the objects that decide who goes where, reduced to the fields that matter for it.
 //!
-//! A source (files now, watches of a cluster later) feeds changes of one object each, in any order: an
+//! A source (files, or watches of a cluster) feeds changes of one object each, in any order: an
 //! EndpointSlice may come before its Service, a Divert before both Namespaces. The world checks nothing
 //! and decides nothing; it answers questions of [`compile`](crate::compile) and says what a change touches.
 
