@@ -41,9 +41,9 @@ pub struct HookConfig {
     pub mark_mask: u32,
     /// Number of workers that write heartbeats: 1 to [`MAX_WORKERS`].
     pub workers: u32,
-    /// The most destinations of each family that can be captured, 1 to [`INDEX_COUNT`]. The hash tables
-    /// take 64 bytes for each from the start (rounded up to a power of two); entries, some 300 bytes
-    /// with their origin, come on top as they are made.
+    /// The most destinations of each family that can be captured, 1 to [`INDEX_COUNT`]. The hash tables of both
+    /// families together take 64 bytes for each from the start (rounded up to a power of two); entries, some 300
+    /// bytes with their origin, come on top as they are made.
     pub captures: u32,
 }
 

@@ -63,7 +63,9 @@ impl Conn {
     /// Ready when a connect has ended, either way.
     pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // A fresh socket is first writable when its connect has ended, and stays so: nothing to clear.
-        let _ = ready!(self.fd.poll_write_ready(cx))?;
+        if !ready!(self.fd.poll_write_ready(cx))?.ready().is_write_closed() {
+            return Poll::Ready(Ok(()));
+        }
         // A server that has spoken and reset the connection by now: it was open, and what was said comes first. To
         // ask for the error would use it up, and the reset would read as a clean end.
         if rustix::io::ioctl_fionread(self.socket()).is_ok_and(|unread| unread > 0) {
