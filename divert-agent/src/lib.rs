@@ -14,6 +14,7 @@ pub mod controller;
 pub mod crd;
 pub mod decide;
 pub mod explain;
+mod hash;
 pub mod inspect;
 pub mod kernel;
 pub mod kubernetes;

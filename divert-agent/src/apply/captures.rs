@@ -1,7 +1,7 @@
 //! The captures that should be, and the steps from what is to there. Pure: the kernel's and the
 //! routing table's part is done by [`super::Applier`], in the order that [`Steps`] states.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use divert_common::map::EVERYONE;
 use super::labels::{CaptureKey, Labels};
 use super::resting::Resting;
 use super::sets::SetIds;
+use crate::hash::HashMap;
 use crate::kernel::routes::label_range_of;
 use crate::plan::{Backend, Capture, Target};
 use crate::table::Slot;
@@ -57,9 +58,9 @@ impl Captures {
             ranges,
             sets: SetIds::default(),
             labels: Labels::default(),
-            captured: HashMap::new(),
+            captured: HashMap::default(),
             resting: Resting::default(),
-            waiting: HashMap::new(),
+            waiting: HashMap::default(),
             refused: HashSet::new(),
             stuck: HashSet::new(),
             overlapping: BTreeSet::new(),

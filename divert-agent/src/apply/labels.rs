@@ -5,11 +5,13 @@
 //! rests in quarantine, still in the routing table, and is freed when the quarantine has passed *and*
 //! no connection holds it. Indices never used before go first, then the one freed longest ago.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use divert_common::label::{INDEX_COUNT, Label};
+
+use crate::hash::HashMap;
 
 /// How long a released label keeps its meaning at least. A SYN is retransmitted for 127 s with the default
 /// net.ipv4.tcp_syn_retries of 6, and for 131 s with the four linear ones that Linux 6.5 added before
@@ -60,8 +62,8 @@ impl Labels {
         Self {
             unused: 0,
             end,
-            used: HashMap::new(),
-            resting: HashMap::new(),
+            used: HashMap::default(),
+            resting: HashMap::default(),
             quarantine: VecDeque::new(),
             held: Vec::new(),
             free: VecDeque::new(),
@@ -250,7 +252,7 @@ mod tests {
             let mut labels = Labels::with_limit(8);
             let mut now = Duration::ZERO;
             let mut held = HashSet::new();
-            let mut meaning: HashMap<u32, (CaptureKey, Option<Duration>)> = HashMap::new();
+            let mut meaning: HashMap<u32, (CaptureKey, Option<Duration>)> = HashMap::default();
             for step in steps {
                 match step {
                     Step::Take(n) => if let Some(label) = labels.take(key(n)) {

@@ -6,12 +6,12 @@
 //! where it would go on a new connection. Where everyone's is not captured either nobody diverts it, and it
 //! goes to its original destination.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use divert_common::label::Label;
 
+use crate::hash::HashMap;
 use crate::plan::{SharedService, Target};
 use crate::table::Slot;
 

@@ -1,9 +1,10 @@
 //! Capture sets as the numbers the kernel knows them by. Pure.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use divert_common::map::EVERYONE;
 
+use crate::hash::HashMap;
 use crate::plan::CaptureSet;
 
 /// Numbers in use. A set has one as long as a capture, a resting label or a

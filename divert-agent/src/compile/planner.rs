@@ -1,7 +1,7 @@
 //! From what changes of the world made out of date to changes of the plan. Only what a change touches is compiled
 //! again: one endpoint costs one service, a Divert or Namespace the services of its pairs.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::service::{self, Rival, ServicePlan};
 use super::status::DivertStatus;
 use super::{Settings, pods};
 use crate::api::Inject;
+use crate::hash::HashMap;
 use crate::plan::{Capture, CaptureSet, Plan, PlanChange, ServiceRef, Target};
 use crate::world::{Pair, World, WorldChange};
 
@@ -43,8 +44,8 @@ impl Planner {
     pub fn new(settings: Settings) -> Self {
         Self {
             judge: Judge::new(settings),
-            services: HashMap::new(),
-            addresses: HashMap::new(),
+            services: HashMap::default(),
+            addresses: HashMap::default(),
             sets: BTreeMap::new(),
             everyone: CaptureSet::default(),
             plan: Plan::default(),
