@@ -47,6 +47,11 @@ pub enum Method {
     Other,
 }
 
+/// Whether a request of this method may be sent twice (RFC 9110 9.2.2).
+pub(crate) fn is_idempotent(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
+}
+
 /// What the head of a request says, as far as an intermediary has to know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RequestHead<'a> {
@@ -168,11 +173,10 @@ impl<'a> RequestLine<'a> {
     }
 
     fn with(&self, fields: &[Header<'a>], names: &KeyNames) -> Result<RequestHead<'a>, FramingError> {
-        let (method, idempotent) = match self.method {
-            b"HEAD" => (Method::Head, true),
-            b"CONNECT" => (Method::Connect, false),
-            b"GET" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE" => (Method::Other, true),
-            _ => (Method::Other, false),
+        let method = match self.method {
+            b"HEAD" => Method::Head,
+            b"CONNECT" => Method::Connect,
+            _ => Method::Other,
         };
         let seen = Seen::of(fields, names);
         let body = seen.framing.of_request(self.minor)?;
@@ -185,7 +189,7 @@ impl<'a> RequestLine<'a> {
         Ok(RequestHead {
             len: 0,
             method,
-            idempotent,
+            idempotent: is_idempotent(self.method),
             version: self.minor,
             body,
             key,

@@ -49,7 +49,12 @@ pub struct Counts([AtomicU64; LEN]);
 impl Counts {
     /// Adds one.
     pub fn add(&self, count: Count) {
-        self.0[count as usize].fetch_add(1, Ordering::Relaxed);
+        self.add_many(count, 1);
+    }
+
+    /// Adds some.
+    pub fn add_many(&self, count: Count, number: u64) {
+        self.0[count as usize].fetch_add(number, Ordering::Relaxed);
     }
 
     /// The present value.

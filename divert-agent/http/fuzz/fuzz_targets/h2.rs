@@ -31,17 +31,21 @@ fuzz_target!(|script: &[u8]| {
         Some(1) => Mux::without_original(),
         _ => Mux::new(),
     };
+    host.connects_again = script.first() != Some(&2);
     let mut script = Script(script.get(1..).unwrap_or_default());
     let mut seen: BTreeMap<Leg, Seen> = LEGS.into_iter().map(|leg| (leg, Seen::default())).collect();
     let send = |mux: &mut Mux<u32>, host: &mut Decider, seen: &mut BTreeMap<Leg, Seen>, leg, bytes: &[u8]| {
         if mux.wants(leg) {
-            seen.get_mut(&leg).unwrap().sent.extend_from_slice(bytes);
+            seen.entry(leg).or_default().sent.extend_from_slice(bytes);
             mux.receive(leg, bytes, host);
         }
     };
     send(&mut mux, &mut host, &mut seen, Leg::Client, PREFACE);
     while let Some(op) = script.byte() {
-        let leg = LEGS[usize::from(op >> 6)];
+        let leg = match LEGS[usize::from(op >> 6)] {
+            Leg::Up(of) => Leg::Up(host.current[of as usize]),
+            leg => leg,
+        };
         match op & 0x0f {
             0 => {
                 let len = script.len();
@@ -68,7 +72,7 @@ fuzz_target!(|script: &[u8]| {
             }
             10 => {
                 for id in std::mem::take(&mut host.dialled) {
-                    if id < 2 {
+                    if id % 4 < 2 {
                         mux.opened(id, &mut host);
                     } else {
                         mux.unreachable(id, &answer(), &mut host);
@@ -77,13 +81,9 @@ fuzz_target!(|script: &[u8]| {
             }
             11 => mux.drain(),
             12 => mux.ended(leg, &mut host),
-            13 => mux.retire(0),
+            13 => mux.retire(host.current[0]),
             _ => {
-                for leg in LEGS {
-                    let Some(out) = mux.out(leg) else { continue };
-                    seen.get_mut(&leg).unwrap().got.extend_from_slice(out.bytes());
-                    out.clear();
-                }
+                take_out(&mut mux, &host, &mut seen);
                 mux.sent(&mut host);
             }
         }
@@ -92,10 +92,7 @@ fuzz_target!(|script: &[u8]| {
         let most = MAX_HELD + MAX_HELD_STREAM;
         assert!(up <= most && down <= most, "{up} and {down} bytes are held");
     }
-    for leg in LEGS {
-        let Some(out) = mux.out(leg) else { continue };
-        seen.get_mut(&leg).unwrap().got.extend_from_slice(out.bytes());
-    }
+    take_out(&mut mux, &host, &mut seen);
     if mux.is_transparent() || mux.is_opaque() {
         // A drain says something of its own, and what is answered to that goes no further.
         let drained = seen[&Leg::Client].got.windows(8).any(|bytes| bytes == b"divert\0\x01");
@@ -104,14 +101,23 @@ fuzz_target!(|script: &[u8]| {
             assert!(seen[&Leg::Original].sent.starts_with(&seen[&Leg::Client].got));
         }
     } else {
-        // One connection after another, each begins with the preface.
-        let got = &seen[&Leg::Up(0)].got;
-        let begins = |at: &usize| got[*at..].starts_with(PREFACE);
-        let mut starts: Vec<usize> = (0..got.len()).filter(begins).chain([got.len()]).collect();
-        starts.dedup();
-        starts.windows(2).for_each(|pair| whole(&got[pair[0] + PREFACE.len()..pair[1]]));
+        // No id is used for two connections.
+        for Seen { got, .. } in seen.range(Leg::Up(0)..).map(|(_, seen)| seen).filter(|it| !it.got.is_empty())
+        {
+            whole(got.strip_prefix(PREFACE).expect("it begins with the preface"));
+        }
     }
 });
+
+/// Sends everything to everyone.
+fn take_out(mux: &mut Mux<u32>, host: &Decider, seen: &mut BTreeMap<Leg, Seen>) {
+    let ups = host.asked.iter().map(|id| Leg::Up(*id));
+    for leg in [Leg::Client, Leg::Original].into_iter().chain(ups) {
+        let Some(out) = mux.out(leg) else { continue };
+        seen.entry(leg).or_default().got.extend_from_slice(out.bytes());
+        out.clear();
+    }
+}
 
 /// Every frame to a diverted upstream is one that it takes.
 fn whole(mut bytes: &[u8]) {

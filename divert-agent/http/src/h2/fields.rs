@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::baggage::{KeyNames, find_key};
 use crate::head::{MAX_FIELDS, MAX_HEAD};
 use crate::inject;
+use crate::request::is_idempotent;
 
 /// The fields of a decoded header block.
 #[derive(Debug, Default)]
@@ -136,6 +137,11 @@ impl Fields {
     /// Whether the request is HEAD: its response has no body.
     pub fn is_head(&self) -> bool {
         self.get(b":method") == Some(b"HEAD")
+    }
+
+    /// Whether the request may be sent twice.
+    pub fn is_idempotent(&self) -> bool {
+        self.get(b":method").is_some_and(is_idempotent)
     }
 
     /// Adds a key, as [`inject_key`](crate::inject_key) does to a head of HTTP/1. Where no field was changed, but

@@ -16,6 +16,10 @@ pub(crate) struct Decider {
     pub(crate) current: [u32; 2],
     #[allow(dead_code, reason = "each user takes what it needs")]
     pub(crate) fates: Vec<Fate>,
+    /// Connections in whose place another was wanted, and for how many requests that were sent.
+    pub(crate) again: Vec<(u32, usize)>,
+    /// ... and whether there is one to be had.
+    pub(crate) connects_again: bool,
 }
 
 impl Decider {
@@ -27,7 +31,15 @@ impl Decider {
             asked: Vec::new(),
             current: [0, 1],
             fates: Vec::new(),
+            again: Vec::new(),
+            connects_again: true,
         }
+    }
+
+    /// A connection to the same server that nobody has taken yet.
+    pub(crate) fn fresh(&self, like: u32) -> u32 {
+        let alike = self.asked.iter().chain(&self.current).filter(|id| **id % 4 == like % 4);
+        alike.max().map_or(like, |last| last + 4)
     }
 }
 
@@ -68,6 +80,20 @@ impl Host for Decider {
 
     fn too_large(&mut self) -> Answer {
         Answer { status: 431, ..answer() }
+    }
+
+    fn again(&mut self, id: u32, sent: usize) -> Option<u32> {
+        self.again.push((id, sent));
+        if !self.connects_again {
+            return None;
+        }
+        let next = self.fresh(id);
+        if let Some(current) = self.current.iter_mut().find(|it| **it == id) {
+            *current = next;
+        }
+        self.asked.push(next);
+        self.dialled.push(next);
+        Some(next)
     }
 
     fn lost(&mut self, _: Leg) -> Answer {

@@ -221,7 +221,6 @@ impl End {
         if id == 0 { self.receive } else { self.streams[&id].receive }
     }
 
-    /// What may be sent.
     /// What may be sent: on a stream, as all windows say, and as its own says.
     pub(crate) fn may_send(&self, id: u32) -> i64 {
         self.send.min(self.streams[&id].send)

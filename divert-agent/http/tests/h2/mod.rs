@@ -1,6 +1,8 @@
 //! HTTP/2 played in memory.
 #![allow(clippy::unwrap_used, reason = "a panic is what a test fails by")]
 
+mod again;
 pub(crate) mod decider;
 pub(crate) mod end;
+mod play;
 pub(crate) mod town;

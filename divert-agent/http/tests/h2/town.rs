@@ -14,10 +14,11 @@ pub(crate) struct Town {
     pub(crate) decider: Decider,
     pub(crate) client: End,
     pub(crate) original: End,
-    /// By connection: alice's have even numbers, bob's odd ones; 2 and 3 cannot be connected to.
+    /// By connection: alice's have even numbers, bob's odd ones.
     pub(crate) ups: BTreeMap<u32, End>,
-    /// Those that are open.
+    /// Those that are open, and those that never will be.
     pub(crate) opened: Vec<u32>,
+    pub(crate) unreachable: Vec<u32>,
     settings: [u32; 2],
 }
 
@@ -31,8 +32,13 @@ impl Town {
             original: End::new("original", false, Some(original), u32::MAX, tables[1]),
             ups: BTreeMap::new(),
             opened: Vec::new(),
+            unreachable: vec![2, 3],
             settings: [ups, streams],
         }
+    }
+
+    pub(crate) fn of_common_windows() -> Self {
+        Self::new(65_535, 65_535, 100, 65_535, [4096, 4096])
     }
 
     pub(crate) fn end(&mut self, leg: Leg) -> &mut End {
@@ -59,7 +65,7 @@ impl Town {
             return false;
         };
         self.decider.dialled.retain(|it| *it != id);
-        if id == 2 || id == 3 {
+        if self.unreachable.contains(&id) {
             self.decider.asked.retain(|it| *it != id);
             self.mux.unreachable(id, &answer(), &mut self.decider);
         } else {
@@ -89,9 +95,10 @@ impl Town {
 
     /// What takes no more streams gets no more.
     fn renew(&mut self) {
-        for current in &mut self.decider.current {
-            if self.opened.contains(current) && self.mux.is_retired(*current) {
-                *current += 4;
+        for at in 0..2 {
+            let current = self.decider.current[at];
+            if self.opened.contains(&current) && self.mux.is_retired(current) {
+                self.decider.current[at] = self.decider.fresh(current);
             }
         }
     }
@@ -103,9 +110,9 @@ impl Town {
         self.opened.retain(|it| *it != id);
     }
 
-    /// Everything that was sent to alice, or to bob.
+    /// Alice's connection, or bob's, that a stream was sent on last.
     pub(crate) fn server_of(&self, id: u32, name: &str) -> Option<&End> {
-        self.ups.values().find(|end| end.name == name && end.streams.contains_key(&id))
+        self.ups.values().rfind(|end| end.name == name && end.streams.contains_key(&id))
     }
 
     /// ... and from the mux to a leg.
@@ -158,6 +165,19 @@ pub(crate) fn request(key: Option<&str>, more: &[(&str, &str)]) -> List {
     }
     list.extend(more.iter().map(|(name, value)| ((*name).into(), (*value).into())));
     list
+}
+
+/// ... of one that may be sent twice.
+pub(crate) fn repeatable(key: Option<&str>) -> List {
+    let mut list = request(key, &[]);
+    list[0].1 = b"GET".to_vec();
+    list
+}
+
+/// The value of a field.
+pub(crate) fn get<'a>(list: &'a List, name: &str) -> Option<&'a str> {
+    let found = list.iter().find(|(it, _)| it == name.as_bytes());
+    found.map(|(_, value)| std::str::from_utf8(value).unwrap())
 }
 
 /// A response's fields.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use divert_http::KeyNames;
 use divert_http::h2;
-use divert_http::h2::{Host, Leg, RequestView, Verdict};
+use divert_http::h2::{Host, Leg, RequestView, UpId, Verdict};
 
 use super::legs::Legs;
-use crate::plan::{Backend, OnUnavailable};
+use crate::plan::{Backend, OnUnavailable, Route, ServiceRef};
 use crate::splice::Pod;
 use crate::splice::answer::Answer;
 use crate::splice::counts::Count;
@@ -35,6 +35,13 @@ impl Decider {
             source: session.source,
             claim: Rc::clone(&session.claim),
         }
+    }
+
+    /// The way to a developer's service as it is now: the key is the service's namespace.
+    fn route_to(&self, service: &ServiceRef) -> Option<Arc<Route>> {
+        let target = self.claim.target();
+        let mut routes = target.services.iter().filter_map(|shared| shared.routes.get(&service.namespace));
+        routes.find(|route| route.service == *service).map(Arc::clone)
     }
 }
 
@@ -82,6 +89,13 @@ impl Host for Legs {
     fn too_large(&mut self) -> h2::Answer {
         self.decider.worker.counts.add(Count::RequestsRefused);
         Answer::HeadTooLarge.h2()
+    }
+
+    fn again(&mut self, id: UpId, sent: usize) -> Option<UpId> {
+        let route = self.decider.route_to(self.service(id)?)?;
+        let next = self.renew(id, &route)?;
+        self.decider.worker.counts.add_many(Count::Retried, sent as u64);
+        Some(next)
     }
 
     fn lost(&mut self, leg: Leg) -> h2::Answer {

@@ -54,10 +54,7 @@ impl Legs {
     /// The connection for a request of a route: the one there is, while its endpoint is one of the route's, else a new
     /// one. `None` when there are too many.
     pub(super) fn take(&mut self, route: &Arc<Route>) -> Option<UpId> {
-        let endpoints: &[SocketAddr] = match &route.backend {
-            Backend::Endpoints { endpoints, .. } => endpoints,
-            Backend::Unavailable(_) => &[],
-        };
+        let endpoints = endpoints(route);
         for up in self.ups.iter_mut().filter(|up| up.route.service == route.service && !up.retired) {
             match &up.state {
                 State::Open(endpoint, _) if !endpoints.contains(endpoint) => up.retired = true,
@@ -67,6 +64,19 @@ impl Legs {
                 State::Open(..) | State::Dialling(_) => return Some(up.id),
             }
         }
+        self.dial(route)
+    }
+
+    /// A new connection in place of one that takes no more streams. `None` when there are too many, or is nobody to
+    /// connect to.
+    pub(super) fn renew(&mut self, id: UpId, route: &Arc<Route>) -> Option<UpId> {
+        if let Some(up) = self.ups.iter_mut().find(|up| up.id == id) {
+            up.retired = true;
+        }
+        if endpoints(route).is_empty() { None } else { self.dial(route) }
+    }
+
+    fn dial(&mut self, route: &Arc<Route>) -> Option<UpId> {
         if self.ups.len() >= MOST {
             return None;
         }
@@ -165,6 +175,13 @@ impl Legs {
     /// The client's connection came to its end, so these may end as connections do.
     pub(super) fn finish(&mut self) {
         self.finished = true;
+    }
+}
+
+fn endpoints(route: &Route) -> &[SocketAddr] {
+    match &route.backend {
+        Backend::Endpoints { endpoints, .. } => endpoints,
+        Backend::Unavailable(_) => &[],
     }
 }
 

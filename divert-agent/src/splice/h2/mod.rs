@@ -134,6 +134,8 @@ impl H2 {
                 self.mux.drain();
             }
             moved |= self.poll_dials(session, cx);
+            // Before new requests are read, which a connection that has ended is not to be given.
+            moved |= self.poll_legs(cx);
             match self.poll_client(session, cx) {
                 Read::Nothing => {}
                 Read::Some => moved = true,
@@ -147,7 +149,6 @@ impl H2 {
                 }
             }
             moved |= self.poll_original(cx);
-            moved |= self.poll_legs(cx);
             match self.poll_send(session, cx) {
                 Ok(sent) => moved |= sent,
                 Err(end) => return Poll::Ready(Left::Ended(end)),

@@ -294,6 +294,9 @@ impl<T> Mux<T> {
             Some(stream) => match (&mut stream.waiting, stream.leg) {
                 (Some(waiting), _) => waiting.credit = waiting.credit.saturating_add(credit).min(STREAM_MASK),
                 (None, Leg::Up(id)) => {
+                    if let Some(again) = &mut stream.again {
+                        again.credit = again.credit.saturating_add(credit).min(STREAM_MASK);
+                    }
                     if let Some(up) = self.ups.get_mut(&id) {
                         window_update(&mut up.side.out, frame.stream, credit);
                     }

@@ -32,6 +32,7 @@ impl<T> Mux<T> {
     pub(super) fn forget(&mut self, id: u32) -> Option<Stream<T>> {
         self.up_pending.remove(&id);
         self.down_pending.remove(&id);
+        self.drop_again(id);
         let mut stream = self.streams.remove(&id)?;
         match stream.leg {
             Leg::Up(up_id) => {
@@ -159,6 +160,9 @@ impl<T> Mux<T> {
             Leg::Up(_) => {}
         }
         self.keep_responses(leg);
+        if let Leg::Up(id) = leg {
+            self.move_all(id, host);
+        }
         let lost: Vec<u32> = (self.streams.iter())
             .filter(|(_, stream)| stream.leg == leg && (!stream.server_ended || stream.held_nothing_down()))
             .map(|(id, _)| *id)
@@ -174,8 +178,8 @@ impl<T> Mux<T> {
                 continue;
             }
             let Some(mut stream) = self.forget(id) else { continue };
-            if let Some(waiting) = stream.waiting.take() {
-                host.settle(waiting.token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });
+            if let Some(token) = stream.waiting.take().and_then(|waiting| waiting.token) {
+                host.settle(token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });
             }
             match &answer {
                 _ if stream.dead => {}
@@ -233,7 +237,7 @@ impl<T> Mux<T> {
         let Some(up) = self.ups.remove(&id) else { return };
         for id in up.waiting {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            if up.shared && self.original_alive {
+            if up.shared && self.original_alive && stream.may_turn() {
                 stream.leg = Leg::Original;
                 stream.held().owed = 0;
                 let at = self.original_waiting.partition_point(|waiting| *waiting < id);
@@ -241,8 +245,14 @@ impl<T> Mux<T> {
                 continue;
             }
             let Some(mut stream) = self.forget(id) else { continue };
-            if let Some(waiting) = stream.waiting.take() {
-                host.settle(waiting.token, Fate::Unavailable);
+            let unsent = stream.waiting.take().and_then(|waiting| waiting.token);
+            if up.shared && self.original_alive && unsent.is_some() {
+                // Its place with the original destination is taken, and the next attempt has another.
+                rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
+                continue;
+            }
+            if let Some(token) = unsent {
+                host.settle(token, Fate::Unavailable);
             }
             self.answer(id, &stream, answer);
         }

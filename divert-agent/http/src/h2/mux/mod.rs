@@ -9,12 +9,14 @@
 //! What cannot be followed while nothing is diverted makes it **opaque**: the original destination is the judge, and
 //! answers as it would without us. In mixed mode it is an error of the connection.
 //!
+//! - `host`: who decides, and about what
 //! - `client`, `original`, `upstream`: frames by where they come from
 //! - `request`: a request's head, from its block to a leg
 //! - `data`: DATA on its way in, without padding
 //! - `pump`: what waits for a window
 //! - `flow`: whose credit is given to whom
 //! - `end`: streams and legs that end
+//! - `again`: streams whose upstream is lost, and that go to another connection
 //! - `answer`: answers of our own
 //! - `side`: a leg's bytes
 //! - `stream`: what is known of a stream; `state`: what is to be known from outside
@@ -22,21 +24,22 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::fields::{Fields, RequestView};
+use super::fields::Fields;
 use super::frame::{FRAME_SIZE, Frame, PREFACE, code, flag, kind};
 use super::hpack::Decoder;
 use super::queue::Queue;
 use super::settings::{self, DEFAULT_WINDOW, Settings};
-use crate::baggage::KeyNames;
 use side::{Block, Handling, Side};
 use stream::Stream;
 use write::{frame, goaway, headers, merge, put_table, rst_stream, window_update};
 
+mod again;
 mod answer;
 mod client;
 mod data;
 mod end;
 mod flow;
+mod host;
 mod original;
 mod pump;
 mod request;
@@ -47,6 +50,7 @@ mod upstream;
 mod write;
 
 pub use answer::Answer;
+pub use host::{Fate, Host, Leg, Route, UpId, Verdict};
 
 /// A leg is not read while what it feeds holds more than this, in bytes.
 pub const SOFT: usize = 64 * 1024;
@@ -60,6 +64,8 @@ pub const MAX_HELD: usize = 4 << 20;
 pub const MAX_BLOCK: usize = 2 * crate::MAX_HEAD;
 /// Most streams that wait for one upstream; one more is refused.
 pub const MAX_WAITING: usize = 100;
+/// Most bytes of heads that are kept of one connection's requests, to be sent once more.
+pub const MAX_AGAIN: usize = 256 * 1024;
 /// Most streams of one connection that are followed.
 pub const MAX_STREAMS: usize = 16 * 1024;
 /// The connection window that a diverted upstream is given.
@@ -68,80 +74,6 @@ pub(crate) const UP_WINDOW: u32 = 256 * 1024;
 const FIRST_STREAMS: u32 = 100;
 /// Most SETTINGS of one side that the other has not acknowledged.
 const MAX_UNACKED: usize = 1000;
-
-/// A connection to a diverted upstream, numbered by whoever opens it; never used twice.
-pub type UpId = u32;
-
-/// A connection.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Leg {
-    /// The client's.
-    Client,
-    /// To the destination that the client asked for.
-    Original,
-    /// To a developer's service.
-    Up(UpId),
-}
-
-/// Where a request goes.
-#[derive(Debug)]
-pub enum Route {
-    /// To the destination that the client asked for.
-    Original,
-    /// To another. One with an id that was not seen yet waits for [`Mux::opened`] or [`Mux::unreachable`].
-    Up {
-        /// Which.
-        id: UpId,
-        /// To the original destination, where it cannot be connected to.
-        shared: bool,
-    },
-    /// Nowhere.
-    Answer(Answer),
-    /// Nowhere, and the client may try again.
-    Refuse,
-}
-
-/// What is to become of a request.
-#[derive(Debug)]
-pub struct Verdict<T> {
-    /// Where it goes.
-    pub route: Route,
-    /// The key to give it.
-    pub inject: Option<Box<str>>,
-    /// `x-divert-target` for its response.
-    pub target: Option<Box<str>>,
-    /// Handed back when its fate is known.
-    pub token: T,
-}
-
-/// What became of a request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fate {
-    /// Sent to the original destination.
-    Original,
-    /// Sent to a diverted upstream.
-    Diverted,
-    /// Answered, as no upstream was available.
-    Unavailable,
-    /// Answered, as the original destination was not.
-    Lost,
-}
-
-/// Who decides.
-pub trait Host {
-    /// What a request is counted by.
-    type Token;
-    /// The names of keys.
-    fn names(&self) -> &KeyNames;
-    /// Decides a request.
-    fn decide(&mut self, request: &RequestView<'_>) -> Verdict<Self::Token>;
-    /// The fate of a request is known.
-    fn settle(&mut self, token: Self::Token, fate: Fate);
-    /// The answer to a request whose head is too large.
-    fn too_large(&mut self) -> Answer;
-    /// The answer to a request whose server has gone, or never was there.
-    fn lost(&mut self, leg: Leg) -> Answer;
-}
 
 /// How far the connection is taken apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,6 +95,8 @@ struct Up {
     began: bool,
     /// It takes no new streams.
     retired: bool,
+    /// It has answered a request.
+    answered: bool,
     /// Its credit for the connection, and for new streams.
     window: i64,
     initial: i64,
@@ -247,6 +181,8 @@ pub struct Mux<T> {
     down_turn: u32,
     held_up: usize,
     held_down: usize,
+    /// Bytes of heads that are kept.
+    again: usize,
     /// Streams of the original whose blocks are held, in the order of the blocks.
     block_order: VecDeque<Order>,
     /// Upstreams on which a stream has ended while others wait.
@@ -345,6 +281,7 @@ impl<T> Mux<T> {
             down_turn: 0,
             held_up: 0,
             held_down: 0,
+            again: 0,
             block_order: VecDeque::new(),
             freed: Vec::new(),
             drain: Drain::No,

@@ -58,7 +58,7 @@ impl<T> Mux<T> {
                 return;
             }
             // It may become the original's, whose window it is then.
-            let undecided = self.ups.get(&up).is_some_and(|up| up.shared && !up.open);
+            let undecided = stream.may_turn() && self.ups.get(&up).is_some_and(|up| up.shared && !up.open);
             if much || undecided {
                 stream.held().owed += data.len();
             } else {
@@ -86,6 +86,9 @@ impl<T> Mux<T> {
         };
         stream.server_ended = end;
         stream.data = true;
+        if let Some(again) = stream.again.take() {
+            self.again -= again.block.len();
+        }
         let len = data.len();
         if stream.held_nothing_down() && (len == 0 || len as i64 <= self.window) {
             self.spend(leg, len);
@@ -290,7 +293,7 @@ impl<T> Mux<T> {
             let Some(stream) = self.streams.get(&id) else { continue };
             let open = stream.waiting.is_none();
             let may_be = match stream.leg {
-                Leg::Up(up) => self.ups.get(&up).is_some_and(|up| up.shared && !up.open),
+                Leg::Up(up) => stream.may_turn() && self.ups.get(&up).is_some_and(|up| up.shared && !up.open),
                 _ => true,
             };
             if open && stream.leg == Leg::Original {

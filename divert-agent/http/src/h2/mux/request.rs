@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::client::Raw;
-use super::stream::{Stream, Waiting};
+use super::stream::{Again, Stream, Waiting};
 use super::{
     FIRST_STREAMS, Fate, Host, Leg, MAX_STREAMS, MAX_WAITING, Mode, Mux, Route, Side, UP_WINDOW, Up, UpId,
     Verdict, frame, headers, is_clients, put_table, rst_stream, window_update,
@@ -98,7 +98,7 @@ impl<T> Mux<T> {
             }
             Route::Original if self.original_alive => {
                 let block = self.encoded();
-                stream.waiting = Some(Box::new(Waiting { block, end, token, credit: 0 }));
+                stream.waiting = Some(Box::new(Waiting::new(block, end, token, false)));
                 self.streams.insert(id, stream);
                 self.original_waiting.push_back(id);
                 self.open_original(host);
@@ -111,6 +111,7 @@ impl<T> Mux<T> {
             Route::Up { id: up, shared } => {
                 self.enter_mixed(id);
                 let block = self.encoded();
+                let repeatable = end && self.fields.is_idempotent();
                 stream.leg = Leg::Up(up);
                 let entry = self.ups.entry(up).or_insert_with(|| Up::new(shared));
                 if entry.waiting.len() >= MAX_WAITING || entry.retired {
@@ -118,7 +119,7 @@ impl<T> Mux<T> {
                     return Ok(());
                 }
                 entry.waiting.push_back(id);
-                stream.waiting = Some(Box::new(Waiting { block, end, token, credit: 0 }));
+                stream.waiting = Some(Box::new(Waiting::new(block, end, token, repeatable)));
                 self.streams.insert(id, stream);
                 self.open_up(up, host);
             }
@@ -224,9 +225,10 @@ impl<T> Mux<T> {
     /// Opens the streams that wait for the original destination, up to one whose turn is not certain: ids must rise.
     pub(super) fn open_original<H: Host<Token = T>>(&mut self, host: &mut H) {
         while let Some(&id) = self.original_waiting.front() {
-            let undecided =
-                |up: &Up| up.shared && !up.open && up.waiting.front().is_some_and(|first| *first < id);
-            if self.ups.values().any(undecided) {
+            let turns = |up: &Up| {
+                up.waiting.iter().any(|it| *it < id && self.streams.get(it).is_some_and(Stream::may_turn))
+            };
+            if self.ups.values().any(|up| up.shared && !up.open && turns(up)) {
                 return;
             }
             self.original_waiting.pop_front();
@@ -239,8 +241,10 @@ impl<T> Mux<T> {
         let Some(waiting) = stream.waiting.take() else { return };
         stream.window = window;
         let leg = stream.leg;
-        let Waiting { block, end, token, credit } = *waiting;
-        host.settle(token, fate);
+        let Waiting { block, end, token, credit, repeatable, .. } = *waiting;
+        if let Some(token) = token {
+            host.settle(token, fate);
+        }
         self.send_block(leg, id, &block, end);
         let out = match leg {
             Leg::Up(up) => self.ups.get_mut(&up).map(|up| &mut up.side.out),
@@ -250,6 +254,9 @@ impl<T> Mux<T> {
             && credit > 0
         {
             window_update(out, id, credit);
+        }
+        if repeatable {
+            self.keep_again(id, Again { block, credit });
         }
         if end {
             self.passed_up_end(id);
@@ -282,13 +289,14 @@ impl<T> Mux<T> {
 }
 
 impl Up {
-    fn new(shared: bool) -> Self {
+    pub(super) fn new(shared: bool) -> Self {
         Self {
             side: Side::default(),
             decoder: Decoder::default(),
             open: false,
             began: false,
             retired: false,
+            answered: false,
             window: DEFAULT_WINDOW.into(),
             initial: DEFAULT_WINDOW.into(),
             max_streams: FIRST_STREAMS,

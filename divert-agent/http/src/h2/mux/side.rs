@@ -59,6 +59,11 @@ impl Side {
         self.collect = Vec::new();
     }
 
+    /// The stream of the frame, or header block, that is under way.
+    pub(super) fn under_way(&self) -> Option<u32> {
+        self.block.first.or_else(|| self.reader.within()).map(|frame| frame.stream)
+    }
+
     /// Whether a frame may come now: nothing comes between those of a header block (RFC 9113 6.10).
     pub(super) fn in_order(&self, frame: Frame) -> bool {
         match self.block.first {

@@ -12,6 +12,8 @@ pub(super) struct Stream<T> {
     pub(super) leg: Leg,
     /// It has not been opened there yet.
     pub(super) waiting: Option<Box<Waiting<T>>>,
+    /// It was, and nothing of a response has come; the request may be sent once more.
+    pub(super) again: Option<Box<Again>>,
     /// The client has ended its side, and that was passed on.
     pub(super) client_ended: bool,
     pub(super) up_closed: bool,
@@ -41,8 +43,27 @@ pub(super) struct Stream<T> {
 pub(super) struct Waiting<T> {
     pub(super) block: Vec<u8>,
     pub(super) end: bool,
-    pub(super) token: T,
+    /// None where its fate is known already.
+    pub(super) token: Option<T>,
     /// Credit that the client gave for the response meanwhile.
+    pub(super) credit: u32,
+    /// It may be sent a second time.
+    pub(super) repeatable: bool,
+    /// It was to go to another connection before: others may have taken its place with the original destination.
+    pub(super) moved: bool,
+}
+
+impl<T> Waiting<T> {
+    pub(super) fn new(block: Vec<u8>, end: bool, token: T, repeatable: bool) -> Self {
+        Self { block, end, token: Some(token), credit: 0, repeatable, moved: false }
+    }
+}
+
+/// What it takes to send a request once more.
+#[derive(Debug)]
+pub(super) struct Again {
+    pub(super) block: Vec<u8>,
+    /// Credit that the client gave for the response.
     pub(super) credit: u32,
 }
 
@@ -77,6 +98,7 @@ impl<T> Stream<T> {
         Self {
             leg,
             waiting: None,
+            again: None,
             client_ended: false,
             up_closed: false,
             server_ended: false,
@@ -91,6 +113,11 @@ impl<T> Stream<T> {
             window: 0,
             held: None,
         }
+    }
+
+    /// It may still go to the original destination instead.
+    pub(super) fn may_turn(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|waiting| !waiting.moved)
     }
 
     /// Both sides have ended, and everything was passed on.

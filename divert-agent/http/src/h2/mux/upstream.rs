@@ -18,8 +18,11 @@ impl<T> Mux<T> {
                 Piece::Begin(frame) => up.begins(frame),
                 Piece::Payload { frame, part, done } => self.up_goes_on(id, frame, part, done, host),
             };
-            // It broke the protocol: there is no more to be said.
+            // It broke the protocol: there is no more to be said, and what it said may have been a response.
             if handled.is_err() {
+                if let Some(up) = self.ups.get_mut(&id) {
+                    up.answered = false;
+                }
                 return self.ended(Leg::Up(id), host);
             }
         }
@@ -81,6 +84,7 @@ impl<T> Mux<T> {
             kind::GOAWAY => {
                 let (last, _) = payload.split_first_chunk::<4>().ok_or(code::FRAME_SIZE_ERROR)?;
                 up.retired = true;
+                self.move_waiting(id, host);
                 self.refuse_above(id, u32::from_be_bytes(*last) & STREAM_MASK);
                 Ok(())
             }
@@ -176,6 +180,9 @@ impl<T> Mux<T> {
         };
         up.decoder.decode(whole, &mut self.fields).map_err(|_| code::COMPRESSION_ERROR)?;
         let end = first.has(flag::END_STREAM);
+        up.answered = true;
+        self.drop_again(first.stream);
+        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
         let stream = self.streams.get_mut(&first.stream);
         let Some(stream) =
             stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none() && !it.server_ended)
