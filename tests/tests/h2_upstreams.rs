@@ -15,6 +15,10 @@ use divert_tests::wait;
 
 const GRPC: [(&str, &str); 2] = [ALICE, ("content-type", "application/grpc")];
 
+/// What must not be sent twice, though it has no body.
+const POST: [(&str, &str); 5] =
+    [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "web"), ALICE];
+
 /// A client after one request to alice, both her connection and the original's open.
 fn kept(stage: &Stage, settings: &[(u16, u32)]) -> Result<(H2, H2, H2)> {
     let (mut client, shared) = open(stage)?;
@@ -48,13 +52,16 @@ fn what_may_be_sent_twice_is_sent_once_more_when_a_kept_connection_dies() -> Res
         client.request(3, &[ALICE, ("x-number", "3")], true);
         client.request(5, &[ALICE], false);
         client.request(7, &GRPC, false);
+        client.send_head(9, &POST, true);
         client.send(&[Frame::window_update(3, 10_000)]);
         let first = alice.head(3);
         alice.head(5);
         alice.head(7);
+        alice.head(9);
         alice.wait_granted(3, 10_000);
         die(alice, reset);
         expect_lost(&mut client, 5);
+        expect_lost(&mut client, 9);
         let grpc = client.head(7);
         assert_eq!((grpc.get("grpc-status"), grpc.end), (Some("14"), true), "{grpc:?}");
         let (mut next, _) = self::alice(&stage, &[])?;
@@ -63,17 +70,17 @@ fn what_may_be_sent_twice_is_sent_once_more_when_a_kept_connection_dies() -> Res
         next.wait_granted(3, 10_000);
         expect_answer(&mut client, 3, "by the second");
         // The new connection is kept, and the original did not notice.
-        client.request(9, &[ALICE], true);
-        answer(&mut next, 9, "hers");
-        expect_answer(&mut client, 9, "hers");
-        client.request(11, &[], true);
-        answer(&mut shared, 11, "shared");
-        expect_answer(&mut client, 11, "shared");
+        client.request(11, &[ALICE], true);
+        answer(&mut next, 11, "hers");
+        expect_answer(&mut client, 11, "hers");
+        client.request(13, &[], true);
+        answer(&mut shared, 13, "shared");
+        expect_answer(&mut client, 13, "shared");
         stage.expect_no_alice()?;
     }
     assert_eq!(retried(&stage)?, 2.0);
     // Each counts once, however often it was sent.
-    assert_eq!(stage.agent.metric("divert_requests_total")?, 12.0);
+    assert_eq!(stage.agent.metric("divert_requests_total")?, 14.0);
     Ok(())
 }
 
@@ -169,14 +176,24 @@ fn what_waits_for_its_turn_goes_to_another_connection() -> Result<()> {
 #[test]
 fn a_connection_that_ended_while_idle_is_not_given_a_request() -> Result<()> {
     let stage = Stage::new()?;
-    let (mut client, _shared, mut alice) = kept(&stage, &[])?;
-    alice.peer().finish();
-    alice.expect_end();
-    // What must not be sent twice.
-    client.request(3, &GRPC, true);
-    let (mut next, _) = self::alice(&stage, &[])?;
-    answer(&mut next, 3, "by the next");
-    expect_answer(&mut client, 3, "by the next");
+    for at_once in [false, true] {
+        let (mut client, _shared, mut alice) = kept(&stage, &[])?;
+        if at_once {
+            stage.agent.pause()?;
+        }
+        alice.peer().finish();
+        if !at_once {
+            alice.expect_end();
+        }
+        // What must not be sent twice.
+        client.send_head(3, &POST, true);
+        if at_once {
+            stage.agent.resume()?;
+        }
+        let (mut next, _) = self::alice(&stage, &[])?;
+        answer(&mut next, 3, "by the next");
+        expect_answer(&mut client, 3, "by the next");
+    }
     assert_eq!(retried(&stage)?, 0.0);
     Ok(())
 }
