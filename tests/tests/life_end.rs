@@ -262,13 +262,9 @@ fn what_does_not_end_in_time_is_reset() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_slow_reader_gets_the_whole_response_after_the_end() -> Result<()> {
-    const LENGTH: usize = 24 << 10;
-    let town = Fixture::new()?;
+/// Asks the agent to end while most of a response waits in its socket for a client with a small window.
+fn end_with_a_slow_reader(town: &Fixture, agent: &Agent, length: usize) -> Result<Http> {
     let listener = town.server().listen(divert_tests::fixture::PORT)?;
-    let mut agent = town.agent()?;
-    // A small window: most of the response waits in the agent's socket.
     let socket = town.client().socket(divert_tests::lab::Family::V4)?;
     socket.set_recv_buffer_size(2 << 10)?;
     socket.connect(&town.address(divert_tests::lab::Family::V4).into())?;
@@ -278,14 +274,23 @@ fn a_slow_reader_gets_the_whole_response_after_the_end() -> Result<()> {
     drop(listener);
     let mut server = Http::new(server);
     server.read_exact(b"GET /much HTTP/1.1\r\nHost: web\r\n\r\n".len())?;
-    server.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n").as_bytes())?;
-    server.send(&vec![b'm'; LENGTH])?;
+    server.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes())?;
+    server.send(&vec![b'm'; length])?;
 
     agent.process().signal(rustix::process::Signal::TERM)?;
-    wait::until("new connections to go direct", || goes_direct(&town))?;
+    wait::until("new connections to go direct", || goes_direct(town))?;
     // All is read and written by now: the agent waits for nothing but the client.
     let direct = Instant::now();
     wait::until("it to have had the time to end", || direct.elapsed() > Duration::from_millis(500))?;
+    Ok(connection)
+}
+
+#[test]
+fn a_slow_reader_gets_the_whole_response_after_the_end() -> Result<()> {
+    const LENGTH: usize = 24 << 10;
+    let town = Fixture::new()?;
+    let mut agent = town.agent()?;
+    let mut connection = end_with_a_slow_reader(&town, &agent, LENGTH)?;
     assert_eq!(connection.response()?.body.len(), LENGTH);
     assert_eq!(connection.read_to_end()?, b"");
     agent.wait_end()?;
@@ -321,4 +326,17 @@ fn a_second_signal_ends_the_agent_at_once() -> Result<()> {
     );
     wait::until("hooks to go with their process", || agent.attached().is_ok_and(|number| number == 0))?;
     town.agent()?.stop().map(drop)
+}
+
+#[test]
+fn a_client_that_resets_what_waits_for_it_is_not_waited_for() -> Result<()> {
+    let town = Fixture::new()?;
+    // Far longer than the end is waited for.
+    let options = Options { drain: 120, ..Options::default() };
+    let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
+    let connection = end_with_a_slow_reader(&town, &agent, 24 << 10)?;
+    socket2::SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO))?;
+    drop(connection);
+    agent.wait_end()?;
+    agent.assert_nothing_left()
 }

@@ -217,9 +217,10 @@ impl Conn {
     }
 
     /// Waits until the peer has acknowledged all that was written, FIN included, for as long as that takes: at the
-    /// agent's end the label routes go, and what the kernel still holds would have no way to the client.
+    /// agent's end the label routes go, and what the kernel still holds would have no way to the client. After a reset
+    /// the kernel goes on counting what was never acknowledged, but knows no peer any more.
     pub(super) async fn delivered(&self) {
-        while self.queued(libc::TIOCOUTQ) > 0 {
+        while self.queued(libc::TIOCOUTQ) > 0 && self.peer_addr().is_ok() {
             tokio::time::sleep(ABORT_PACE).await;
         }
     }
