@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use divert_tests::fixture::ALICE;
 use divert_tests::h2::stage::{alice, answer, expect_answer, open};
-use divert_tests::h2::{Event, Frame, code, flag, kind};
+use divert_tests::h2::{Event, Frame, H2, code, flag, kind};
 use divert_tests::stage::Stage;
 use rustix::process::Signal;
 
@@ -52,6 +52,39 @@ fn streams_under_way_end_in_peace() -> Result<()> {
     Ok(())
 }
 
+#[track_caller]
+fn answer_ping(client: &mut H2) {
+    match client.on(0) {
+        Event::Frame(ping) if ping.kind == kind::PING && !ping.has(flag::ACK) => {
+            client.send(&[Frame::new(kind::PING, flag::ACK, 0, ping.payload)]);
+        }
+        other => panic!("no PING but {other:?}"),
+    }
+}
+
+/// The h2 crate answers PING before it sends what it has begun.
+#[test]
+fn a_stream_that_was_begun_before_the_farewell_was_read_is_served() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (mut client, mut shared) = open(&stage)?;
+    client.request(1, &[], true);
+    answer(&mut shared, 1, "shared");
+    expect_answer(&mut client, 1, "shared");
+    stage.agent.process().signal(Signal::TERM)?;
+    client.expect_goaway();
+    answer_ping(&mut client);
+    client.request(3, &[ALICE], true);
+    let (mut alice, _) = alice(&stage, &[])?;
+    answer(&mut alice, 3, "hers");
+    expect_answer(&mut client, 3, "hers");
+    answer_ping(&mut client);
+    let (last, _) = client.expect_goaway();
+    assert_eq!(last, 3);
+    client.read_to_end();
+    assert!(stage.agent.wait_end()?.success());
+    Ok(())
+}
+
 #[test]
 fn idle_connections_are_closed_at_once() -> Result<()> {
     let mut stage = Stage::new()?;
@@ -68,13 +101,9 @@ fn idle_connections_are_closed_at_once() -> Result<()> {
     stage.agent.process().signal(Signal::TERM)?;
     for client in [&mut fresh, &mut used] {
         assert_eq!(client.expect_goaway().1, code::NO_ERROR);
-        // RFC 9113 6.8: the answer shows that nothing more is on its way.
-        match client.on(0) {
-            Event::Frame(ping) if ping.kind == kind::PING => {
-                client.send(&[Frame::new(kind::PING, flag::ACK, 0, ping.payload)]);
-            }
-            other => panic!("no PING but {other:?}"),
-        }
+        // RFC 9113 6.8: the answers show that nothing more is on its way.
+        answer_ping(client);
+        answer_ping(client);
         client.read_to_end();
     }
     // Whose ping it was is none of the servers' business.

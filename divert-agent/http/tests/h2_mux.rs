@@ -203,16 +203,18 @@ fn a_drain_lets_streams_end() {
     town.mux.drain();
     town.carry_out(Leg::Client, usize::MAX);
     assert_eq!(town.client.goaway, Some((0x7fff_ffff, 0)));
-    // It was on its way.
+    // It was begun before that was read, though the PING has been answered.
     town.client.headers(3, &request(Some("bob"), &[]), true, 100);
     town.settle();
-    assert_eq!(town.client.goaway, Some((1, 0)));
+    assert_eq!(town.client.goaway, Some((3, 0)));
     assert!(!town.mux.is_over());
     town.client.headers(5, &request(None, &[]), true, 100);
     town.original.headers(1, &response("200"), true, 100);
+    town.ups(1).headers(3, &response("200"), true, 100);
     town.settle();
     assert_eq!(town.client.streams[&5].reset, Some(7));
     assert_eq!(town.original.streams.len(), 1);
+    assert!(town.client.streams[&3].ended && town.mux.is_over());
 }
 
 #[test]

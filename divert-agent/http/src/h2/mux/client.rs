@@ -355,7 +355,8 @@ impl<T> Mux<T> {
 
     /// Whether a PING is none of the original's business.
     fn client_ping(&mut self, frame: Frame, payload: &[u8]) -> bool {
-        if frame.has(flag::ACK) && payload == DRAIN_PING && self.drain == Drain::Asked {
+        if frame.has(flag::ACK) && payload == DRAIN_PING && matches!(self.drain, Drain::Asked | Drain::Heard)
+        {
             self.drain_answered();
             return true;
         }

@@ -282,11 +282,17 @@ impl<T> Mux<T> {
         }
         self.drain = Drain::Asked;
         goaway(self.client_queue(), STREAM_MASK, code::NO_ERROR);
-        // Its answer comes behind every stream that was on its way (RFC 9113 6.8).
+        // Its answer comes behind every stream that was on its way (RFC 9113 6.8), but for one that the client had begun
+        // and not yet sent: the h2 crate sends answers to PING first.
         frame(self.client_queue(), kind::PING, 0, 0, DRAIN_PING);
     }
 
     pub(super) fn drain_answered(&mut self) {
+        if self.drain == Drain::Asked {
+            self.drain = Drain::Heard;
+            frame(self.client_queue(), kind::PING, 0, 0, DRAIN_PING);
+            return;
+        }
         self.drain = Drain::Ending;
         self.enter_mixed(self.last_client.saturating_add(1));
         let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));

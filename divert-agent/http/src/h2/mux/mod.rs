@@ -229,7 +229,9 @@ enum Drain {
     No,
     /// GOAWAY and a PING were sent.
     Asked,
-    /// Both were answered, and streams may end.
+    /// The PING was answered, and another was sent.
+    Heard,
+    /// That was answered, too, and streams may end.
     Ending,
 }
 
