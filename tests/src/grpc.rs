@@ -5,25 +5,26 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use bytes::{Buf, BufMut, Bytes};
-use http::uri::PathAndQuery;
-use hyper_util::rt::TokioIo;
-use tokio::sync::{oneshot, watch};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-pub use tonic::transport::Channel;
-use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::lab::Pod;
+
+mod client;
+
+pub use client::{Channel, Chat, Client, channel, dial, name};
 
 /// What every server answers.
 pub mod method {
@@ -35,6 +36,8 @@ pub mod method {
     pub const COLLECT: &str = "/test.Town/Collect";
     /// Server streaming: `NAME 0`, `NAME 1`, … as many as the message says.
     pub const COUNT: &str = "/test.Town/Count";
+    /// Server streaming: `NAME begun`, and when the server is told to, `NAME done`.
+    pub const FOLLOW: &str = "/test.Town/Follow";
     /// Bidirectional: `NAME MESSAGE` for each.
     pub const CHAT: &str = "/test.Town/Chat";
     /// Unary: NOT_FOUND, `NAME: nö`.
@@ -155,7 +158,7 @@ impl Server {
         &self.seen
     }
 
-    /// Answers all calls of [`method::HANG`], also those to come.
+    /// Answers all calls of [`method::HANG`] and [`method::FOLLOW`], also those to come.
     pub fn release(&self) {
         // Nobody listens when none hangs.
         self.release.send_replace(true);
@@ -231,6 +234,13 @@ impl Town {
                 };
                 grpc.server_streaming(tower::service_fn(answer), request).await
             }
+            method::FOLLOW => {
+                let answer = move |_: Request<Bytes>| {
+                    let answers = Box::pin(self.clone().follow()) as Messages;
+                    std::future::ready(Ok::<_, Status>(Response::new(answers)))
+                };
+                grpc.server_streaming(tower::service_fn(answer), request).await
+            }
             method::COLLECT => {
                 let answer = move |request: Request<Streaming<Bytes>>| collect(name.clone(), request);
                 grpc.client_streaming(tower::service_fn(answer), request).await
@@ -240,6 +250,19 @@ impl Town {
                 grpc.unary(tower::service_fn(answer), request).await
             }
         }
+    }
+
+    fn follow(self) -> ReceiverStream<Result<Bytes, Status>> {
+        let (tell, told) = mpsc::channel(1);
+        let Self { name, mut released, .. } = self;
+        tokio::spawn(async move {
+            // Whoever does not want to know any more has gone.
+            let _ = tell.send(Ok(said(&name, "begun"))).await;
+            if released.wait_for(|released| *released).await.is_ok() {
+                let _ = tell.send(Ok(said(&name, "done"))).await;
+            }
+        });
+        ReceiverStream::new(told)
     }
 
     async fn answer(self, path: String, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
@@ -311,172 +334,6 @@ pub async fn serve(name: &str, listener: tokio::net::TcpListener) -> Result<()> 
     Town { name: name.to_owned(), seen: Arc::default(), released }.serve_until(listener, stopped).await
 }
 
-/// A channel of this process.
-///
-/// # Errors
-/// When the address is none.
-pub fn dial(to: SocketAddr) -> Result<Channel> {
-    Ok(Endpoint::from_shared(format!("http://{to}")).context("an address as URI")?.connect_lazy())
-}
-
-/// The name of who answers a call with this baggage.
-///
-/// # Errors
-/// The status it ends with.
-pub async fn name(channel: &Channel, baggage: &[&str]) -> Result<String, Status> {
-    let client = Client::new(channel, None);
-    let mut request = Request::new(Bytes::new());
-    for member in baggage {
-        let value = member.parse().map_err(|_| Status::invalid_argument("baggage that is not ASCII"))?;
-        request.metadata_mut().append("baggage", value);
-    }
-    let said = client.call(method::UNARY, request).await?;
-    Ok(String::from_utf8_lossy(&said).trim_end().to_owned())
-}
-
-/// A channel from a pod, that connects when it is used, and again when its connection has ended.
-///
-/// # Errors
-/// When the address is none.
-pub fn channel(pod: &Arc<Pod>, to: SocketAddr) -> Result<Channel> {
-    let pod = Arc::clone(pod);
-    let connect = tower::service_fn(move |_: http::Uri| {
-        // Within the machine: nothing to wait for.
-        let connected = pod.connect(to).and_then(|stream| {
-            stream.set_nonblocking(true)?;
-            Ok(TokioIo::new(tokio::net::TcpStream::from_std(stream)?))
-        });
-        std::future::ready(connected)
-    });
-    let endpoint = Endpoint::from_shared(format!("http://{to}")).context("an address as URI")?;
-    Ok(endpoint.connect_with_connector_lazy(connect))
-}
-
-/// A client with a key or none.
-#[derive(Clone, Debug)]
-pub struct Client {
-    channel: Channel,
-    key: Option<&'static str>,
-}
-
-impl Client {
-    /// Calls with a key or none through a channel.
-    pub fn new(channel: &Channel, key: Option<&'static str>) -> Self {
-        Self { channel: channel.clone(), key }
-    }
-
-    /// A request with the key.
-    pub fn request<M>(&self, message: M) -> Request<M> {
-        let mut request = Request::new(message);
-        if let Some(key) = self.key {
-            let value = format!("okteto-divert={key}").parse();
-            request.metadata_mut().insert("baggage", value.expect("a key is ASCII"));
-        }
-        request
-    }
-
-    async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Status> {
-        let mut grpc = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST);
-        grpc.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
-        Ok(grpc)
-    }
-
-    /// Calls a unary method with a request of its own.
-    ///
-    /// # Errors
-    /// The status it ends with.
-    pub async fn call(&self, method: &'static str, request: Request<Bytes>) -> Result<Bytes, Status> {
-        let response = self.ready().await?.unary(request, PathAndQuery::from_static(method), Raw).await?;
-        Ok(response.into_inner())
-    }
-
-    /// Calls a unary method.
-    ///
-    /// # Errors
-    /// The status it ends with.
-    pub async fn unary(&self, method: &'static str, message: impl Into<Bytes>) -> Result<String, Status> {
-        let answer = self.call(method, self.request(message.into())).await?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-
-    /// Calls [`method::COLLECT`].
-    ///
-    /// # Errors
-    /// The status it ends with.
-    pub async fn collect(&self, messages: Vec<Bytes>) -> Result<String, Status> {
-        let request = self.request(tokio_stream::iter(messages));
-        let path = PathAndQuery::from_static(method::COLLECT);
-        let answer = self.ready().await?.client_streaming(request, path, Raw).await?;
-        Ok(String::from_utf8_lossy(answer.get_ref()).into_owned())
-    }
-
-    /// Calls [`method::COUNT`].
-    ///
-    /// # Errors
-    /// The status it ends with.
-    pub async fn count(&self, number: usize) -> Result<Vec<String>, Status> {
-        let request = self.request(Bytes::from(number.to_string()));
-        let path = PathAndQuery::from_static(method::COUNT);
-        let mut answers = self.ready().await?.server_streaming(request, path, Raw).await?.into_inner();
-        let mut all = Vec::new();
-        while let Some(answer) = answers.message().await? {
-            all.push(String::from_utf8_lossy(&answer).into_owned());
-        }
-        Ok(all)
-    }
-
-    /// Opens [`method::CHAT`].
-    ///
-    /// # Errors
-    /// The status it ends with.
-    pub async fn chat(&self) -> Result<Chat, Status> {
-        let (say, said) = tokio::sync::mpsc::channel(1);
-        let request = self.request(tokio_stream::wrappers::ReceiverStream::new(said));
-        let path = PathAndQuery::from_static(method::CHAT);
-        // Servers may send their head with the first message only, so something is said first.
-        let opened = async { self.ready().await?.streaming(request, path, Raw).await };
-        let (opened, _) = tokio::join!(opened, say.send(Bytes::from_static(b"hello")));
-        let mut answers = opened?.into_inner();
-        let hello = answers.message().await?.unwrap_or_default();
-        Ok(Chat { say, answers, hello: String::from_utf8_lossy(&hello).into_owned() })
-    }
-}
-
-/// A bidirectional stream, which began with `hello`.
-#[derive(Debug)]
-pub struct Chat {
-    say: tokio::sync::mpsc::Sender<Bytes>,
-    answers: Streaming<Bytes>,
-    /// The first answer.
-    pub hello: String,
-}
-
-impl Chat {
-    /// Says something and takes the answer.
-    ///
-    /// # Errors
-    /// The status that the stream ended with.
-    pub async fn say(&mut self, message: &str) -> Result<String, Status> {
-        let gone = |_| Status::cancelled("the call is over");
-        self.say.send(Bytes::copy_from_slice(message.as_bytes())).await.map_err(gone)?;
-        let answer = self.answers.message().await?;
-        let answer = answer.ok_or_else(|| Status::aborted("no answer, and the stream is over"))?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-
-    /// Says no more, and takes the end.
-    ///
-    /// # Errors
-    /// The status that the stream ended with; an answer too many is one.
-    pub async fn end(mut self) -> Result<(), Status> {
-        drop(self.say);
-        match self.answers.message().await? {
-            None => Ok(()),
-            Some(more) => Err(Status::internal(format!("one answer more: {more:?}"))),
-        }
-    }
-}
-
 /// The error of a future that has its time.
 ///
 /// # Errors
@@ -484,4 +341,23 @@ impl Chat {
 pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> io::Result<T> {
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("waited in vain for: {what}"));
     tokio::time::timeout(crate::wait::PATIENCE, future).await.map_err(late)
+}
+
+/// The distribution's: its packages are for no other.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// A script of tests/grpc.
+///
+/// # Errors
+/// When grpcio is missing.
+pub fn python(script: &str) -> Result<Command> {
+    let imported = Command::new(PYTHON).args(["-c", "import grpc"]).output();
+    let imported = imported.is_ok_and(|output| output.status.success());
+    let missing = "grpcio is needed for this test; `cargo xtask test` installs it (xtask/src/packages.rs)";
+    imported.then_some(()).context(missing)?;
+    let mut command = Command::new(PYTHON);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("grpc").join(script));
+    // Its core reads proxies from the environment.
+    command.env_remove("http_proxy").env_remove("https_proxy");
+    Ok(command)
 }

@@ -1,8 +1,6 @@
 //! correctness.md, HTTP/2: gRPC as Python speaks it (grpcio, the C core), as client and as server, also with tonic at
 //! the other end.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,27 +10,13 @@ use divert_tests::lab::Family;
 use divert_tests::process::Process;
 use divert_tests::wait;
 
-/// The distribution's: its packages are for no other.
-const PYTHON: &str = "/usr/bin/python3";
 const LIMIT: Duration = Duration::from_secs(90);
 const PODS: [&str; 3] = ["staging/web", "alice/web", "bob/web"];
-
-fn python(script: &str) -> Result<Command> {
-    let imported = Command::new(PYTHON).args(["-c", "import grpc"]).output();
-    let imported = imported.is_ok_and(|output| output.status.success());
-    let missing = "grpcio is needed for this test; `cargo xtask test` installs it (xtask/src/packages.rs)";
-    imported.then_some(()).context(missing)?;
-    let mut command = Command::new(PYTHON);
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("grpc").join(script));
-    // Its core reads proxies from the environment.
-    command.env_remove("http_proxy").env_remove("https_proxy");
-    Ok(command)
-}
 
 fn serve(town: &Fixture) -> Result<Vec<Process>> {
     let mut servers = Vec::new();
     for name in PODS {
-        let mut command = python("server.py")?;
+        let mut command = grpc::python("server.py")?;
         command.args([name, &PORT.to_string()]);
         servers.push(town.lab.pod(name).spawn("grpcio server", command)?);
     }
@@ -44,7 +28,7 @@ fn serve(town: &Fixture) -> Result<Vec<Process>> {
 }
 
 fn call(town: &Fixture, family: Family) -> Result<()> {
-    let mut command = python("client.py")?;
+    let mut command = grpc::python("client.py")?;
     command.arg(town.address(family).to_string());
     let printed = town.client().spawn("grpcio client", command)?.finish(LIMIT)?;
     assert!(printed.contains("grpcio is done"), "{printed}");
