@@ -47,7 +47,9 @@ def fail(message, context):
 
 def hang(message, context):
     over = threading.Event()
-    context.add_callback(over.set)
+    if not context.add_callback(over.set):
+        # It was given up before this began.
+        over.set()
     remaining = context.time_remaining()
     say("hanging, %s" % ("no deadline" if remaining is None or remaining > 1e6 else "a deadline"))
     over.wait()
