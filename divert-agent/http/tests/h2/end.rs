@@ -216,6 +216,11 @@ impl End {
         self.streams.insert(id, stream);
     }
 
+    /// Settings that were sent and not acknowledged.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.unacked.len()
+    }
+
     /// What may be received on the connection, and on a stream.
     pub(crate) fn room(&self, id: u32) -> i64 {
         if id == 0 { self.receive } else { self.streams[&id].receive }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is what a test fails by")]
 
 mod again;
+mod bounds;
 pub(crate) mod decider;
 pub(crate) mod end;
 mod play;

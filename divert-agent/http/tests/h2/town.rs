@@ -93,7 +93,7 @@ impl Town {
         true
     }
 
-    /// What takes no more streams gets no more.
+    /// What takes no more streams gets no more, and is closed once it has none.
     fn renew(&mut self) {
         for at in 0..2 {
             let current = self.decider.current[at];
@@ -101,6 +101,15 @@ impl Town {
                 self.decider.current[at] = self.decider.fresh(current);
             }
         }
+        let Self { mux, decider, opened, .. } = self;
+        opened.retain(|id| {
+            let unsent = mux.out(Leg::Up(*id)).is_some_and(|out| !out.is_empty());
+            let keep = !mux.is_finished(*id) || unsent;
+            if !keep {
+                mux.closed(*id, decider);
+            }
+            keep
+        });
     }
 
     /// A connection breaks.
@@ -125,6 +134,7 @@ impl Town {
         out.consume(bytes.len());
         self.end(leg).receive(&bytes);
         self.mux.sent(&mut self.decider);
+        self.renew();
         true
     }
 

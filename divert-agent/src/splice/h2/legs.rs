@@ -153,10 +153,18 @@ impl Legs {
                 mux.retire(up.id);
             }
         }
+        let mut closed = Vec::new();
         self.ups.retain(|up| {
             let unsent = mux.out(Leg::Up(up.id)).is_some_and(|out| !out.is_empty());
-            !mux.is_finished(up.id) || unsent
+            let keep = !mux.is_finished(up.id) || unsent;
+            if !keep {
+                closed.push(up.id);
+            }
+            keep
         });
+        for id in closed {
+            mux.closed(id, self);
+        }
     }
 
     /// The client has ended its stream: so is that of each leg, once all it sent is there.

@@ -193,16 +193,21 @@ impl<T> Mux<T> {
         });
         self.pass_acks();
         match leg {
-            Leg::Up(id) => {
-                self.ups.remove(&id);
-                self.open_original(host);
-            }
+            Leg::Up(id) => return self.closed(id, host),
             _ => {
                 let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
                 goaway(self.client_queue(), last, code::NO_ERROR);
                 self.goaway = Some(last);
             }
         }
+        self.release_acks();
+        self.pump(host);
+    }
+
+    /// The connection to an upstream is closed and has no streams: nobody waits any more for what it owes.
+    pub fn closed<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
+        self.ups.remove(&id);
+        self.open_original(host);
         self.release_acks();
         self.pump(host);
     }

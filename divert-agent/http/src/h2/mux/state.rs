@@ -111,6 +111,11 @@ impl<T> Mux<T> {
         (self.held_up, self.held_down)
     }
 
+    /// Connections to developers' services that are known, open or not.
+    pub fn upstreams(&self) -> usize {
+        self.ups.len()
+    }
+
     /// Streams that are open.
     pub fn open_streams(&self) -> usize {
         self.streams.len()
