@@ -10,7 +10,7 @@ const KEPT_SIZE: usize = 64 * 1024;
 /// ... and so many of them on each thread.
 const KEPT: usize = 64;
 /// What the first byte reserves.
-const FIRST: usize = 4096;
+pub(crate) const FIRST: usize = 4096;
 
 thread_local! {
     static IDLE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };

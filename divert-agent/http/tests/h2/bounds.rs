@@ -1,8 +1,10 @@
 //! What is kept of a connection is bounded, whatever its ends do.
 
 use divert_http::h2::Leg;
+use divert_http::h2::frame::{flag, kind};
+use divert_http::h2::mux::MAX_HELD;
 
-use super::town::{Town, repeatable, response};
+use super::town::{Town, repeatable, request, response};
 
 fn town() -> Town {
     Town::of_common_windows()
@@ -27,4 +29,72 @@ fn a_connection_that_is_closed_is_forgotten() {
         town.settle();
         assert_eq!(town.client.unacknowledged(), 0, "{round}");
     }
+}
+
+/// Alice's response to stream 1 fills the client's window for the connection, and some is held.
+fn full() -> Town {
+    let mut town = town();
+    for id in [1, 3] {
+        town.client.headers(id, &request(Some("alice"), &[]), true, 100);
+    }
+    town.settle();
+    town.client.credit(1, 100_000);
+    town.settle();
+    town.ups(0).headers(1, &response("200"), false, 100);
+    for _ in 0..5 {
+        town.ups(0).data(1, &[0; 16_384], false, None);
+    }
+    town.settle();
+    assert_eq!(town.client.room(0), 0);
+    assert!(town.mux.held().1 > 0);
+    town
+}
+
+#[test]
+fn what_is_held_is_bounded_however_small_its_pieces() {
+    let pieces: [&[(u8, u8, &[u8])]; 2] = [
+        &[(kind::HEADERS, flag::END_HEADERS, &[0x88])],
+        &[(kind::HEADERS, flag::END_HEADERS, &[0x88]), (kind::DATA, 0, b"x")],
+    ];
+    for pieces in pieces {
+        let mut town = full();
+        let mut count = 0;
+        while town.mux.wants(Leg::Up(0)) {
+            for (kind, flags, payload) in pieces {
+                town.ups(0).frame(*kind, *flags, 1, payload);
+            }
+            town.carry_in(Leg::Up(0), usize::MAX);
+            count += 1;
+            assert!(count < 20_000, "it is read for ever");
+        }
+        assert!(town.mux.held().1 <= MAX_HELD);
+        // What others hold is none of the original's business, and it goes on when there is room.
+        assert!(town.mux.wants(Leg::Original));
+        town.client.credit(0, 1 << 20);
+        town.settle();
+        assert!(town.mux.wants(Leg::Up(0)));
+        assert_eq!(town.mux.held().1, 0);
+    }
+}
+
+#[test]
+fn a_server_resets_a_response_once() {
+    let mut town = full();
+    town.ups(0).headers(3, &response("200"), true, 100);
+    town.ups(0).frame(kind::RST_STREAM, 0, 3, &[0; 4]);
+    town.client.headers(5, &request(Some("alice"), &[]), false, 100);
+    town.settle();
+    town.ups(0).headers(5, &response("200"), false, 100);
+    town.ups(0).data(5, b"whole", true, None);
+    town.settle();
+    let before = town.mux.held().1;
+    for code in 0..100 {
+        town.ups(0).frame(kind::RST_STREAM, 0, 5, &[0, 0, 0, code]);
+        town.settle();
+    }
+    assert!(town.mux.held().1 < before + 1000);
+    town.client.credit(0, 1 << 20);
+    town.settle();
+    assert_eq!((&*town.client.streams[&5].data, town.client.streams[&5].reset), (&b"whole"[..], Some(0)));
+    assert_eq!((town.mux.held().1, town.mux.open_streams()), (0, 1));
 }

@@ -72,8 +72,8 @@ impl<T> Mux<T> {
         }
         stream.dead = true;
         let held = stream.held();
-        let (mut up, mut down, mut len) = (0, 0, 0);
-        up += held.up.len();
+        let mut down = 0;
+        let up = held.up.len();
         held.up.clear();
         held.trailers = None;
         held.down.retain(|chunk| {
@@ -82,11 +82,7 @@ impl<T> Mux<T> {
             }
             matches!(chunk, Chunk::Frames { .. })
         });
-        for chunk in &held.down {
-            if let Chunk::Frames { bytes, .. } = chunk {
-                len += bytes.len();
-            }
-        }
+        let len = held.down.iter().map(Chunk::cost).sum();
         self.held_up -= up;
         self.held_down = self.held_down - held.down_len + len;
         held.down_len = len;
@@ -120,7 +116,7 @@ impl<T> Mux<T> {
         // Behind a response that is complete, as "no more of the request is needed" is (RFC 9113 8.1), and behind
         // blocks that other responses build on.
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.held().down.push_back(Chunk::Reset(code));
+            self.held_down += stream.held().push_reset(code);
             self.down_pending.insert(id);
         }
     }
@@ -170,10 +166,14 @@ impl<T> Mux<T> {
         let answer = (!lost.is_empty()).then(|| host.lost(leg));
         for id in lost {
             // The client needs the blocks of the original that are under way, to read those that come after them.
-            if self.streams.get(&id).is_some_and(Stream::holds_frames) {
-                self.cut(id);
-                if let Some(stream) = self.streams.get_mut(&id) {
-                    stream.held().down.push_back(Chunk::Reset(code::INTERNAL_ERROR));
+            if let Some(stream) = self.streams.get(&id).filter(|stream| stream.holds_frames()) {
+                // Of what was reset before the client knows, or will hear.
+                let told = stream.dead;
+                if !told {
+                    self.cut(id);
+                }
+                if let Some(stream) = self.streams.get_mut(&id).filter(|_| !told) {
+                    self.held_down += stream.held().push_reset(code::INTERNAL_ERROR);
                 }
                 continue;
             }
@@ -225,7 +225,7 @@ impl<T> Mux<T> {
                 stream.up_closed = true;
             } else {
                 stream.client_ended = true;
-                stream.held().down.push_back(Chunk::Reset(code::NO_ERROR));
+                self.held_down += stream.held().push_reset(code::NO_ERROR);
             }
             let held = stream.held();
             let (dropped, owed) = (held.up.len(), std::mem::take(&mut held.owed));

@@ -340,16 +340,17 @@ impl<T> Mux<T> {
                 self.original.out.len() < room
                     && self.client.out.len() < HARD
                     && self.ups.values().all(|up| up.side.out.len() < HARD)
-                    && !self.holds_too_much(self.held_up, true)
+                    && !self.holds_too_much(self.held_up, leg)
             }
             (_, Leg::Original) => {
                 self.client.out.len() + self.aside.len() < SOFT
                     && self.original.out.len() < HARD
-                    && !self.holds_too_much(self.held_down, false)
+                    && !self.holds_too_much(self.held_down, leg)
             }
-            // What it may send is bounded by its window.
+            // Its data is bounded by its window, its blocks are not.
             (_, Leg::Up(id)) => {
                 self.client.out.len() + self.aside.len() < SOFT
+                    && !self.holds_too_much(self.held_down, leg)
                     && self.ups.get(&id).is_some_and(|up| up.open && up.side.out.len() < HARD)
             }
         }

@@ -223,11 +223,7 @@ impl<T> Mux<T> {
             }
             return;
         }
-        let len = frames.len();
-        let held = stream.held();
-        held.down.push_back(Chunk::Frames { bytes: frames, end });
-        held.down_len += len;
-        self.held_down += len;
+        self.held_down += stream.held().push_down(Chunk::Frames { bytes: frames, end });
         self.block_order.push_back(Order::Block(id));
         self.down_pending.insert(id);
     }

@@ -103,15 +103,15 @@ impl<T> Mux<T> {
             Some(Chunk::Data { bytes, end: last }) => {
                 bytes.push(data);
                 *last = end;
+                held.down_len += len;
+                self.held_down += len;
             }
             _ => {
                 let mut bytes = Queue::default();
                 bytes.push(data);
-                held.down.push_back(Chunk::Data { bytes, end });
+                self.held_down += held.push_down(Chunk::Data { bytes, end });
             }
         }
-        held.down_len += len;
-        self.held_down += len;
         self.down_pending.insert(id);
     }
 
@@ -172,41 +172,40 @@ impl<T> Mux<T> {
                 bytes.consume(len);
                 let last = bytes.is_empty();
                 ended = last && *end;
-                if last {
-                    held.down.pop_front();
-                }
-                held.down_len -= len;
-                self.held_down -= len;
+                let rest = if last { held.down.pop_front() } else { None };
+                let freed = len + rest.map_or(0, |chunk| chunk.cost());
+                held.down_len -= freed;
+                self.held_down -= freed;
                 self.spend(leg, len);
                 data_frames(self.client_queue(), id, &data, ended);
             }
             Some(Chunk::Frames { .. }) if self.block_order.front() != Some(&Order::Block(id)) => {
                 return false;
             }
-            Some(Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_)) => match held.down.pop_front()
-            {
-                Some(Chunk::Frames { bytes, end }) => {
-                    held.down_len -= bytes.len();
-                    self.held_down -= bytes.len();
-                    self.block_order.pop_front();
-                    self.client_table = None;
-                    self.client_queue().push(&bytes);
-                    self.pass_acks();
-                    ended = end;
+            Some(chunk @ (Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_))) => {
+                let freed = chunk.cost();
+                held.down_len -= freed;
+                self.held_down -= freed;
+                match held.down.pop_front() {
+                    Some(Chunk::Frames { bytes, end }) => {
+                        self.block_order.pop_front();
+                        self.client_table = None;
+                        self.client_queue().push(&bytes);
+                        self.pass_acks();
+                        ended = end;
+                    }
+                    Some(Chunk::Block { block, end }) => {
+                        self.send_block_down(id, &block, end);
+                        ended = end;
+                    }
+                    Some(Chunk::Reset(code)) => {
+                        rst_stream(self.client_queue(), id, code);
+                        self.forget(id);
+                        return true;
+                    }
+                    Some(Chunk::Data { .. }) | None => {}
                 }
-                Some(Chunk::Block { block, end }) => {
-                    held.down_len -= block.len();
-                    self.held_down -= block.len();
-                    self.send_block_down(id, &block, end);
-                    ended = end;
-                }
-                Some(Chunk::Reset(code)) => {
-                    rst_stream(self.client_queue(), id, code);
-                    self.forget(id);
-                    return true;
-                }
-                Some(Chunk::Data { .. }) | None => {}
-            },
+            }
         }
         if ended {
             self.passed_down_end(id);

@@ -5,13 +5,19 @@ use crate::h2::frame::{code, kind};
 use crate::h2::mux::stream::Stream;
 
 impl<T> Mux<T> {
-    pub(super) fn holds_too_much(&self, held: usize, up: bool) -> bool {
+    /// Whether more is held of what a leg has sent than is to be.
+    pub(super) fn holds_too_much(&self, held: usize, leg: Leg) -> bool {
         // Most connections hold nothing.
         held > MAX_HELD
             || held > MAX_HELD_STREAM && {
+                let up = leg == Leg::Client;
                 let pending = if up { &self.up_pending } else { &self.down_pending };
                 pending.iter().filter_map(|id| self.streams.get(id)).any(|stream| {
-                    if up { stream.held_up() > MAX_HELD_STREAM } else { stream.held_down() > MAX_HELD_STREAM }
+                    if up {
+                        stream.held_up() > MAX_HELD_STREAM
+                    } else {
+                        stream.leg == leg && stream.held_down() > MAX_HELD_STREAM
+                    }
                 })
             }
     }
@@ -106,7 +112,7 @@ impl<T> Mux<T> {
         self.mode == Mode::Failed
     }
 
-    /// Bytes held for windows, up and down: for tests of the bounds.
+    /// What is held for windows takes, up and down, in bytes: for tests of the bounds.
     pub fn held(&self) -> (usize, usize) {
         (self.held_up, self.held_down)
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Leg;
-use crate::h2::queue::Queue;
+use crate::h2::queue::{FIRST, Queue};
 
 /// A stream that is open. Most have nothing held.
 #[derive(Debug)]
@@ -77,7 +77,42 @@ pub(super) struct Held {
     pub(super) trailers: Option<Vec<u8>>,
     /// To the client.
     pub(super) down: VecDeque<Chunk>,
+    /// What that takes, in bytes.
     pub(super) down_len: usize,
+}
+
+impl Held {
+    /// Appends something for the client; what it takes.
+    pub(super) fn push_down(&mut self, chunk: Chunk) -> usize {
+        let cost = chunk.cost();
+        self.down_len += cost;
+        self.down.push_back(chunk);
+        cost
+    }
+
+    /// The server has reset the stream, behind what is held: the first code counts. What it takes.
+    pub(super) fn push_reset(&mut self, code: u32) -> usize {
+        match self.down.back() {
+            Some(Chunk::Reset(_)) => 0,
+            _ => self.push_down(Chunk::Reset(code)),
+        }
+    }
+}
+
+/// What anything that is held takes besides its bytes, at most: it counts as much as they do, since a server can send
+/// many of next to no bytes.
+const COST: usize = 128;
+
+impl Chunk {
+    /// What it takes, in bytes.
+    pub(super) fn cost(&self) -> usize {
+        match self {
+            // A queue reserves more than its first byte needs.
+            Chunk::Data { bytes, .. } => bytes.len() + FIRST + COST,
+            Chunk::Block { block: bytes, .. } | Chunk::Frames { bytes, .. } => bytes.len() + COST,
+            Chunk::Reset(_) => COST,
+        }
+    }
 }
 
 /// Something on its way to the client.
@@ -134,7 +169,7 @@ impl<T> Stream<T> {
         self.held.as_ref().map_or(0, |held| held.up.len())
     }
 
-    /// Bytes for the client that are held.
+    /// What is held for the client takes, in bytes.
     pub(super) fn held_down(&self) -> usize {
         self.held.as_ref().map_or(0, |held| held.down_len)
     }

@@ -221,11 +221,7 @@ impl<T> Mux<T> {
             }
             return;
         }
-        let len = block.len();
-        let held = stream.held();
-        held.down.push_back(Chunk::Block { block, end });
-        held.down_len += len;
-        self.held_down += len;
+        self.held_down += stream.held().push_down(Chunk::Block { block, end });
         self.down_pending.insert(id);
     }
 }
