@@ -201,8 +201,12 @@ impl End {
 
     /// Takes no more streams than those it has.
     pub(crate) fn leave(&mut self) {
+        self.leave_after(self.last);
+    }
+
+    pub(crate) fn leave_after(&mut self, last: u32) {
         let mut payload = [0; 8];
-        payload[..4].copy_from_slice(&self.last.to_be_bytes());
+        payload[..4].copy_from_slice(&last.to_be_bytes());
         self.frame(kind::GOAWAY, 0, 0, &payload);
     }
 
@@ -335,6 +339,7 @@ impl End {
             kind::GOAWAY => {
                 let last = u32::from_be_bytes(payload[..4].try_into().unwrap());
                 let code = u32::from_be_bytes(payload[4..8].try_into().unwrap());
+                assert!(self.goaway.is_none_or(|(told, _)| last <= told), "{name}: GOAWAY rises to {last}");
                 self.goaway = Some((last, code));
             }
             kind::WINDOW_UPDATE => {

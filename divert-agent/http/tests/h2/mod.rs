@@ -3,7 +3,9 @@
 
 mod again;
 mod bounds;
+mod credit;
 pub(crate) mod decider;
 pub(crate) mod end;
+mod farewell;
 mod play;
 pub(crate) mod town;

@@ -41,6 +41,11 @@ impl Town {
         Self::new(65_535, 65_535, 100, 65_535, [4096, 4096])
     }
 
+    /// One whose original cannot be connected to.
+    pub(crate) fn without_original() -> Self {
+        Self { mux: Mux::without_original(), ..Self::of_common_windows() }
+    }
+
     pub(crate) fn end(&mut self, leg: Leg) -> &mut End {
         match leg {
             Leg::Client => &mut self.client,

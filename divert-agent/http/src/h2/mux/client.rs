@@ -86,7 +86,10 @@ impl<T> Mux<T> {
             {
                 return Err(code::FRAME_SIZE_ERROR);
             }
-            kind::DATA => self.client.handling = Handling::Pass,
+            kind::DATA => {
+                self.unreturned += frame.len as i64;
+                self.client.handling = Handling::Pass;
+            }
             kind::PRIORITY..=kind::WINDOW_UPDATE => {}
             _ if !mixed => self.client.handling = Handling::Pass,
             _ if frame.len > FRAME_SIZE => self.client.handling = Handling::Skip,

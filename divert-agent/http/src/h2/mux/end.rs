@@ -53,7 +53,7 @@ impl<T> Mux<T> {
         if let Some(held) = stream.held.take() {
             self.held_up -= held.up.len();
             self.held_down -= held.down_len;
-            self.give_back(Leg::Client, held.owed);
+            self.give_back(Leg::Client, held.unreturned(stream.leg));
             let data = held.down.iter().map(|chunk| match chunk {
                 Chunk::Data { bytes, .. } => bytes.len(),
                 Chunk::Block { .. } | Chunk::Frames { .. } | Chunk::Reset(_) => 0,
@@ -73,6 +73,7 @@ impl<T> Mux<T> {
         stream.dead = true;
         let held = stream.held();
         let mut down = 0;
+        // Only the original's blocks are kept, so what is dropped was for it.
         let up = held.up.len();
         held.up.clear();
         held.trailers = None;
@@ -87,6 +88,7 @@ impl<T> Mux<T> {
         self.held_down = self.held_down - held.down_len + len;
         held.down_len = len;
         self.up_pending.remove(&id);
+        self.give_back(Leg::Client, up);
         self.give_back(Leg::Original, down);
     }
 
@@ -148,6 +150,9 @@ impl<T> Mux<T> {
                 self.original_alive = false;
                 self.mode = Mode::Mixed;
                 self.original_waiting.clear();
+                // What it was sent counts against the window that others use now.
+                let unreturned = std::mem::take(&mut self.unreturned);
+                self.give_back(Leg::Client, usize::try_from(unreturned).unwrap_or(0));
                 // It will not do so any more.
                 while let Some(unacked) = self.unacked_client.pop_front() {
                     self.held_acks.push_back(unacked.settings);
@@ -194,11 +199,7 @@ impl<T> Mux<T> {
         self.pass_acks();
         match leg {
             Leg::Up(id) => return self.closed(id, host),
-            _ => {
-                let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
-                goaway(self.client_queue(), last, code::NO_ERROR);
-                self.goaway = Some(last);
-            }
+            _ => self.leave(code::NO_ERROR),
         }
         self.release_acks();
         self.pump(host);
@@ -228,12 +229,13 @@ impl<T> Mux<T> {
                 self.held_down += stream.held().push_reset(code::NO_ERROR);
             }
             let held = stream.held();
-            let (dropped, owed) = (held.up.len(), std::mem::take(&mut held.owed));
+            let (dropped, unreturned) = (held.up.len(), held.unreturned(leg));
+            held.owed = 0;
             held.up.clear();
             held.trailers = None;
             self.held_up -= dropped;
             self.up_pending.remove(&id);
-            self.give_back(Leg::Client, owed);
+            self.give_back(Leg::Client, unreturned);
         }
     }
 
@@ -267,17 +269,29 @@ impl<T> Mux<T> {
 
     /// An error of the connection: the client gets a GOAWAY that says so, and nothing after it.
     pub(super) fn fail(&mut self, code: u32) {
-        let last = self.last_client;
         if self.is_passing() {
             // It would stand in the middle of a frame; the end of the connection says enough.
             self.client.out.clear();
         } else {
-            goaway(self.client_queue(), last, code);
+            self.leave(code);
         }
         for up in self.ups.values_mut().filter(|up| up.open) {
             goaway(&mut up.side.out, 0, code::NO_ERROR);
         }
         self.mode = Mode::Failed;
+    }
+
+    /// Tells the client that streams after its last are not served, or after an earlier one where it was told so: the
+    /// number may not rise (RFC 9113 6.8).
+    pub(super) fn leave(&mut self, code: u32) {
+        let last = self.lowered(self.last_client);
+        goaway(self.client_queue(), last, code);
+        self.goaway = Some(last);
+    }
+
+    /// A last stream that may be told.
+    pub(super) fn lowered(&self, last: u32) -> u32 {
+        self.goaway.map_or(last, |told| told.min(last))
     }
 
     /// Ends the connection in order: the client is told to open no more streams, and those that are open may end.
@@ -286,7 +300,8 @@ impl<T> Mux<T> {
             return;
         }
         self.drain = Drain::Asked;
-        goaway(self.client_queue(), STREAM_MASK, code::NO_ERROR);
+        let last = self.lowered(STREAM_MASK);
+        goaway(self.client_queue(), last, code::NO_ERROR);
         // Its answer comes behind every stream that was on its way (RFC 9113 6.8), but for one that the client had begun
         // and not yet sent: the h2 crate sends answers to PING first.
         frame(self.client_queue(), kind::PING, 0, 0, DRAIN_PING);
@@ -300,8 +315,6 @@ impl<T> Mux<T> {
         }
         self.drain = Drain::Ending;
         self.enter_mixed(self.last_client.saturating_add(1));
-        let last = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
-        goaway(self.client_queue(), last, code::NO_ERROR);
-        self.goaway = Some(last);
+        self.leave(code::NO_ERROR);
     }
 }

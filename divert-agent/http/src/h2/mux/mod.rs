@@ -156,6 +156,8 @@ pub struct Mux<T> {
     window: i64,
     /// Bytes sent to the client that were not the original's, and for which it has not given credit again.
     debt: i64,
+    /// Bytes that the original was sent beyond those that it has given credit for; negative where it gave more.
+    unreturned: i64,
     /// Credit to give back to the client, and to the original.
     client_credit: u32,
     original_credit: u32,
@@ -266,6 +268,7 @@ impl<T> Mux<T> {
             block_passing: false,
             window: DEFAULT_WINDOW.into(),
             debt: 0,
+            unreturned: 0,
             client_credit: 0,
             original_credit: 0,
             client_settings: ClientSettings { initial_window: DEFAULT_WINDOW, max_header_list: None },

@@ -127,8 +127,13 @@ impl<T> Mux<T> {
                 }
                 self.streams.remove(&frame.stream);
             }
-            kind::GOAWAY if self.mode == Mode::Mixed => return self.original_goaway(payload),
-            kind::WINDOW_UPDATE if payload.len() != 4 => return Err(code::FRAME_SIZE_ERROR),
+            kind::GOAWAY => return self.original_goaway(payload),
+            kind::WINDOW_UPDATE => {
+                let credit = word(payload).ok_or(code::FRAME_SIZE_ERROR)? & STREAM_MASK;
+                if frame.stream == 0 {
+                    self.unreturned -= i64::from(credit);
+                }
+            }
             _ => {}
         }
         self.pass_down(payload);
@@ -278,19 +283,22 @@ impl<T> Mux<T> {
         let (last, _) = payload.split_first_chunk::<4>().ok_or(code::FRAME_SIZE_ERROR)?;
         let last = u32::from_be_bytes(*last) & STREAM_MASK;
         let others = self.streams.values().any(|stream| stream.leg != Leg::Original && !stream.dead);
-        if last >= self.last_client || !others {
-            // Those that come later are refused by it, or by nobody's asking.
-            if last < STREAM_MASK {
-                self.goaway = Some(self.goaway.map_or(last, |it| it.min(last)));
-            }
+        // Those that come later are refused by it, or by nobody's asking.
+        let alone = last >= self.last_client || !others;
+        let told = self.lowered(if alone { last } else { self.last_client });
+        if told < STREAM_MASK {
+            self.goaway = Some(told);
+        }
+        if told == last || self.mode == Mode::Transparent {
             self.pass_down(payload);
+        } else {
+            let mut other = payload.to_vec();
+            other[..4].copy_from_slice(&told.to_be_bytes());
+            frame(&mut self.client.out, kind::GOAWAY, 0, 0, &other);
+        }
+        if alone {
             return Ok(());
         }
-        let raised = self.goaway.map_or(self.last_client, |it| it.min(self.last_client));
-        let mut told = payload.to_vec();
-        told[..4].copy_from_slice(&raised.to_be_bytes());
-        frame(&mut self.client.out, kind::GOAWAY, 0, 0, &told);
-        self.goaway = Some(raised);
         let refused: Vec<u32> = (self.streams.range(last.saturating_add(1)..))
             .filter(|(id, stream)| is_clients(**id) && stream.leg == Leg::Original && !stream.dead)
             .map(|(id, _)| *id)

@@ -30,6 +30,7 @@ impl<T> Mux<T> {
             _ => {
                 direct &= self.original.out.len() < SOFT;
                 if direct {
+                    self.unreturned += len;
                     data_frames(&mut self.original.out, id, data, end);
                 }
             }
@@ -264,9 +265,12 @@ impl<T> Mux<T> {
             held.up.consume(len);
             self.held_up -= len;
         }
-        if let Some((up, stream)) = window {
-            *up -= len as i64;
-            *stream -= len as i64;
+        match window {
+            Some((up, stream)) => {
+                *up -= len as i64;
+                *stream -= len as i64;
+            }
+            None => self.unreturned += len as i64,
         }
         let repaid = held.owed.min(len);
         held.owed -= repaid;

@@ -52,6 +52,8 @@ impl<T> Mux<T> {
         many |= self.mode == Mode::Mixed && self.streams.len() >= self.max_streams as usize;
         self.last_client = id;
         if many || self.goaway.is_some_and(|last| id > last) {
+            // The original, which would not look at it, does not get its block.
+            self.enter_mixed(id);
             rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             return Ok(());
         }
@@ -107,6 +109,10 @@ impl<T> Mux<T> {
                 host.settle(token, Fate::Lost);
                 let answer = host.lost(Leg::Original);
                 self.answer(id, &stream, &answer);
+                // The client's next connection may find it there.
+                if self.goaway.is_none() {
+                    self.leave(code::NO_ERROR);
+                }
             }
             Route::Up { id: up, shared } => {
                 self.enter_mixed(id);

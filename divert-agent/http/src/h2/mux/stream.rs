@@ -82,6 +82,11 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Bytes of the client for which nobody has given it credit for the connection, or will, if they go nowhere.
+    pub(super) fn unreturned(&self, leg: Leg) -> usize {
+        if leg == Leg::Original { self.up.len() } else { self.owed }
+    }
+
     /// Appends something for the client; what it takes.
     pub(super) fn push_down(&mut self, chunk: Chunk) -> usize {
         let cost = chunk.cost();
