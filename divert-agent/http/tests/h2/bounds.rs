@@ -98,3 +98,80 @@ fn a_server_resets_a_response_once() {
     assert_eq!((&*town.client.streams[&5].data, town.client.streams[&5].reset), (&b"whole"[..], Some(0)));
     assert_eq!((town.mux.held().1, town.mux.open_streams()), (0, 1));
 }
+
+#[test]
+fn settings_whose_acknowledgement_is_held_are_counted() {
+    for table in [false, true] {
+        let mut town = full();
+        town.client.headers(5, &request(None, &[]), true, 100);
+        town.client.headers(7, &request(None, &[]), true, 100);
+        town.settle();
+        town.original.headers(5, &response("200"), false, 100);
+        town.original.data(5, b"waits", false, None);
+        town.original.headers(5, &response("trailers"), true, 100);
+        town.original.headers(7, &response("200"), true, 100);
+        town.settle();
+        for n in 0..1001 {
+            assert_eq!(town.client.goaway, None, "{table} {n}");
+            town.client.settings(&[if table { (1, 4000) } else { (4, 60_000 - n) }]);
+            town.settle();
+            assert_eq!(town.client.unacknowledged() as u32, n + 1, "{table}");
+        }
+        assert_eq!(town.client.goaway, Some((7, 11)), "{table}");
+    }
+}
+
+#[test]
+fn trailers_are_not_cut_short() {
+    let mut town = town();
+    for (id, key) in [(1, Some("alice")), (3, None), (5, Some("alice"))] {
+        town.client.headers(id, &request(key, &[]), false, 100);
+    }
+    town.settle();
+    for id in [1, 3] {
+        town.client.headers(id, &vec![(b"t".to_vec(), vec![b'v'; 140_000])], true, 16_384);
+    }
+    town.client.headers(5, &vec![(b"t".to_vec(), vec![b'v'; 100_000])], true, 16_384);
+    town.settle();
+    for (id, leg) in [(1, Leg::Up(0)), (3, Leg::Original)] {
+        assert_eq!(town.client.streams[&id].reset, Some(11));
+        assert_eq!(
+            (town.end(leg).streams[&id].reset, town.end(leg).streams[&id].blocks.len()),
+            (Some(11), 1)
+        );
+    }
+    assert!(town.ups(0).streams[&5].ended);
+    assert_eq!(town.mux.open_streams(), 1);
+}
+
+/// The client would end the whole connection.
+#[test]
+fn a_server_that_breaks_the_rules_of_a_stream_loses_the_stream() {
+    let mut town = town();
+    for id in [1, 3, 5] {
+        town.client.headers(id, &request(Some("alice"), &[]), true, 100);
+    }
+    town.settle();
+    town.ups(0).frame(kind::DATA, 0, 1, b"no head");
+    town.ups(0).headers(5, &response("103"), false, 100);
+    town.ups(0).frame(kind::DATA, flag::END_STREAM, 5, b"no more than an interim one");
+    town.settle();
+    for id in [1, 5] {
+        assert_eq!((town.ups(0).streams[&id].reset, town.client.streams[&id].reset), (Some(1), Some(2)));
+    }
+    // The client has room for more, but not on this stream. What it gives is good.
+    town.client.credit(0, 500_000);
+    town.client.credit(3, 10_000);
+    town.settle();
+    town.ups(0).headers(3, &response("200"), false, 100);
+    let all = [16_384; 4].into_iter().chain([65_535 + 10_000 - 4 * 16_384]);
+    for len in all {
+        town.ups(0).frame(kind::DATA, 0, 3, &vec![7; len]);
+        town.settle();
+    }
+    assert_eq!((town.client.streams[&3].data.len(), town.client.streams[&3].reset), (75_535, None));
+    town.ups(0).frame(kind::DATA, 0, 3, b"!");
+    town.settle();
+    assert_eq!((town.ups(0).streams[&3].reset, town.client.streams[&3].reset), (Some(3), Some(2)));
+    assert_eq!((town.client.goaway, town.mux.open_streams()), (None, 0));
+}

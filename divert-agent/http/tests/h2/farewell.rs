@@ -85,3 +85,59 @@ fn who_is_not_there_may_be_there_for_the_next_connection() {
     town.settle_without_original();
     assert!(town.client.streams[&1].ended && town.mux.is_over());
 }
+
+/// Alice's response has taken the client's window for the connection, and the original answers 5 with what is held.
+fn held() -> Town {
+    let mut town = town();
+    town.client.headers(1, &request(Some("alice"), &[]), true, 100);
+    for id in [3, 5, 7] {
+        town.client.headers(id, &request(None, &[]), false, 100);
+    }
+    town.settle();
+    town.ups(0).headers(1, &response("200"), false, 100);
+    for _ in 0..4 {
+        town.ups(0).data(1, &[0; 16_384], false, None);
+    }
+    town.settle();
+    town.original.headers(3, &response("200"), true, 100);
+    town.original.headers(5, &response("200"), false, 100);
+    town.original.data(5, b"whole", true, None);
+    town.settle();
+    assert_eq!((town.client.room(0), town.client.streams[&5].data.len()), (0, 0));
+    town
+}
+
+#[test]
+fn whole_responses_outlive_their_server_whatever_is_still_sent() {
+    let mut town = held();
+    town.mux.ended(Leg::Original, &mut town.decider);
+    for id in [3, 5, 7] {
+        town.client.data(id, b"more", id == 7, Some(3));
+    }
+    town.client.headers(5, &vec![(b"t".to_vec(), b"u".to_vec())], true, 100);
+    town.client.credit(0, 1000);
+    town.settle_without_original();
+    let five = &town.client.streams[&5];
+    assert_eq!((&*five.data, five.ended, five.reset), (&b"whole"[..], true, Some(0)));
+    // This one had come whole before; and of the last nothing had.
+    assert_eq!(town.client.streams[&3].reset, Some(0));
+    assert_eq!(get(&town.client.streams[&7].blocks[0], ":status"), Some("502"));
+    assert_eq!((town.mux.held(), town.mux.open_streams()), ((0, 0), 1));
+}
+
+/// It would stand in the middle of a frame.
+#[test]
+fn what_waits_for_the_end_of_a_frame_is_not_sent_when_frames_are_followed_no_more() {
+    let mut town = begun();
+    town.original.headers(1, &response("200"), false, 100);
+    town.settle();
+    assert_eq!(town.original.data(1, &[7; 1000], true, None), 1000);
+    let sent: Vec<u8> = town.original.out.iter().copied().collect();
+    town.carry_in(Leg::Original, 500);
+    town.mux.drain();
+    town.client.out.extend(b"\0\0\0\0\0\0\0\0\0");
+    town.carry_in(Leg::Client, usize::MAX);
+    assert!(town.mux.is_opaque());
+    town.carry_in(Leg::Original, usize::MAX);
+    assert_eq!(town.mux.out(Leg::Client).unwrap().bytes(), sent);
+}

@@ -251,7 +251,7 @@ impl<T> Mux<T> {
             settings::put(&mut told, settings::MAX_HEADER_LIST_SIZE, list);
             for up in self.ups.values_mut().filter(|up| up.open) {
                 super::frame(&mut up.side.out, kind::SETTINGS, 0, 0, &told);
-                up.unacked += 1;
+                up.unacked.push_back(up.told);
             }
         }
         if !self.original_alive {
@@ -259,7 +259,7 @@ impl<T> Mux<T> {
             self.client_settings_apply(&settings);
             return Ok(Whose::Ours);
         }
-        if self.unacked_client.len() >= MAX_UNACKED {
+        if self.unacked_client.len() + self.held_acks.len() + self.ordered_acks >= MAX_UNACKED {
             return Err(code::ENHANCE_YOUR_CALM);
         }
         let shrinks = self.client_settings.initial_window < before.initial_window;
@@ -297,6 +297,7 @@ impl<T> Mux<T> {
             Some(stream) => match (&mut stream.waiting, stream.leg) {
                 (Some(waiting), _) => waiting.credit = waiting.credit.saturating_add(credit).min(STREAM_MASK),
                 (None, Leg::Up(id)) => {
+                    stream.granted += i64::from(credit);
                     if let Some(again) = &mut stream.again {
                         again.credit = again.credit.saturating_add(credit).min(STREAM_MASK);
                     }
@@ -326,7 +327,7 @@ impl<T> Mux<T> {
     /// have crossed it, so it is no error of the connection.
     pub(super) fn refuse_closed(&mut self, id: u32) {
         match self.streams.get(&id) {
-            Some(stream) if stream.dead => {}
+            Some(stream) if stream.dead || stream.unwanted => {}
             Some(stream) if stream.client_ended => self.break_stream(id, code::STREAM_CLOSED),
             None if id >= self.first_mixed && is_clients(id) => {
                 rst_stream(self.client_queue(), id, code::STREAM_CLOSED);

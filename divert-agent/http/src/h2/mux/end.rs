@@ -188,6 +188,8 @@ impl<T> Mux<T> {
             }
             match &answer {
                 _ if stream.dead => {}
+                // The response is whole, and no more of the request is needed (RFC 9113 8.1).
+                _ if stream.server_ended => rst_stream(self.client_queue(), id, code::NO_ERROR),
                 Some(answer) if !stream.answered && is_clients(id) => self.answer(id, &stream, answer),
                 _ => rst_stream(self.client_queue(), id, code::INTERNAL_ERROR),
             }
@@ -226,6 +228,7 @@ impl<T> Mux<T> {
                 stream.up_closed = true;
             } else {
                 stream.client_ended = true;
+                stream.unwanted = true;
                 self.held_down += stream.held().push_reset(code::NO_ERROR);
             }
             let held = stream.held();

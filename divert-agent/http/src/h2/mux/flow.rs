@@ -72,7 +72,7 @@ impl<T> Mux<T> {
             settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
             frame(&mut up.side.out, kind::SETTINGS, 0, 0, &payload);
             up.told = initial;
-            up.unacked += 1;
+            up.unacked.push_back(initial);
         }
     }
 
@@ -139,10 +139,9 @@ impl<T> Mux<T> {
     /// Padding of a server's DATA.
     pub(super) fn padding_down(&mut self, leg: Leg, id: u32, padding: usize, end: bool) {
         self.give_back(leg, padding);
-        let known = self.streams.get(&id).is_some_and(|stream| stream.leg == leg && !stream.dead);
-        if end || !known {
-            return;
-        }
+        let stream = self.streams.get_mut(&id).filter(|stream| stream.leg == leg && !stream.dead);
+        let Some(stream) = stream.filter(|_| !end) else { return };
+        stream.granted += padding as i64;
         if let Some(out) = self.out(leg) {
             window_update(out, id, padding as u32);
         }
@@ -164,7 +163,7 @@ impl<T> Mux<T> {
 
     /// Somebody has not heard yet that the client's windows are smaller, or sent what is held before it did.
     pub(super) fn is_owed_larger_windows(&self) -> bool {
-        self.held_down > 0 || self.ups.values().any(|up| up.unacked > 0)
+        self.held_down > 0 || self.ups.values().any(|up| !up.unacked.is_empty())
     }
 
     /// Acknowledges settings of the client in the original's stead.
@@ -178,6 +177,7 @@ impl<T> Mux<T> {
     pub(super) fn pass_acks(&mut self) {
         while let Some(Order::Ack(settings)) = self.block_order.front().copied() {
             self.block_order.pop_front();
+            self.ordered_acks -= 1;
             self.acknowledge(&settings);
         }
     }

@@ -113,10 +113,11 @@ struct Up {
     receive: i64,
     /// Requests go to the original destination where it cannot be connected to.
     shared: bool,
-    /// The client's INITIAL_WINDOW_SIZE, as it was told.
+    /// The client's INITIAL_WINDOW_SIZE, as it was told, and as it keeps to for certain.
     told: u32,
-    /// SETTINGS that it has not acknowledged.
-    unacked: usize,
+    kept_to: u32,
+    /// What it was told with each of the SETTINGS that it has not acknowledged.
+    unacked: VecDeque<u32>,
 }
 
 /// One client connection.
@@ -187,6 +188,8 @@ pub struct Mux<T> {
     again: usize,
     /// Streams of the original whose blocks are held, in the order of the blocks.
     block_order: VecDeque<Order>,
+    /// Acknowledgements among them.
+    ordered_acks: usize,
     /// Upstreams on which a stream has ended while others wait.
     freed: Vec<UpId>,
     drain: Drain,
@@ -288,6 +291,7 @@ impl<T> Mux<T> {
             held_down: 0,
             again: 0,
             block_order: VecDeque::new(),
+            ordered_acks: 0,
             freed: Vec::new(),
             drain: Drain::No,
         }
@@ -405,7 +409,7 @@ impl<T> Mux<T> {
         let Self { client, original, .. } = self;
         client.hand_over(&mut original.out);
         original.hand_over(&mut client.out);
-        self.client.out.push(self.aside.bytes());
+        // It waits for the end of a frame, which is not looked for any more.
         self.aside.clear();
         self.streams.clear();
     }

@@ -256,6 +256,7 @@ impl<T> Mux<T> {
             }
             if of_table && !self.block_order.is_empty() {
                 self.block_order.push_back(Order::Ack(settings));
+                self.ordered_acks += 1;
             } else {
                 self.pass_down(payload);
                 self.client_settings_apply(&settings);

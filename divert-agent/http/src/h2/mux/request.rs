@@ -167,11 +167,13 @@ impl<T> Mux<T> {
             return;
         }
         self.refuse_closed(id);
+        let is_open = |stream: &Stream<T>| !stream.client_ended && !stream.dead;
+        if self.fields.too_large() && self.streams.get(&id).is_some_and(is_open) {
+            // The server is not told half of them.
+            return self.break_stream(id, code::ENHANCE_YOUR_CALM);
+        }
         let block = self.encoded();
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.client_ended && !stream.dead)
-        else {
-            return;
-        };
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| is_open(stream)) else { return };
         // Trailers end the stream (RFC 9113 8.1); for what does not, whoever gets it has the right error.
         stream.client_ended = end;
         let leg = stream.leg;
@@ -248,6 +250,7 @@ impl<T> Mux<T> {
         stream.window = window;
         let leg = stream.leg;
         let Waiting { block, end, token, credit, repeatable, .. } = *waiting;
+        (stream.granted, stream.used) = (credit.into(), 0);
         if let Some(token) = token {
             host.settle(token, fate);
         }
@@ -286,7 +289,7 @@ impl<T> Mux<T> {
         frame(out, kind::SETTINGS, 0, 0, &payload);
         window_update(out, 0, UP_WINDOW - DEFAULT_WINDOW);
         up.told = initial;
-        up.unacked += 1;
+        up.unacked.push_back(initial);
         up.open = true;
         self.open_up(id, host);
         self.open_original(host);
@@ -312,8 +315,9 @@ impl Up {
             credit: 0,
             receive: UP_WINDOW.into(),
             shared,
-            told: 0,
-            unacked: 0,
+            told: DEFAULT_WINDOW,
+            kept_to: DEFAULT_WINDOW,
+            unacked: VecDeque::new(),
         }
     }
 }

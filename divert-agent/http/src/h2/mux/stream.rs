@@ -23,6 +23,8 @@ pub(super) struct Stream<T> {
     /// The head of a response has come, and data.
     pub(super) answered: bool,
     pub(super) data: bool,
+    /// Its server has gone after a whole response: what the client still sends goes nowhere, and breaks no rule.
+    pub(super) unwanted: bool,
     /// It was reset, and only what others need of it is left.
     pub(super) dead: bool,
     /// How an answer of ours is written.
@@ -30,6 +32,10 @@ pub(super) struct Stream<T> {
     pub(super) head: bool,
     /// `x-divert-target` of its response.
     pub(super) target: Option<Box<str>>,
+    /// Credit that a diverted upstream was given for the response, beyond the window that all streams have; and bytes
+    /// that it has used.
+    pub(super) granted: i64,
+    pub(super) used: i64,
     /// What the client may send, by all that it was told.
     pub(super) credit: i64,
     /// What the upstream takes.
@@ -145,10 +151,13 @@ impl<T> Stream<T> {
             down_closed: false,
             answered: false,
             data: false,
+            unwanted: false,
             dead: false,
             grpc: false,
             head: false,
             target: None,
+            granted: 0,
+            used: 0,
             credit,
             window: 0,
             held: None,

@@ -15,7 +15,7 @@ impl<T> Mux<T> {
         {
             let Some(piece) = up.side.reader.next(&mut bytes) else { return };
             let handled = match piece {
-                Piece::Begin(frame) => up.begins(frame),
+                Piece::Begin(frame) => up.begins(frame).map(|()| self.up_data_begins(id, frame)),
                 Piece::Payload { frame, part, done } => self.up_goes_on(id, frame, part, done, host),
             };
             // It broke the protocol: there is no more to be said, and what it said may have been a response.
@@ -26,6 +26,24 @@ impl<T> Mux<T> {
                 return self.ended(Leg::Up(id), host);
             }
         }
+    }
+
+    /// DATA that breaks the rules of its stream ends the stream. Were it passed on, the client would end the connection.
+    fn up_data_begins(&mut self, id: UpId, frame: Frame) {
+        let Some(up) = self.ups.get_mut(&id).filter(|_| frame.kind == kind::DATA) else { return };
+        let stream = self.streams.get_mut(&frame.stream);
+        let Some(stream) = stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none()) else { return };
+        stream.used += frame.len as i64;
+        let initial = up.unacked.iter().copied().fold(up.kept_to, u32::max);
+        let error = if !stream.answered {
+            code::PROTOCOL_ERROR
+        } else if frame.len > 0 && stream.used > i64::from(initial) + stream.granted {
+            code::FLOW_CONTROL_ERROR
+        } else {
+            return;
+        };
+        rst_stream(&mut up.side.out, frame.stream, error);
+        self.reset_down(Leg::Up(id), frame.stream, code::INTERNAL_ERROR);
     }
 
     fn up_goes_on<H: Host<Token = T>>(
@@ -126,7 +144,7 @@ impl<T> Mux<T> {
             return Err(code::PROTOCOL_ERROR);
         }
         if of.has(flag::ACK) {
-            up.unacked = up.unacked.saturating_sub(1);
+            up.kept_to = up.unacked.pop_front().unwrap_or(up.kept_to);
             self.release_acks();
             return Ok(());
         }
