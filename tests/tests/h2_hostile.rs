@@ -12,6 +12,7 @@ use divert_tests::agent::{Agent, Options};
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::grpc::{self, Client, Server, in_time, method};
 use divert_tests::h2::frame::{PREFACE, encode};
+use divert_tests::h2::stage::{answer, expect_answer, greet};
 use divert_tests::h2::{Frame, H2, Style, code, flag, kind, request};
 use divert_tests::lab::{ClusterIps, Family};
 use divert_tests::manifest;
@@ -289,5 +290,41 @@ fn preface_and_silence_costs_little() -> Result<()> {
     eprintln!("{each} bytes for each idle connection of HTTP/2");
     assert!(each < 24 << 10, "{each} bytes for each idle connection");
     drop(clients);
+    Ok(())
+}
+
+#[test]
+fn a_head_that_does_not_end_in_time_is_cut_off_even_if_it_is_the_first() -> Result<()> {
+    let town = Fixture::new()?;
+    let listener = town.server().listen(PORT)?;
+    let arguments = ["--head-timeout", "1"].map(String::from).into();
+    let agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
+    let open = || -> Result<(H2, H2)> {
+        let client = Peer::new(town.client().connect(town.address(Family::V4))?);
+        Ok(greet(client, Peer::accept(&listener)?, &[], &[]))
+    };
+    let (mut idle, mut idles) = open()?;
+    let (mut first, mut firsts) = open()?;
+    let (mut later, mut laters) = open()?;
+    later.request(1, &[], true);
+    answer(&mut laters, 1, "served");
+    expect_answer(&mut later, 1, "served");
+    let began = Instant::now();
+    for (client, stream) in [(&mut first, 1), (&mut later, 3)] {
+        let block = client.block(&request(&[], true), Style::Plain);
+        let frame = Frame::headers(stream, block, true).encode();
+        client.peer().send(&frame[..frame.len() - 3]);
+    }
+    first.peer().expect_reset();
+    later.peer().expect_reset();
+    assert!(began.elapsed() > Duration::from_millis(900), "{:?}", began.elapsed());
+    firsts.peer().expect_reset();
+    assert!(
+        agent.get("/metrics")?.text().contains(r#"divert_connections_reset_total{reason="head_timeout"} 2"#)
+    );
+    // Who has begun none may be silent.
+    idle.request(1, &[], true);
+    answer(&mut idles, 1, "served");
+    expect_answer(&mut idle, 1, "served");
     Ok(())
 }

@@ -217,12 +217,17 @@ impl Conn {
     }
 
     /// Waits until the peer has acknowledged all that was written, FIN included, for as long as that takes: at the
-    /// agent's end the label routes go, and what the kernel still holds would have no way to the client. After a reset
-    /// the kernel goes on counting what was never acknowledged, but knows no peer any more.
+    /// agent's end the label routes go, and what the kernel still holds would have no way to the client.
     pub(super) async fn delivered(&self) {
-        while self.queued(libc::TIOCOUTQ) > 0 && self.peer_addr().is_ok() {
+        while self.undelivered() > 0 {
             tokio::time::sleep(ABORT_PACE).await;
         }
+    }
+
+    /// Bytes written that the other end has not acknowledged, and may. After a reset the kernel goes on counting what
+    /// never was, but knows no peer any more.
+    pub(super) fn undelivered(&self) -> usize {
+        if self.peer_addr().is_ok() { self.queued(libc::TIOCOUTQ) } else { 0 }
     }
 
     /// Bytes written but not yet sent.

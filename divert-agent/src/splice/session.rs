@@ -30,6 +30,8 @@ use crate::table::Claim;
 
 /// How long a client that was answered and is not read any more may go on sending before it is cut off.
 const LINGER: Duration = Duration::from_secs(2);
+/// ... so many times where it does not take what it was sent, ...
+const LINGER_TURNS: u32 = 15;
 /// ... and how much, in bytes.
 const LINGER_BYTES: usize = 1 << 20;
 
@@ -117,6 +119,9 @@ impl Session {
                 self.original = Original::Absent;
                 self.kept = KeptList::default();
                 self.linger().await;
+                if self.worker.draining() {
+                    self.client.conn.delivered().await;
+                }
             }
         }
         self.ended = true;
@@ -339,8 +344,8 @@ impl Session {
         })
     }
 
-    /// Closes behind an answer of the agent's own: the client may still be sending, and a close with
-    /// unread bytes would be a reset that takes the answer with it.
+    /// Closes behind an answer of the agent's own, or the last response of HTTP/2: the client may still be sending, and a
+    /// close with unread bytes, or before those that come later, would be a reset that takes the answer with it.
     async fn linger(&mut self) {
         self.client.inbox.release();
         self.client.conn.shutdown_write();
@@ -355,7 +360,17 @@ impl Session {
             }
         };
         // Past the limit the close below cuts the client off, which is what it is for.
-        let _ = tokio::time::timeout(LINGER, drain).await;
+        let mut drain = std::pin::pin!(drain);
+        let mut left = conn.undelivered();
+        let mut turns = 0;
+        while tokio::time::timeout(LINGER, drain.as_mut()).await.is_err() {
+            let now = conn.undelivered();
+            turns = if now < left { 0 } else { turns + 1 };
+            if now == left && (now == 0 || turns >= LINGER_TURNS) {
+                return;
+            }
+            left = now;
+        }
     }
 
     fn reset_upstreams(&self) {

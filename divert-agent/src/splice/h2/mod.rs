@@ -167,11 +167,12 @@ impl H2 {
 
     /// A head must not take for ever, nor the first one where the original destination has failed.
     fn poll_patience(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Poll<End> {
-        if self.mux.has_decided() {
-            if matches!(session.original, Original::Failed) {
-                session.original = Original::Absent;
-                session.head_complete();
-            }
+        if self.mux.has_decided() && matches!(session.original, Original::Failed) {
+            session.original = Original::Absent;
+            session.head_complete();
+        }
+        // Until then the time that the original's failure has set goes on.
+        if !matches!(session.original, Original::Failed) {
             // Of several in a row each has its own time.
             let heads = self.mux.last_stream();
             if !self.mux.is_within_head() || heads != std::mem::replace(&mut self.heads, heads) {
@@ -330,7 +331,8 @@ impl H2 {
             }
         }
         let over = self.mux.is_over() && client_done;
-        over.then_some(Left::Ended(if self.mux.has_failed() { End::Answered } else { End::Close }))
+        // A client that may still send, be it credit for the last response, must not meet a closed socket.
+        over.then_some(Left::Ended(if session.client.ended { End::Close } else { End::Answered }))
     }
 }
 
