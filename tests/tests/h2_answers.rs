@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::h2::stage::{alice, answer, expect_answer, greet, open};
-use divert_tests::h2::{Event, Frame, H2, Head, kind, owned, setting};
+use divert_tests::h2::{Event, Frame, H2, Head, code, kind, owned, setting};
 use divert_tests::lab::Family;
 use divert_tests::manifest;
 use divert_tests::peer::Peer;
@@ -254,19 +254,80 @@ fn alice_is_served_where_the_original_is_not_there() -> Result<()> {
     alice.respond(1, &[], false);
     alice.data(1, "hers", true);
     expect_answer(&mut client, 1, "hers");
-    // The others are told that there is nobody.
-    client.request(3, &[], true);
-    let (head, _) = whole(&mut client, 3);
-    assert!(head.status().starts_with('5') && head.get("x-divert-error").is_some(), "{head:?}");
-    client.request(5, &[GRPC], true);
-    assert_eq!(client.head(5).get("grpc-status"), Some("14"));
     client.send(&[Frame::ping(b"who's it")]);
     client.expect_ping(&Frame::pong(b"who's it"));
-    client.request(7, &[ALICE], true);
-    answer(&mut alice, 7, "hers");
-    expect_answer(&mut client, 7, "hers");
-    drop(client);
+    client.request(3, &[ALICE], false);
+    alice.head(3);
+    // The others are told that there is nobody, and that the next connection may find somebody.
+    client.request(5, &[], true);
+    let (head, _) = whole(&mut client, 5);
+    assert!(head.status().starts_with('5') && head.get("x-divert-error").is_some(), "{head:?}");
+    assert_eq!(client.expect_goaway(), (5, code::NO_ERROR));
+    for (stream, fields) in [(7, &[ALICE][..]), (9, &[GRPC])] {
+        client.request(stream, fields, true);
+        client.expect_reset(stream, code::REFUSED_STREAM);
+    }
+    // What was begun is ended.
+    client.data(3, "the end", true);
+    alice.expect_data(3, "the end", true);
+    alice.respond(3, &[], false);
+    alice.data(3, "hers", true);
+    expect_answer(&mut client, 3, "hers");
+    client.expect_end();
     alice.expect_end();
-    drop(agent);
+    let peer = Peer::new(town.client().connect(town.address(Family::V4))?);
+    let mut client = H2::client(peer, &[]);
+    client.request(1, &[GRPC], true);
+    client.expect_settings();
+    assert_eq!(client.head(1).get("grpc-status"), Some("14"));
+    // Connections of clients that were served are none that were reset.
+    assert_eq!(agent.metric("divert_connections_reset_total")?, 0.0);
+    assert!(agent.get("/metrics")?.text().contains(r#"divert_requests_total{result="unavailable"} 2"#));
+    let shared = town.server().listen(PORT)?;
+    let client = Peer::new(town.client().connect(town.address(Family::V4))?);
+    let (mut client, mut shared) = greet(client, Peer::accept(&shared)?, &[], &[]);
+    client.request(1, &[], true);
+    answer(&mut shared, 1, "shared");
+    expect_answer(&mut client, 1, "shared");
+    Ok(())
+}
+
+/// A client may end its side of the connection when it has asked for all that it wants, be it of a server that serves in
+/// the end in another's place.
+#[test]
+fn a_client_that_says_no_more_is_served_by_the_shared_copy_too() -> Result<()> {
+    let stage = with_endpoints(&[200], |divert| divert["spec"]["onUnavailable"] = "Shared".into())?;
+    let (mut client, mut shared) = open(&stage)?;
+    client.request(1, &[ALICE], true);
+    client.peer().finish();
+    answer(&mut shared, 1, "shared");
+    shared.expect_end();
+    expect_answer(&mut client, 1, "shared");
+    client.expect_end();
+    Ok(())
+}
+
+/// Those who call the shared copy by the same connection do not wait while connecting to alice takes its time.
+#[test]
+fn an_endpoint_that_times_out_holds_up_nobody_with_shared_either() -> Result<()> {
+    let stage = with_endpoints(&[200], |divert| divert["spec"]["onUnavailable"] = "Shared".into())?;
+    let (mut client, mut shared) = open(&stage)?;
+    let began = Instant::now();
+    client.request(1, &[ALICE], true);
+    for stream in (3..25).step_by(2) {
+        client.request(stream, &[], true);
+        answer(&mut shared, stream, "shared");
+        expect_answer(&mut client, stream, "shared");
+    }
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    // Its turn with the shared copy is over, so she has to try again, and is served at once then.
+    client.expect_reset(1, code::REFUSED_STREAM);
+    let began = Instant::now();
+    for (stream, key) in [(25, &[ALICE][..]), (27, &[]), (29, &[ALICE])] {
+        client.request(stream, key, true);
+        answer(&mut shared, stream, "shared");
+        expect_answer(&mut client, stream, "shared");
+    }
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
     Ok(())
 }

@@ -124,18 +124,25 @@ fn answers_of_ours_are_what_the_call_understands() {
 }
 
 #[test]
-fn what_goes_to_the_shared_copy_in_the_end_keeps_its_place() {
+fn what_goes_to_the_shared_copy_in_the_end_holds_up_nobody() {
     let mut town = town();
-    town.client.headers(1, &request(Some("shared"), &[]), false, 100);
-    town.client.data(1, b"one", true, None);
+    town.client.headers(1, &request(Some("shared"), &[]), true, 100);
     town.client.headers(3, &request(None, &[]), true, 100);
+    town.client.headers(5, &request(Some("shared"), &[]), false, 100);
+    town.client.data(5, b"five", true, None);
+    town.client.headers(7, &request(Some("shared"), &[]), true, 100);
     // Nobody has dialled yet.
     town.carry_in(Leg::Client, usize::MAX);
     town.carry_out(Leg::Original, usize::MAX);
-    assert!(town.original.streams.is_empty());
+    let streams = |town: &Town| town.original.streams.keys().copied().collect::<Vec<_>>();
+    assert_eq!(streams(&town), [3]);
     town.settle();
-    assert_eq!(town.original.streams.keys().copied().collect::<Vec<_>>(), [1, 3]);
-    assert_eq!(town.original.streams[&1].data, b"one");
+    // Ids rise, so the first has to try again.
+    assert_eq!(streams(&town), [3, 5, 7]);
+    assert_eq!(town.original.streams[&5].data, b"five");
+    assert_eq!(town.client.streams[&1].reset, Some(7));
+    use divert_http::h2::Fate::Original;
+    assert_eq!((&*town.decider.fates, town.mux.open_streams()), (&[Original; 3][..], 3));
 }
 
 #[test]

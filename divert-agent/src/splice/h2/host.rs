@@ -63,6 +63,7 @@ impl Host for Legs {
                     h2::Route::Original
                 }
                 Backend::Unavailable(why) => h2::Route::Answer(Answer::Unavailable(&route.service, why).h2()),
+                Backend::Endpoints { .. } if self.rests(&route) => h2::Route::Original,
                 Backend::Endpoints { .. } => {
                     let shared = route.on_unavailable == OnUnavailable::Shared;
                     target = request.debug.then(|| route.service.to_string());
@@ -75,15 +76,12 @@ impl Host for Legs {
 
     fn settle(&mut self, tally: Arc<Tally>, fate: h2::Fate) {
         let (count, fate) = match fate {
-            h2::Fate::Original => (Count::RequestsOriginal, Some(Fate::Shared)),
-            h2::Fate::Diverted => (Count::RequestsDiverted, Some(Fate::Diverted)),
-            h2::Fate::Unavailable => (Count::RequestsUnavailable, Some(Fate::Unavailable)),
-            h2::Fate::Lost => (Count::OriginalFailed, None),
+            h2::Fate::Original => (Count::RequestsOriginal, Fate::Shared),
+            h2::Fate::Diverted => (Count::RequestsDiverted, Fate::Diverted),
+            h2::Fate::Unavailable => (Count::RequestsUnavailable, Fate::Unavailable),
         };
         self.decider.worker.counts.add(count);
-        if let Some(fate) = fate {
-            tally.add(fate);
-        }
+        tally.add(fate);
     }
 
     fn too_large(&mut self) -> h2::Answer {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use divert_http::h2::{Leg, Mux, UpId};
 
@@ -19,6 +20,9 @@ use crate::splice::tally::Tally;
 const MOST: usize = 16;
 /// Most that are kept without a stream.
 const KEPT: usize = 4;
+/// How long nobody tries to connect where that has failed and the original destination serves instead. What a client tries
+/// again meanwhile goes there at once, or it would be refused over and over where others keep coming.
+const REST: Duration = Duration::from_secs(5);
 
 type Dialling = Pin<Box<dyn Future<Output = Result<(SocketAddr, Conn), Unreachable>>>>;
 
@@ -43,12 +47,14 @@ pub(super) struct Legs {
     pub(super) decider: Decider,
     ups: Vec<Up>,
     next: UpId,
+    /// Ways that lead nowhere for the time being, and until when.
+    resting: Vec<(Arc<Route>, Instant)>,
     finished: bool,
 }
 
 impl Legs {
     pub(super) fn new(decider: Decider) -> Self {
-        Self { decider, ups: Vec::new(), next: 0, finished: false }
+        Self { decider, ups: Vec::new(), next: 0, resting: Vec::new(), finished: false }
     }
 
     /// The connection for a request of a route: the one there is, while its endpoint is one of the route's, else a new
@@ -91,6 +97,19 @@ impl Legs {
         let state = State::Dialling(Box::pin(dialling));
         self.ups.push(Up { id, route: Arc::clone(route), state, retired: false, told_end: false });
         Some(id)
+    }
+
+    /// Nobody could be connected to. As soon as there are other endpoints, it is another way.
+    pub(super) fn rest(&mut self, route: Arc<Route>) {
+        let now = Instant::now();
+        self.resting.retain(|(other, until)| *until > now && other.service != route.service);
+        self.resting.push((route, now + REST));
+    }
+
+    /// Whether that was so a moment ago.
+    pub(super) fn rests(&self, route: &Arc<Route>) -> bool {
+        let is_it = |other: &Arc<Route>| Arc::ptr_eq(other, route) || other == route;
+        self.resting.iter().any(|(other, until)| is_it(other) && *until > Instant::now())
     }
 
     /// The service behind a connection.
@@ -172,7 +191,7 @@ impl Legs {
         for up in self.ups.iter_mut().filter(|up| !up.told_end) {
             if let State::Open(_, conn) = &up.state
                 && mux.out(Leg::Up(up.id)).is_none_or(|out| out.is_empty())
-                && !mux.holds_for(up.id)
+                && !mux.holds_for(Leg::Up(up.id))
             {
                 up.told_end = true;
                 conn.shutdown_write();

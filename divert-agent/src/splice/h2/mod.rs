@@ -133,7 +133,7 @@ impl H2 {
             if session.worker.draining() {
                 self.mux.drain();
             }
-            moved |= self.poll_dials(session, cx);
+            moved |= self.poll_dials(cx);
             // Before new requests are read, which a connection that has ended is not to be given.
             moved |= self.poll_legs(cx);
             match self.poll_client(session, cx) {
@@ -144,6 +144,8 @@ impl H2 {
                 Read::Ended => {
                     if self.mux.is_transparent() {
                         self.mux.stop_following();
+                    } else {
+                        self.mux.client_ended();
                     }
                     moved = true;
                 }
@@ -251,17 +253,17 @@ impl H2 {
     }
 
     /// Takes note of upstreams that were connected to, or cannot be.
-    fn poll_dials(&mut self, session: &Session, cx: &mut Context<'_>) -> bool {
+    fn poll_dials(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
         while let Some((id, dialled)) = self.legs.poll_dial(cx) {
             moved = true;
             match dialled {
                 Ok(()) => self.mux.opened(id, &mut self.legs),
                 Err((route, unreachable)) => {
-                    if unreachable.exhausted() && route.on_unavailable == OnUnavailable::Fail {
-                        session.count(Count::Exhausted);
-                    }
                     let answer = Answer::Unreachable(&route.service, &unreachable).h2();
+                    if route.on_unavailable == OnUnavailable::Shared {
+                        self.legs.rest(route);
+                    }
                     self.mux.unreachable(id, &answer, &mut self.legs);
                 }
             }
@@ -276,23 +278,14 @@ impl H2 {
         if let Some(conn) = &self.original {
             match send(&mut self.mux, Leg::Original, conn, cx) {
                 Ok(some) => sent |= some,
-                // What it has said before it broke is still to be read, a GOAWAY most of all.
-                Err(_) => {
-                    if let Some(out) = self.mux.out(Leg::Original) {
-                        out.clear();
-                    }
-                    sent = true;
-                }
+                Err(_) => sent |= drop_out(&mut self.mux, Leg::Original),
             }
         }
         for at in 0..self.legs.len() {
             let Some((id, conn)) = self.legs.open_at(at) else { continue };
             match send(&mut self.mux, Leg::Up(id), conn, cx) {
                 Ok(some) => sent |= some,
-                Err(_) => {
-                    self.mux.ended(Leg::Up(id), &mut self.legs);
-                    sent = true;
-                }
+                Err(_) => sent |= drop_out(&mut self.mux, Leg::Up(id)),
             }
         }
         if sent {
@@ -320,6 +313,7 @@ impl H2 {
         if session.client.ended && self.mux.is_mixed() {
             if original_done
                 && !self.told_end
+                && !self.mux.holds_for(Leg::Original)
                 && let Some(conn) = &self.original
             {
                 self.told_end = true;
@@ -361,6 +355,15 @@ fn poll_read(cx: &mut Context<'_>, conn: &Conn, buffer: &mut Buffer) -> Read {
             Read::Broke
         }
     }
+}
+
+/// Nothing more can be sent to a leg. What it has said before it broke is still to be read, a GOAWAY most of all, and then
+/// its end.
+fn drop_out(mux: &mut Mux<Arc<Tally>>, leg: Leg) -> bool {
+    if let Some(out) = mux.out(leg) {
+        out.clear();
+    }
+    true
 }
 
 fn send(mux: &mut Mux<Arc<Tally>>, leg: Leg, conn: &Conn, cx: &mut Context<'_>) -> std::io::Result<bool> {

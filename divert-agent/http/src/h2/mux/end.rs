@@ -47,8 +47,7 @@ impl<T> Mux<T> {
                     }
                 }
             }
-            _ if stream.waiting.is_some() => self.original_waiting.retain(|waiting| *waiting != id),
-            _ => {}
+            Leg::Original | Leg::Client => {}
         }
         if let Some(held) = stream.held.take() {
             self.held_up -= held.up.len();
@@ -149,7 +148,6 @@ impl<T> Mux<T> {
                 }
                 self.original_alive = false;
                 self.mode = Mode::Mixed;
-                self.original_waiting.clear();
                 // What it was sent counts against the window that others use now.
                 let unreturned = std::mem::take(&mut self.unreturned);
                 self.give_back(Leg::Client, usize::try_from(unreturned).unwrap_or(0));
@@ -184,7 +182,7 @@ impl<T> Mux<T> {
             }
             let Some(mut stream) = self.forget(id) else { continue };
             if let Some(token) = stream.waiting.take().and_then(|waiting| waiting.token) {
-                host.settle(token, if leg == Leg::Original { Fate::Lost } else { Fate::Unavailable });
+                host.settle(token, Fate::Unavailable);
             }
             match &answer {
                 _ if stream.dead => {}
@@ -210,7 +208,6 @@ impl<T> Mux<T> {
     /// The connection to an upstream is closed and has no streams: nobody waits any more for what it owes.
     pub fn closed<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
         self.ups.remove(&id);
-        self.open_original(host);
         self.release_acks();
         self.pump(host);
     }
@@ -242,22 +239,23 @@ impl<T> Mux<T> {
         }
     }
 
-    /// An upstream cannot be connected to. Streams that wait for it are answered, or go to the original destination.
+    /// An upstream cannot be connected to. Streams that wait for it are answered, or go to the original destination: those
+    /// for which it is too late, as later ones have, are refused. Nobody waits to see which it will be.
     pub fn unreachable<H: Host<Token = T>>(&mut self, id: UpId, answer: &Answer, host: &mut H) {
         let Some(up) = self.ups.remove(&id) else { return };
         for id in up.waiting {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            if up.shared && self.original_alive && stream.may_turn() {
+            let original = up.shared && self.original_alive;
+            if original && stream.may_turn() && id > self.last_original {
                 stream.leg = Leg::Original;
                 stream.held().owed = 0;
-                let at = self.original_waiting.partition_point(|waiting| *waiting < id);
-                self.original_waiting.insert(at, id);
+                self.open_stream(id, 0, Fate::Original, host);
                 continue;
             }
             let Some(mut stream) = self.forget(id) else { continue };
             let unsent = stream.waiting.take().and_then(|waiting| waiting.token);
-            if up.shared && self.original_alive && unsent.is_some() {
-                // Its place with the original destination is taken, and the next attempt has another.
+            if original && unsent.is_some() {
+                // Others have taken its place with the original destination, and the next attempt has another.
                 rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
                 continue;
             }
@@ -266,7 +264,6 @@ impl<T> Mux<T> {
             }
             self.answer(id, &stream, answer);
         }
-        self.open_original(host);
         self.pump(host);
     }
 

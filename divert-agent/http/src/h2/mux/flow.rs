@@ -147,6 +147,17 @@ impl<T> Mux<T> {
         }
     }
 
+    /// The client has ended its side of the connection, and gives no more credit. Its servers are told of the end, and after
+    /// that can be told of no credit: what the client may be sent they get now.
+    pub fn client_ended(&mut self) {
+        for up in self.ups.values_mut().filter(|up| up.open) {
+            if let Ok(more @ 1..=STREAM_MASK) = u32::try_from(self.window - up.receive) {
+                up.receive += i64::from(more);
+                window_update(&mut up.side.out, 0, more);
+            }
+        }
+    }
+
     /// Sends the credit that has come together.
     pub(super) fn send_credit(&mut self) {
         if self.client_credit >= PIECE {

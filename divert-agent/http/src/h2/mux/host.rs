@@ -56,10 +56,8 @@ pub enum Fate {
     Original,
     /// Sent to a diverted upstream.
     Diverted,
-    /// Answered, as no upstream was available.
+    /// Answered, as neither the original destination nor another upstream was available.
     Unavailable,
-    /// Answered, as the original destination was not.
-    Lost,
 }
 
 /// Who decides.

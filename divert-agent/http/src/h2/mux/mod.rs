@@ -132,8 +132,8 @@ pub struct Mux<T> {
     preface: usize,
     /// The original destination is there.
     original_alive: bool,
-    /// Streams that wait for those before them, as ids must rise on each leg.
-    original_waiting: VecDeque<u32>,
+    /// The highest stream that was opened on it: ids rise on each leg.
+    last_original: u32,
     /// Follows the client's encoder.
     decoder: Decoder,
     fields: Fields,
@@ -258,7 +258,7 @@ impl<T> Mux<T> {
             streams: BTreeMap::new(),
             preface: PREFACE.len(),
             original_alive: true,
-            original_waiting: VecDeque::new(),
+            last_original: 0,
             decoder: Decoder::default(),
             fields: Fields::default(),
             scratch: Vec::new(),

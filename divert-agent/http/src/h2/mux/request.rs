@@ -96,17 +96,17 @@ impl<T> Mux<T> {
                         self.send_block(Leg::Original, id, &block, end);
                     }
                 }
+                self.last_original = id;
                 self.streams.insert(id, stream);
             }
             Route::Original if self.original_alive => {
                 let block = self.encoded();
                 stream.waiting = Some(Box::new(Waiting::new(block, end, token, false)));
                 self.streams.insert(id, stream);
-                self.original_waiting.push_back(id);
-                self.open_original(host);
+                self.open_stream(id, 0, Fate::Original, host);
             }
             Route::Original => {
-                host.settle(token, Fate::Lost);
+                host.settle(token, Fate::Unavailable);
                 let answer = host.lost(Leg::Original);
                 self.answer(id, &stream, &answer);
                 // The client's next connection may find it there.
@@ -230,25 +230,15 @@ impl<T> Mux<T> {
         }
     }
 
-    /// Opens the streams that wait for the original destination, up to one whose turn is not certain: ids must rise.
-    pub(super) fn open_original<H: Host<Token = T>>(&mut self, host: &mut H) {
-        while let Some(&id) = self.original_waiting.front() {
-            let turns = |up: &Up| {
-                up.waiting.iter().any(|it| *it < id && self.streams.get(it).is_some_and(Stream::may_turn))
-            };
-            if self.ups.values().any(|up| up.shared && !up.open && turns(up)) {
-                return;
-            }
-            self.original_waiting.pop_front();
-            self.open_stream(id, 0, Fate::Original, host);
-        }
-    }
-
-    fn open_stream<H: Host<Token = T>>(&mut self, id: u32, window: i64, fate: Fate, host: &mut H) {
+    /// Opens a stream that has waited, on its leg.
+    pub(super) fn open_stream<H: Host<Token = T>>(&mut self, id: u32, window: i64, fate: Fate, host: &mut H) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let Some(waiting) = stream.waiting.take() else { return };
         stream.window = window;
         let leg = stream.leg;
+        if leg == Leg::Original {
+            self.last_original = id;
+        }
         let Waiting { block, end, token, credit, repeatable, .. } = *waiting;
         (stream.granted, stream.used) = (credit.into(), 0);
         if let Some(token) = token {
@@ -292,7 +282,6 @@ impl<T> Mux<T> {
         up.unacked.push_back(initial);
         up.open = true;
         self.open_up(id, host);
-        self.open_original(host);
         self.pump(host);
     }
 }

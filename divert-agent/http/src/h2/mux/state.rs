@@ -1,6 +1,6 @@
 //! What there is to know from outside.
 
-use super::{Drain, Leg, MAX_HELD, MAX_HELD_STREAM, Mode, Mux, UpId};
+use super::{Drain, Leg, MAX_HELD, MAX_HELD_STREAM, Mode, Mux, Up, UpId};
 use crate::h2::frame::{code, kind};
 use crate::h2::mux::stream::Stream;
 
@@ -76,10 +76,13 @@ impl<T> Mux<T> {
         self.ups.get(&id).is_none_or(|up| up.retired && up.streams == 0 && up.waiting.is_empty())
     }
 
-    /// Something of the client waits to be sent to an upstream.
-    pub fn holds_for(&self, id: UpId) -> bool {
-        let mine = |stream: &Stream<T>| stream.leg == Leg::Up(id);
-        self.ups.get(&id).is_some_and(|up| !up.waiting.is_empty())
+    /// Something of the client waits to be sent to a server, or may come to be.
+    pub fn holds_for(&self, leg: Leg) -> bool {
+        let mine = |stream: &Stream<T>| stream.leg == leg;
+        let waits = |id: &UpId, up: &Up| {
+            !up.waiting.is_empty() && (leg == Leg::Up(*id) || leg == Leg::Original && up.shared)
+        };
+        self.ups.iter().any(|(id, up)| waits(id, up))
             || self.up_pending.iter().filter_map(|id| self.streams.get(id)).any(mine)
     }
 
