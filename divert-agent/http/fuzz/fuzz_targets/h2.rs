@@ -82,6 +82,14 @@ fuzz_target!(|script: &[u8]| {
             11 => mux.drain(),
             12 => mux.ended(leg, &mut host),
             13 => mux.retire(host.current[0]),
+            14 => {
+                for id in host.asked.clone() {
+                    if mux.is_finished(id) {
+                        mux.closed(id, &mut host);
+                    }
+                }
+                mux.client_ended();
+            }
             _ => {
                 take_out(&mut mux, &host, &mut seen);
                 mux.sent(&mut host);

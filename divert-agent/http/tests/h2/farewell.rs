@@ -37,16 +37,19 @@ fn what_the_original_said_while_it_was_alone_holds() {
     assert_eq!(refused, [false, false, true, true]);
     assert_eq!(town.original.streams.keys().copied().collect::<Vec<_>>(), [1, 5]);
     assert_eq!(town.ups(0).streams.keys().copied().collect::<Vec<_>>(), [3]);
-    // Also of what would be the first that is diverted.
+    // Also of what would be the first that is diverted; nor is its block there for later ones to refer to.
     let mut town = begun();
     town.original.leave_after(5);
     town.settle();
-    town.client.headers(7, &request(Some("alice"), &[]), true, 100);
+    town.client.headers(7, &request(Some("alice"), &[("x-new", "entry")]), true, 100);
     town.settle();
     assert_eq!((town.client.streams[&7].reset, town.mux.upstreams()), (Some(7), 0));
-    town.client.data(1, b"goes on", true, None);
+    let trailers = vec![(b"x-new".to_vec(), b"entry".to_vec())];
+    town.client.data(1, b"goes on", false, None);
+    town.client.headers(1, &trailers, true, 100);
     town.settle();
     assert_eq!(town.original.streams[&1].data, b"goes on");
+    assert_eq!(town.original.streams[&1].blocks[1], trailers);
 }
 
 #[test]
