@@ -81,6 +81,7 @@ pub(super) fn print_scenario(name: &str, title: &str, figures: &Figures) {
             contenders.push(series.contender);
         }
     }
+    contenders.sort_unstable();
     let metrics: BTreeSet<Metric> = here.iter().map(|series| series.metric).collect();
     // Where there is a rate, it is what counts; else the first that is there.
     let main = metrics.first().copied().filter(|it| matches!(it, Metric::Rate | Metric::P50));

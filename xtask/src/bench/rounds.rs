@@ -1,5 +1,6 @@
-//! Rounds: in each, every contender is under the same load once, one after the other, and each round begins with
-//! another. What disturbs the machine for longer than a moment so disturbs all.
+//! Rounds: in each, every contender is under the same load once, one after the other, in an order drawn by lot. What
+//! disturbs the machine for longer than a moment so disturbs all, and nobody always comes after the same one: a load of
+//! new connections is slower after another that has left as many behind.
 
 use std::io::Write as _;
 
@@ -39,13 +40,13 @@ pub(super) fn measure(
     let seconds = if load.repeat > 1 { 1 } else { effort.seconds };
     eprint!("{}: ", load.name);
     for _ in 0..rounds {
+        fastrand::shuffle(&mut order);
         for contender in &order {
             interrupt::check()?;
             let town = home(*contender).context("it takes part")?;
             once(load, *contender, town, seconds, programs, figures)
                 .with_context(|| format!("{}, {}", load.name, contender.name()))?;
         }
-        order.rotate_left(1);
         eprint!(".");
         // Progress, for who watches.
         let _ = std::io::stderr().flush();
