@@ -365,10 +365,16 @@ impl Applier {
         failed
     }
 
-    /// Logs what the kernel has refused, when how much it is has changed: it is tried again and again.
+    /// Logs what the kernel has refused, when how much it is has changed since it last refused nothing: it is tried
+    /// again and again.
     fn tell(&mut self, failure: Option<HookError>) {
-        let Some(error) = failure else { return };
         let count = self.captures.unsettled();
+        let Some(error) = failure else {
+            if count == 0 {
+                self.told_unsettled = 0;
+            }
+            return;
+        };
         if std::mem::replace(&mut self.told_unsettled, count) != count {
             error!(count, "captures could not be changed, trying again: {}", chain(&error));
         }
