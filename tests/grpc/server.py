@@ -8,6 +8,8 @@ import grpc
 
 NAME, PORT = sys.argv[1], sys.argv[2]
 LARGEST = 8 << 20
+# An event for each call that hangs. Threads may change a list without a lock.
+under_way = []
 
 
 def say(text):
@@ -45,16 +47,37 @@ def fail(message, context):
     context.abort(grpc.StatusCode.NOT_FOUND, NAME + ": n\u00f6")
 
 
-def hang(message, context):
-    over = threading.Event()
-    if not context.add_callback(over.set):
-        # It was given up before this began.
-        over.set()
+def hanging(context):
+    """Says that the call has begun, and when it is given up, which sets what this returns."""
     remaining = context.time_remaining()
     say("hanging, %s" % ("no deadline" if remaining is None or remaining > 1e6 else "a deadline"))
-    over.wait()
-    say("cancelled")
+    over = threading.Event()
+    under_way.append(over)
+
+    def given_up():
+        say("cancelled")
+        under_way.remove(over)
+        over.set()
+
+    if not context.add_callback(given_up):
+        # It was before this began.
+        given_up()
+    return over
+
+
+def hang(message, context):
+    hanging(context).wait()
     return b""
+
+
+def follow(message, context):
+    over = hanging(context)
+    yield said("begun")
+    over.wait()
+
+
+def still_hanging(message, context):
+    return said(len(under_way))
 
 
 KINDS = {
@@ -64,7 +87,9 @@ KINDS = {
     "Count": grpc.unary_stream_rpc_method_handler(count),
     "Chat": grpc.stream_stream_rpc_method_handler(chat),
     "Fail": grpc.unary_unary_rpc_method_handler(fail),
+    "Follow": grpc.unary_stream_rpc_method_handler(follow),
     "Hang": grpc.unary_unary_rpc_method_handler(hang),
+    "Hanging": grpc.unary_unary_rpc_method_handler(still_hanging),
 }
 
 options = [("grpc.max_receive_message_length", LARGEST), ("grpc.max_send_message_length", LARGEST)]

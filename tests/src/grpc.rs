@@ -44,6 +44,8 @@ pub mod method {
     pub const FAIL: &str = "/test.Town/Fail";
     /// Unary: answers when the server is told to.
     pub const HANG: &str = "/test.Town/Hang";
+    /// Unary: `NAME COUNT` of [`HANG`] and [`FOLLOW`] under way.
+    pub const HANGING: &str = "/test.Town/Hanging";
 }
 
 /// Largest message that all allow.
@@ -112,12 +114,12 @@ impl Seen {
         self.calls.load(Ordering::Acquire)
     }
 
-    /// Calls of [`method::HANG`] under way.
+    /// Calls of [`method::HANG`] and [`method::FOLLOW`] under way.
     pub fn hanging(&self) -> usize {
         self.hanging.load(Ordering::Acquire)
     }
 
-    /// Calls of [`method::HANG`] that ended before they were answered.
+    /// Those that ended before they were answered.
     pub fn cancelled(&self) -> usize {
         self.cancelled.load(Ordering::Acquire)
     }
@@ -254,12 +256,18 @@ impl Town {
 
     fn follow(self) -> ReceiverStream<Result<Bytes, Status>> {
         let (tell, told) = mpsc::channel(1);
-        let Self { name, mut released, .. } = self;
+        let Self { name, mut released, seen } = self;
         tokio::spawn(async move {
+            let hanging = Hanging::new(seen);
             // Whoever does not want to know any more has gone.
             let _ = tell.send(Ok(said(&name, "begun"))).await;
-            if released.wait_for(|released| *released).await.is_ok() {
-                let _ = tell.send(Ok(said(&name, "done"))).await;
+            let released = async { released.wait_for(|released| *released).await.is_ok() };
+            tokio::select! {
+                released = released => if released {
+                    hanging.answered();
+                    let _ = tell.send(Ok(said(&name, "done"))).await;
+                },
+                () = tell.closed() => {}
             }
         });
         ReceiverStream::new(told)
@@ -278,6 +286,7 @@ impl Town {
                 hanging.answered();
                 said(&self.name, &String::from_utf8_lossy(&message))
             }
+            method::HANGING => said(&self.name, &self.seen.hanging().to_string()),
             method::FAIL => return Err(Status::not_found(format!("{}: nö", self.name))),
             _ => return Err(Status::unimplemented(path)),
         };

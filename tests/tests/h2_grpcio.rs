@@ -49,9 +49,10 @@ fn grpcio_calls_tonic() -> Result<()> {
     call(&town, Family::V4)?;
     assert_eq!(agent.metric("divert_connections_accepted_total")?, 1.0, "one channel, one connection");
     for server in servers {
-        // One was given up and one ran out of time.
         let server = server?;
-        wait::until("the server to see both", || server.seen().cancelled() == 2)?;
+        // One was given up and one ran out of time, or more while it did not begin in time. None is left, as the client
+        // has seen.
+        assert!(server.seen().cancelled() >= 2, "{:?}", server.seen());
         assert!(server.seen().timeout().is_some());
     }
     Ok(())
@@ -64,7 +65,10 @@ fn grpcio_calls_itself() -> Result<()> {
     let _agent = town.agent()?;
     call(&town, Family::V6)?;
     for server in &servers {
-        wait::until("the server to see both", || server.output().matches("cancelled").count() == 2)
+        let count = |what| server.output().matches(what).count();
+        // One is given up and one runs out of time, or more while it does not begin in time.
+        let all_over = || count("hanging, ") >= 2 && count("cancelled") == count("hanging, ");
+        wait::until("the server to see that none is wanted any more", all_over)
             .with_context(|| server.output())?;
         assert!(server.output().contains("hanging, a deadline"), "{}", server.output());
         assert!(server.output().contains("hanging, no deadline"), "{}", server.output());
