@@ -2,6 +2,7 @@
 //!
 //! It does as little as a server can, so that what lies between it and the client shows. One thread.
 
+use std::io;
 use std::net::Ipv6Addr;
 use std::rc::Rc;
 
@@ -10,7 +11,7 @@ use h2::server::SendResponse;
 use hyper::body::Bytes;
 use hyper::{HeaderMap, Request, Response};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use super::{BYTES, LISTENING, SERVED_BY};
 
@@ -26,6 +27,8 @@ pub(crate) struct Args {
     http2: u16,
 }
 
+/// Connections that wait to be accepted; more than a client opens at once, and what net.core.somaxconn allows.
+const BACKLOG: u32 = 4096;
 /// Longest head.
 const HEAD: usize = 4096;
 /// Read at once of a body.
@@ -46,9 +49,20 @@ struct Server {
     zeros: Bytes,
 }
 
+/// With room for all that comes while this thread has no processor: the kernel drops what overflows, and the client
+/// tries again after a second. `TcpListener::bind` has room for 128.
+fn listen(port: u16) -> Result<TcpListener> {
+    let listening = || -> io::Result<TcpListener> {
+        let socket = TcpSocket::new_v6()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+        socket.listen(BACKLOG)
+    };
+    listening().with_context(|| format!("listening on port {port}"))
+}
+
 async fn serve(args: &Args) -> Result<()> {
-    let listen = async |port| TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await.context("listening");
-    let (http1, http2) = (listen(args.http1).await?, listen(args.http2).await?);
+    let (http1, http2) = (listen(args.http1)?, listen(args.http2)?);
     let server = Rc::new(Server { name: args.name.clone(), zeros: vec![b'0'; MOST].into() });
     println!("{LISTENING}");
     loop {
@@ -95,7 +109,7 @@ fn parse(bytes: &[u8]) -> Option<Head> {
 }
 
 impl Server {
-    async fn http1(&self, mut stream: TcpStream) -> std::io::Result<()> {
+    async fn http1(&self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let (mut buffer, mut filled) = (vec![0; HEAD], 0);
         let usual = format!("HTTP/1.1 200 OK\r\nX-Served-By: {}\r\nContent-Length: 3\r\n\r\nok\n", self.name);
@@ -123,7 +137,7 @@ impl Server {
         }
     }
 
-    async fn answer(&self, stream: &mut TcpStream, asked: Option<usize>, close: bool) -> std::io::Result<()> {
+    async fn answer(&self, stream: &mut TcpStream, asked: Option<usize>, close: bool) -> io::Result<()> {
         let body = self.zeros.slice(..asked.unwrap_or(3).min(MOST));
         let connection = if close { "Connection: close\r\n" } else { "" };
         let (name, length) = (&self.name, body.len());
@@ -165,7 +179,7 @@ impl Server {
 }
 
 /// Reads so many bytes and throws them away.
-async fn discard(stream: &mut TcpStream, mut left: usize) -> std::io::Result<()> {
+async fn discard(stream: &mut TcpStream, mut left: usize) -> io::Result<()> {
     if left == 0 {
         return Ok(());
     }
@@ -173,7 +187,7 @@ async fn discard(stream: &mut TcpStream, mut left: usize) -> std::io::Result<()>
     while left > 0 {
         let most = left.min(CHUNK);
         match stream.read(&mut chunk[..most]).await? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             got => left -= got,
         }
     }
