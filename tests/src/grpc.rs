@@ -1,7 +1,7 @@
 //! Real gRPC: a server in a pod and channels from pods, by tonic, and the same two by grpcio (tests/grpc).
 //!
 //! Messages are bytes as they are: gRPC does not look into them, so nothing has to be generated, and both
-//! languages understand each other. All servers know the same methods, [`Method`].
+//! languages understand each other. All servers know the same methods, [`method`].
 
 use std::convert::Infallible;
 use std::io;

@@ -126,7 +126,7 @@ pub fn pod_with_ips(namespace: &str, name: &str, ips: &[IpAddr]) -> Value {
     })
 }
 
-/// A port of a [`Service`].
+/// A port of a [`service`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Port {
     /// Its number; the pods' port is the same, as a lab translates no ports.

@@ -34,6 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     build::objects(&["aarch64".into(), "x86_64".into()])?;
     ebpf_clippy()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
+    docs()?;
     fuzz(args.fuzz_seconds)?;
     // Programs that the tests start; `cargo test` builds those of a package for that package's tests alone.
     cargo(&["build", "--workspace", "--bins"])?;
@@ -58,6 +59,11 @@ fn at_root() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(workspace::root());
     command
+}
+
+/// Links in what rustdoc says lead somewhere.
+fn docs() -> Result<()> {
+    command::run(at_root().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))
 }
 
 /// Lints the eBPF programs as if for this machine: Debian's compiler for the real target has no clippy.

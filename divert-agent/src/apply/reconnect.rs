@@ -9,7 +9,7 @@
 //!
 //! A pod is searched from when it is served, and again when a capture begins or connects were let through;
 //! whatever is found to lead past the agent then is old, as a new connection leads to a label. The next look
-//! is when the first of them could be idle: between [`PACE`] and the idle time. When none is left the
+//! is when the first of them could be idle: between `PACE` and the idle time. When none is left the
 //! search ends, and the pod costs nothing more.
 
 use std::io;

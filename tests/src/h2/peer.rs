@@ -72,7 +72,7 @@ impl H2 {
         (server, theirs)
     }
 
-    /// The bytes below. What was read into [`Self::kept`] is not there any more.
+    /// The bytes below. What was read into `kept` is not there any more.
     pub fn peer(&mut self) -> &mut Peer {
         &mut self.peer
     }

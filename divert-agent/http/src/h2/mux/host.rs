@@ -23,7 +23,8 @@ pub enum Leg {
 pub enum Route {
     /// To the destination that the client asked for.
     Original,
-    /// To another. One with an id that was not seen yet waits for [`Mux::opened`] or [`Mux::unreachable`].
+    /// To another. One with an id that was not seen yet waits for [`Mux::opened`](super::Mux::opened) or
+    /// [`Mux::unreachable`](super::Mux::unreachable).
     Up {
         /// Which.
         id: UpId,
