@@ -185,8 +185,8 @@ fn a_deadline_reaches_the_server_and_ends_the_call() -> Result<()> {
         let seen = town.servers[number].seen();
         let calls = seen.calls();
         let mut milliseconds = 200;
-        // A busy machine may let it pass before the call begins.
-        while seen.calls() == calls && milliseconds < 20_000 {
+        // A busy machine may let it pass before the call begins. The last is shorter than a test waits.
+        while seen.calls() == calls && milliseconds < 5_000 {
             milliseconds *= 2;
             let mut request = client.request(Bytes::new());
             request.set_timeout(Duration::from_millis(milliseconds));

@@ -30,7 +30,8 @@ use clap::Parser;
 enum Task {
     /// Compiles the eBPF objects, then the agent that embeds them.
     Build(build::Args),
-    /// Runs every check: formatting, lints, links of the documentation, fuzz targets for some seconds, and all tests. As root.
+    /// Runs every check: formatting, lints, links of the documentation, fuzz targets for some seconds, and all tests.
+    /// As root.
     Test(test::Args),
     /// Measures what Divert costs, beside nginx, HAProxy and Envoy. As root.
     Bench(bench::Args),

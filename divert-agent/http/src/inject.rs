@@ -1,8 +1,8 @@
 //! Giving a request its key: the member goes into the baggage field that is there, or into a new one.
 //!
 //! Whoever reads the head next must find this key and no other, and every member that was there before. The
-//! member goes first, as readers stop at limits ([`MAX_MEMBERS`]) and the first
-//! member of a name counts; where the name is there already without a value, the value is filled in.
+//! member goes first, as readers stop at limits ([`MAX_MEMBERS`]) and the first member of a name counts; where
+//! the name is there already without a value, the value is filled in.
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
