@@ -152,6 +152,13 @@ impl Peer {
         restored.is_ok() && !matches!(looked, Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 
+    /// Whether there are bytes to be read.
+    pub fn has_bytes(&mut self) -> bool {
+        let looked = self.0.set_nonblocking(true).and_then(|()| self.0.peek(&mut [0]));
+        let restored = self.0.set_nonblocking(false);
+        restored.is_ok() && matches!(looked, Ok(1..))
+    }
+
     /// All that comes up to the end of the stream, and the error that ended it.
     pub fn rest(&mut self) -> Result<String, (String, ErrorKind)> {
         let mut bytes = Vec::new();

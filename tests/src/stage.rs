@@ -60,10 +60,12 @@ impl Stage {
 
     /// A connection to alice that is there already.
     pub fn try_alice(&self) -> Option<Peer> {
-        self.alices.set_nonblocking(true).ok()?;
-        let (stream, _) = self.alices.accept().ok()?;
-        stream.set_nonblocking(false).ok()?;
-        lab::patient(stream).ok().map(Peer::new)
+        try_accept(&self.alices)
+    }
+
+    /// A connection to the original destination that is there already.
+    pub fn try_shared(&self) -> Option<Peer> {
+        try_accept(&self.shared)
     }
 
     /// Fails when somebody has connected to alice who was not accepted yet. To be asked when all that could
@@ -77,4 +79,13 @@ impl Stage {
             Some(peer) => bail!("nobody is to reach alice, and {:?} did", peer.stream().peer_addr()),
         }
     }
+}
+
+fn try_accept(listener: &TcpListener) -> Option<Peer> {
+    listener.set_nonblocking(true).ok()?;
+    let accepted = listener.accept();
+    listener.set_nonblocking(false).ok()?;
+    let (stream, _) = accepted.ok()?;
+    stream.set_nonblocking(false).ok()?;
+    lab::patient(stream).ok().map(Peer::new)
 }

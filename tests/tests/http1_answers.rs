@@ -244,13 +244,14 @@ fn with_shared_the_original_answers_for_a_kept_connection_that_dies() -> Result<
     divert_or_share(&town)?;
     let _agent = town.agent()?;
     let mut client = Peer::new(town.client().connect(town.address(Family::V4))?);
-    let mut shared = Peer::accept(&shared)?;
+    let mut first = Peer::accept(&shared)?;
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     client.send(get("/1", ""));
     let mut alice = Peer::accept(&alices)?;
     alice.expect(get("/1", ""));
     alice.send(ok);
     client.expect(ok);
+    first.expect_end();
     // Her pod goes down with the request: the connection is reset, and nobody listens any more.
     client.send(get("/2", ""));
     alice.expect(get("/2", ""));
@@ -259,6 +260,7 @@ fn with_shared_the_original_answers_for_a_kept_connection_that_dies() -> Result<
     let hers = (v4(&town, ALICES), PORT).into();
     wait::until("her port to be closed", || town.client().connect(hers).is_err())?;
     alice.reset();
+    let mut shared = Peer::accept(&shared)?;
     shared.expect(get("/2", ""));
     shared.send(ok);
     client.expect(ok);
@@ -319,7 +321,7 @@ fn who_answered_stands_behind_the_status_line_and_nothing_else_changes() -> Resu
     let alices = town.lab.pod(ALICES).listen(PORT)?;
     let _agent = town.agent()?;
     let mut client = Peer::new(town.client().connect(town.address(Family::V4))?);
-    let mut shared = Peer::accept(&shared)?;
+    Peer::accept(&shared)?;
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     let (line, rest) =
         ("HTTP/1.1 200 OK\r\n", "x-B:  c\r\nTransfer-Encoding: chunked\r\n\r\n2;e\r\nok\r\n0\r\n\r\n");
@@ -332,6 +334,7 @@ fn who_answered_stands_behind_the_status_line_and_nothing_else_changes() -> Resu
     client.expect(format!("{hints}{line}x-divert-target: alice/web\r\n{rest}"));
     let plain = format!("GET / HTTP/1.1\r\nHost: web\r\n{debug}\r\n");
     client.send(&plain);
+    let mut shared = Peer::accept(&shared)?;
     shared.expect(&plain);
     shared.send(format!("{line}{rest}"));
     client.expect(format!("{line}x-divert-target: staging/web\r\n{rest}"));

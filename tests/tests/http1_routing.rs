@@ -231,7 +231,7 @@ fn a_change_of_routing_applies_from_the_next_request() -> Result<()> {
     let ok = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let (head, rest) = ok.split_at(ok.len() - 1);
     let post = "POST / HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\nContent-Length: 4\r\n\r\n";
-    let (mut client, mut shared) = stage.connect()?;
+    let (mut client, mut first) = stage.connect()?;
     let mut other = town.client().connect(town.address(FAMILIES[0])).map(Peer::new)?;
     let mut others = [Some(Peer::accept(&stage.shared)?), None];
     // Asks on another connection until requests go where they now should.
@@ -239,10 +239,10 @@ fn a_change_of_routing_applies_from_the_next_request() -> Result<()> {
         wait::until("the change to apply", || {
             other.send("GET / HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\n\r\n");
             let asked = wait::some_within(wait::PATIENCE, "a request", || {
-                if others[1].is_none() {
-                    others[1] = stage.try_alice();
+                for (server, fresh) in others.iter_mut().zip([stage.try_shared(), stage.try_alice()]) {
+                    *server = fresh.or_else(|| server.take());
                 }
-                others.iter_mut().position(|server| server.as_mut().is_some_and(Peer::has_something))
+                others.iter_mut().position(|server| server.as_mut().is_some_and(Peer::has_bytes))
             });
             let Ok(asked) = asked else { return false };
             if let Some(server) = &mut others[asked] {
@@ -258,6 +258,8 @@ fn a_change_of_routing_applies_from_the_next_request() -> Result<()> {
     client.send(format!("{post}bo"));
     let mut alice = stage.alice()?;
     alice.expect(format!("{post}bo"));
+    // A server that was sent nothing is not kept waiting.
+    first.expect_end();
     town.undivert("alice")?;
     settle(false)?;
     client.send(format!("dy{post}"));
@@ -265,6 +267,7 @@ fn a_change_of_routing_applies_from_the_next_request() -> Result<()> {
     alice.send(ok);
     client.expect(ok);
     // The next is the shared copy's; half answered by it, when the Divert is back.
+    let mut shared = Peer::accept(&stage.shared)?;
     shared.expect(post);
     client.send("body");
     shared.expect("body");

@@ -17,9 +17,11 @@ fn request(method: &str, alice: bool) -> String {
     format!("{method} / HTTP/1.1\r\nHost: web\r\n{key}\r\n")
 }
 
-/// A client after one request to alice, both her connection and the original's open.
+/// A client after a request without a key and one to alice: both her connection and the original's are kept.
 fn connect_with_kept(stage: &Stage) -> Result<(Peer, Peer, Peer)> {
-    let (mut client, shared) = stage.connect()?;
+    let (mut client, mut shared) = stage.connect()?;
+    client.send(request("GET", false));
+    serve(&mut shared, &mut client, &request("GET", false));
     client.send(request("GET", true));
     let mut alice = stage.alice()?;
     serve(&mut alice, &mut client, &request("GET", true));

@@ -170,6 +170,24 @@ impl SockDiag {
         }
     }
 
+    /// Whether an application still holds the socket of a connection. False once it was closed, whatever of the
+    /// connection's end is still under way: such a socket has no inode.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn is_held(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        let mut held = false;
+        let looked = self.0.get(BY_FAMILY, &of_connection(local, remote), |_, payload| {
+            let row = parse(payload).ok_or_else(short_row)?;
+            held = row.remote.port() == remote.port() && row.inode != 0;
+            Ok(())
+        });
+        match looked {
+            Err(error) if is_gone(&error) => Ok(false),
+            looked => looked.map(|()| held),
+        }
+    }
+
     /// Ends a connection: its application gets ECONNABORTED, the other end a reset. False when it is gone.
     ///
     /// # Errors
@@ -212,6 +230,23 @@ fn request(family: libc::c_int, states: u32) -> [u8; REQUEST] {
     bytes[0] = family as u8;
     bytes[1] = libc::IPPROTO_TCP as u8;
     bytes[4..8].copy_from_slice(&states.to_ne_bytes());
+    bytes
+}
+
+/// A request for the one socket with these ends, whatever its state.
+fn of_connection(local: SocketAddr, remote: SocketAddr) -> [u8; REQUEST] {
+    let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut bytes = request(family, u32::MAX);
+    bytes[8..10].copy_from_slice(&local.port().to_be_bytes());
+    bytes[10..12].copy_from_slice(&remote.port().to_be_bytes());
+    for (at, end) in [(12, local), (28, remote)] {
+        match end.ip() {
+            IpAddr::V4(address) => bytes[at..at + 4].copy_from_slice(&address.octets()),
+            IpAddr::V6(address) => bytes[at..at + 16].copy_from_slice(&address.octets()),
+        }
+    }
+    // INET_DIAG_NOCOOKIE: by its ends alone.
+    bytes[48..].fill(0xff);
     bytes
 }
 

@@ -184,6 +184,12 @@ impl Conn {
         let _ = self.fd.ready(Interest::ERROR).await;
     }
 
+    /// The peer has sent FIN, or the connection is over.
+    pub(super) fn peer_has_ended(&self) -> bool {
+        // TCP_ESTABLISHED, FIN_WAIT1 and FIN_WAIT2 (include/net/tcp_states.h): its stream is open.
+        tcp_info(self.socket()).is_ok_and(|info| !matches!(info.tcpi_state, 1 | 4 | 5))
+    }
+
     /// Sends FIN. An error means that the peer is gone already, which reads and writes will tell.
     pub(super) fn shutdown_write(&self) {
         let _ = self.socket().shutdown(Shutdown::Write);
@@ -267,6 +273,24 @@ impl Drop for Unfinished<'_> {
             conn.reset_on_close();
         }
     }
+}
+
+/// What the kernel knows of a connection (tcp(7), TCP_INFO).
+pub(super) fn tcp_info(socket: &Socket) -> io::Result<libc::tcp_info> {
+    // SAFETY: zeros are a value of this struct of integers.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes through the pointer, which points to as many.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    if done == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
 }
 
 const SPLICE: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);

@@ -22,7 +22,7 @@ use super::exchange::{Exchange, Outcome, Outgoing, Reset};
 use super::routing::{Decided, in_turn};
 use super::session::{End, Session};
 use super::tally::{Fate, Tally};
-use super::upstream::{Idle, Kept, Original, poll_idle};
+use super::upstream::{Idle, Kept, poll_idle};
 use crate::plan::{Backend, OnUnavailable, Route};
 
 /// A step that the client's bytes ask for.
@@ -110,7 +110,7 @@ impl Session {
                     if !self.client.inbox.is_empty() {
                         self.await_head();
                     }
-                    return self.poll_patience(cx).map(Err);
+                    return self.poll_limit(cx).map(Err);
                 }
             }
         }
@@ -147,27 +147,13 @@ impl Session {
     }
 
     fn decide(&self, key: Option<&str>, host: Option<&str>, debug: bool) -> Decided {
-        Decided::of(&self.worker, &self.claim, &self.pod, key, host, debug)
+        Decided::of(&self.captured, key, host, debug)
     }
 
     /// Watches the upstreams while no request is outstanding.
     fn poll_upstreams(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        self.poll_dial(cx)?;
-        if let Original::Open { conn, carried } = &self.original
-            && let Poll::Ready(idle) = poll_idle(cx, conn)
-        {
-            let carried = *carried;
-            if matches!(idle, Idle::Spoke) {
-                self.count(Count::Unsolicited);
-            }
-            self.original = Original::Absent;
-            // The client's own rules for a connection that a server closed apply, as they would without us.
-            match idle {
-                _ if !carried => {}
-                Idle::Broke => return Err(End::Reset),
-                Idle::Ended | Idle::Spoke => return Err(End::Close),
-            }
-        }
+        self.original.poll(cx)?;
+        self.original.poll_idle(cx)?;
         let counts = &self.worker.counts;
         self.kept.poll_idle(cx, &mut || counts.add(Count::Unsolicited));
         Ok(())
@@ -175,9 +161,10 @@ impl Session {
 
     async fn serve_request(&mut self, wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
         let Some(route) = route else {
-            let conn = self.original_conn().await?;
+            let conn = self.original.take(&self.client.conn).await?;
             return self.serve_from_original(conn, wanted).await;
         };
+        self.original.not_needed();
         let wanted = match self.kept.take(&route) {
             Some(kept) => match self.serve_from_kept(kept, wanted).await? {
                 Some(again) => again,
@@ -189,9 +176,6 @@ impl Session {
             Upstream::Developer(kept) => {
                 self.count(Count::RequestsDiverted);
                 wanted.tally.add(Fate::Diverted);
-                if matches!(self.original, Original::Failed) {
-                    self.original = Original::Absent;
-                }
                 let outcome = self.exchange(&kept.conn, wanted.outgoing).await;
                 self.settle_developer(kept, outcome).await
             }
@@ -211,7 +195,7 @@ impl Session {
         outgoing.target = wanted.asked;
         let outcome = self.exchange(&conn, outgoing).await;
         match self.settle(&conn, outcome).await? {
-            Settled::Reusable => self.original = Original::Open { conn, carried: true },
+            Settled::Reusable => self.original.put_back(conn),
             // It has carried a request: its end is the client's.
             Settled::Spent => return Err(End::Close),
         }
@@ -299,7 +283,7 @@ impl Session {
             },
         };
         if route.on_unavailable == OnUnavailable::Shared {
-            return Ok(Upstream::Original(self.original_conn().await?));
+            return Ok(Upstream::Original(self.original.take(&self.client.conn).await?));
         }
         if let Answer::Unreachable(_, unreachable) = &answer
             && unreachable.exhausted()

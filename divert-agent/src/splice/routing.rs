@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::Pod;
+use super::captured::Captured;
 use super::tally::Tally;
 use super::worker::Worker;
 use crate::decide::{self, decide};
 use crate::plan::{Backend, Route};
-use crate::table::Claim;
 
 /// What was decided about a request, in so far as it outlives the look into the routing table.
 pub(super) struct Decided {
@@ -24,14 +23,8 @@ pub(super) struct Decided {
 
 impl Decided {
     /// Decides a request by the routing table as it is now.
-    pub(super) fn of(
-        worker: &Worker,
-        claim: &Claim,
-        pod: &Pod,
-        key: Option<&str>,
-        host: Option<&str>,
-        debug: bool,
-    ) -> Self {
+    pub(super) fn of(captured: &Captured, key: Option<&str>, host: Option<&str>, debug: bool) -> Self {
+        let Captured { worker, claim, pod, .. } = captured;
         let (target, hosts) = (claim.target(), worker.table.hosts());
         let sender = pod.sender();
         let sender = sender.as_ref().as_ref();

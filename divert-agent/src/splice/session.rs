@@ -1,9 +1,10 @@
 //! A captured connection from accept to its end: what it speaks is found out, then it is relayed or
 //! routed.
 //!
-//! The original destination is dialled at once and both sides are watched, so that a server that
-//! speaks first is heard and no timeout has to guess. A server that speaks first, or a client whose
-//! first bytes are no HTTP, makes the connection opaque.
+//! What the client has sent by the time it is accepted decides before anything is dialled. Where that is nothing, the
+//! original destination is dialled at once and both sides are watched, so that a server that speaks first is heard and
+//! no timeout has to guess. A server that speaks first, or a client whose first bytes are no HTTP, makes the connection
+//! opaque.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -18,14 +19,15 @@ use tokio::time::{Sleep, sleep};
 
 use super::Pod;
 use super::buffer::Buffer;
+use super::captured::Captured;
 use super::conn::{Conn, ShortRead, Unfinished};
 use super::counts::Count;
-use super::dial::{self, Dial};
+use super::dial;
 use super::exchange::Downstream;
 use super::opaque::{Relayed, Side, relay};
-use super::upstream::{KeptList, Original};
+use super::original::Original;
+use super::upstream::KeptList;
 use super::worker::{Seat, Worker};
-use crate::plan::Backend;
 use crate::table::Claim;
 
 /// How long a client that was answered and is not read any more may go on sending before it is cut off.
@@ -34,6 +36,8 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_TURNS: u32 = 15;
 /// ... and how much, in bytes.
 const LINGER_BYTES: usize = 1 << 20;
+/// How long a connection on which nothing was said may still begin once the agent is to end.
+const SILENT: Duration = Duration::from_secs(5);
 
 /// How a connection is to end.
 #[derive(Debug)]
@@ -57,24 +61,28 @@ enum Opened {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) worker: Rc<Worker>,
-    pub(super) pod: Arc<Pod>,
-    pub(super) claim: Rc<Claim>,
-    /// The client's address.
-    pub(super) source: IpAddr,
+    pub(super) captured: Rc<Captured>,
     pub(super) client: Downstream,
     pub(super) original: Original,
     pub(super) kept: KeptList,
     pub(super) scan: HeadScan,
-    /// A request was read: from now on the original destination is dialled when it is needed.
-    requested: bool,
-    /// Runs while something is waited for that must not take forever.
-    patience: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client has begun something that must not take for ever.
+    limit: Option<(Limit, Pin<Box<Sleep>>)>,
     seat: Seat,
     ended: bool,
 }
 
+/// What a client must not take for ever for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Limit {
+    /// A head that has begun.
+    Head,
+    /// To say anything at all, while the agent is to end.
+    Silence,
+}
+
 impl Session {
-    /// A session for an accepted connection; the original destination is dialled at once.
+    /// A session for an accepted connection.
     pub(super) fn new(
         worker: Rc<Worker>,
         seat: Seat,
@@ -83,17 +91,15 @@ impl Session {
         client: Conn,
         source: IpAddr,
     ) -> Self {
+        let captured = Rc::new(Captured { worker: Rc::clone(&worker), pod, claim, source });
         Self {
             worker,
-            pod,
-            claim: Rc::new(claim),
-            source,
+            original: Original::new(Rc::clone(&captured)),
+            captured,
             client: Downstream { conn: client, inbox: Buffer::default(), ended: false },
-            original: Original::Absent,
             kept: KeptList::default(),
             scan: HeadScan::new(),
-            requested: false,
-            patience: None,
+            limit: None,
             seat,
             ended: false,
         }
@@ -116,7 +122,7 @@ impl Session {
                 self.client.conn.abort().await;
             }
             End::Answered => {
-                self.original = Original::Absent;
+                self.original.forget();
                 self.kept = KeptList::default();
                 self.linger().await;
                 if self.worker.draining() {
@@ -133,10 +139,6 @@ impl Session {
             Poll::Ready(())
         })
         .await;
-        self.original = match Dial::start(self.dial_from(), self.claim.original) {
-            Ok(dial) => Original::Dialing(dial),
-            Err(error) => self.original_failed(&error)?,
-        };
         match self.open().await? {
             Opened::Http => self.http().await,
             Opened::Http2 { server } => Err(self.http2(server).await),
@@ -145,7 +147,7 @@ impl Session {
     }
 
     pub(super) fn dial_from(&self) -> dial::From<'_> {
-        dial::From { netns: &self.pod.netns, source: self.source, mark: self.worker.config.mark }
+        self.captured.dial_from()
     }
 
     pub(super) fn count(&self, count: Count) {
@@ -156,8 +158,8 @@ impl Session {
     async fn open(&mut self) -> Result<Opened, End> {
         let mut detector = ClientDetector::new();
         let mut server = Buffer::default();
-        let mut settings = false;
-        poll_fn(|cx| self.poll_open(cx, &mut detector, &mut server, &mut settings)).await
+        let (mut dialled, mut settings) = (false, false);
+        poll_fn(|cx| self.poll_open(cx, &mut detector, &mut server, &mut dialled, &mut settings)).await
     }
 
     fn poll_open(
@@ -165,9 +167,9 @@ impl Session {
         cx: &mut Context<'_>,
         detector: &mut ClientDetector,
         server: &mut Buffer,
+        dialled: &mut bool,
         settings: &mut bool,
     ) -> Poll<Result<Opened, End>> {
-        self.poll_dial(cx)?;
         let opaque = |server: &mut Buffer, server_ended| {
             Poll::Ready(Ok(Opened::Opaque { server: std::mem::take(server), server_ended }))
         };
@@ -189,8 +191,13 @@ impl Session {
                 ClientBytes::Undecided => {}
             }
         }
+        if !*dialled {
+            *dialled = true;
+            self.original.start()?;
+        }
+        self.original.poll(cx)?;
         // SETTINGS are kept, and the client's first bytes decide.
-        while let Original::Open { conn, .. } = &self.original
+        while let Some(conn) = self.original.open()
             && !*settings
         {
             if conn.poll_readable(cx).is_pending() {
@@ -215,83 +222,54 @@ impl Session {
                 ServerBytes::Http1 => {
                     self.count(Count::Unsolicited);
                     server.release();
-                    self.original = Original::Absent;
+                    self.original.forget();
                 }
             }
         }
-        self.poll_patience(cx).map(Err)
+        if self.worker.draining() && self.client.inbox.is_empty() && server.is_empty() {
+            self.set_limit(Limit::Silence, SILENT);
+        }
+        self.poll_limit(cx).map(Err)
     }
 
-    /// Takes note of a connection to the original destination that has opened or failed.
-    pub(super) fn poll_dial(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        if let Original::Dialing(dial) = &mut self.original
-            && let Poll::Ready(dialled) = dial.poll(cx)
-        {
-            self.original = match dialled {
-                Ok(conn) => Original::Open { conn, carried: false },
-                Err(error) => self.original_failed(&error)?,
-            };
-        }
-        Ok(())
-    }
-
-    /// The original destination cannot be connected to. Before the first request only one that is diverted
-    /// can still be served, so without a ready endpoint the client learns of it at once.
-    pub(super) fn original_failed(&mut self, error: &std::io::Error) -> Result<Original, End> {
-        if self.requested {
-            return Ok(Original::Absent);
-        }
-        if dial::is_exhausted(error) {
-            self.count(Count::Exhausted);
-            return Err(End::Reset);
-        }
-        let divertable = self.claim.target().services.iter().any(|shared| {
-            shared.routes.values().any(|route| matches!(route.backend, Backend::Endpoints { .. }))
-        });
-        if !divertable {
-            self.count(Count::OriginalFailed);
-            return Err(End::Reset);
-        }
-        self.patience = Some(Box::pin(sleep(self.worker.config.head_wait)));
-        Ok(Original::Failed)
-    }
-
-    /// Ready when what is waited for has taken too long.
-    pub(super) fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        match &mut self.patience {
-            Some(patience) => {
-                ready!(patience.as_mut().poll(cx));
-                self.count(match self.original {
-                    Original::Failed => Count::OriginalFailed,
-                    _ => Count::HeadTimeout,
-                });
+    /// Ready when the client has taken too long.
+    pub(super) fn poll_limit(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let Some((limit, sleep)) = &mut self.limit else { return Poll::Pending };
+        ready!(sleep.as_mut().poll(cx));
+        match limit {
+            Limit::Head => {
+                self.count(Count::HeadTimeout);
                 Poll::Ready(End::Reset)
             }
-            None => Poll::Pending,
+            Limit::Silence => Poll::Ready(End::Close),
+        }
+    }
+
+    fn set_limit(&mut self, limit: Limit, time: Duration) {
+        if self.limit.as_ref().is_none_or(|(set, _)| *set != limit) {
+            self.limit = Some((limit, Box::pin(sleep(time))));
         }
     }
 
     /// A head has begun and is not complete.
     pub(super) fn await_head(&mut self) {
-        if self.patience.is_none() {
-            self.patience = Some(Box::pin(sleep(self.worker.config.head_timeout)));
-        }
+        self.set_limit(Limit::Head, self.worker.config.head_timeout);
     }
 
     /// No head has begun that is not complete.
     pub(super) fn await_nothing(&mut self) {
-        self.patience = None;
+        self.limit = None;
     }
 
     /// A head is complete.
     pub(super) fn head_complete(&mut self) {
-        self.patience = None;
-        self.requested = true;
+        self.limit = None;
+        self.original.request_read();
     }
 
     /// Relays the rest of the connection to the original destination, byte for byte.
     pub(super) async fn opaque(&mut self, server: Buffer, server_ended: bool) -> End {
-        let conn = match self.original_conn().await {
+        let conn = match self.original.take(&self.client.conn).await {
             Ok(conn) => conn,
             Err(end) => return end,
         };
@@ -321,27 +299,6 @@ impl Session {
                 End::Reset
             }
         }
-    }
-
-    /// The connection to the original destination. Waits as long as the kernel tries.
-    pub(super) async fn original_conn(&mut self) -> Result<Conn, End> {
-        let dialled = match std::mem::replace(&mut self.original, Original::Absent) {
-            Original::Open { conn, .. } => return Ok(conn),
-            Original::Dialing(dial) => dial.wait().await,
-            Original::Absent => match Dial::start(self.dial_from(), self.claim.original) {
-                Ok(dial) => dial.wait().await,
-                Err(error) => Err(error),
-            },
-            Original::Failed => {
-                self.count(Count::OriginalFailed);
-                return Err(End::Reset);
-            }
-        };
-        dialled.map_err(|error| {
-            let exhausted = dial::is_exhausted(&error);
-            self.count(if exhausted { Count::Exhausted } else { Count::OriginalFailed });
-            End::Reset
-        })
     }
 
     /// Closes behind an answer of the agent's own, or the last response of HTTP/2: the client may still be sending, and a
@@ -374,9 +331,7 @@ impl Session {
     }
 
     fn reset_upstreams(&self) {
-        if let Original::Open { conn, .. } = &self.original {
-            conn.reset_on_close();
-        }
+        self.original.reset_on_close();
         self.kept.reset_on_close();
     }
 }

@@ -7,13 +7,14 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::pin::Pin;
 use std::task::Context;
 use std::time::Duration;
 
 use socket2::Socket;
 use tokio::time::{Instant, Sleep, sleep};
+
+use super::conn::tcp_info;
 
 /// Window probes that may be without an answer yet; an answer sets their count back to none.
 const UNANSWERED: u8 = 2;
@@ -81,21 +82,6 @@ impl Watch {
 
 /// Whether the peer has acknowledged all that was sent, and answers when it is asked for room.
 fn answers(socket: &Socket) -> io::Result<bool> {
-    // SAFETY: zeros are a value of this struct of integers.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    let mut len = size_of_val(&info) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes through the pointer, which points to as many.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut len,
-        )
-    };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let info = tcp_info(socket)?;
     Ok(info.tcpi_unacked == 0 && info.tcpi_probes <= UNANSWERED)
 }

@@ -1,34 +1,15 @@
-//! The upstream connections of one client connection. They are never shared with another: identity,
-//! connection-bound authentication and isolation against request smuggling rest on that.
+//! The connections to developers' services that one client connection of HTTP/1 keeps. They are never shared with
+//! another: identity, connection-bound authentication and isolation against request smuggling rest on that.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::conn::{Conn, ShortRead};
-use super::dial::Dial;
 use crate::plan::{Backend, Route, ServiceRef};
 
 /// Most idle connections to developers' services that are kept.
 const KEPT: usize = 4;
-
-/// The connection to the original destination.
-#[derive(Debug)]
-pub(super) enum Original {
-    /// Being opened.
-    Dialing(Dial),
-    /// Open.
-    Open {
-        /// The connection.
-        conn: Conn,
-        /// It has carried a request: its end is the client's end.
-        carried: bool,
-    },
-    /// It could not be connected to before the first request.
-    Failed,
-    /// Dialled again when needed.
-    Absent,
-}
 
 /// An idle connection to an endpoint of a developer's service.
 #[derive(Debug)]

@@ -1,6 +1,5 @@
 //! Decisions about the requests of one HTTP/2 connection.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,36 +9,24 @@ use divert_http::h2::{Host, Leg, RequestView, UpId, Verdict};
 
 use super::legs::Legs;
 use crate::plan::{Backend, OnUnavailable, Route, ServiceRef};
-use crate::splice::Pod;
 use crate::splice::answer::Answer;
+use crate::splice::captured::Captured;
 use crate::splice::counts::Count;
 use crate::splice::routing::Decided;
 use crate::splice::session::Session;
 use crate::splice::tally::{Fate, Tally};
-use crate::splice::worker::Worker;
-use crate::table::Claim;
 
 /// What decisions rest on.
-pub(super) struct Decider {
-    pub(super) worker: Rc<Worker>,
-    pub(super) pod: Arc<Pod>,
-    pub(super) source: IpAddr,
-    claim: Rc<Claim>,
-}
+pub(super) struct Decider(pub(super) Rc<Captured>);
 
 impl Decider {
     pub(super) fn new(session: &Session) -> Self {
-        Self {
-            worker: Rc::clone(&session.worker),
-            pod: Arc::clone(&session.pod),
-            source: session.source,
-            claim: Rc::clone(&session.claim),
-        }
+        Self(Rc::clone(&session.captured))
     }
 
     /// The way to a developer's service as it is now: the key is the service's namespace.
     fn route_to(&self, service: &ServiceRef) -> Option<Arc<Route>> {
-        let target = self.claim.target();
+        let target = self.0.claim.target();
         let mut routes = target.services.iter().filter_map(|shared| shared.routes.get(&service.namespace));
         routes.find(|route| route.service == *service).map(Arc::clone)
     }
@@ -49,12 +36,11 @@ impl Host for Legs {
     type Token = Arc<Tally>;
 
     fn names(&self) -> &KeyNames {
-        &self.decider.worker.config.names
+        &self.decider.0.worker.config.names
     }
 
     fn decide(&mut self, request: &RequestView<'_>) -> Verdict<Self::Token> {
-        let Decider { worker, pod, claim, .. } = &self.decider;
-        let decided = Decided::of(worker, claim, pod, request.key.as_deref(), request.host, request.debug);
+        let decided = Decided::of(&self.decider.0, request.key.as_deref(), request.host, request.debug);
         let mut target = decided.asked;
         let route = match decided.route {
             None => h2::Route::Original,
@@ -80,19 +66,19 @@ impl Host for Legs {
             h2::Fate::Diverted => (Count::RequestsDiverted, Fate::Diverted),
             h2::Fate::Unavailable => (Count::RequestsUnavailable, Fate::Unavailable),
         };
-        self.decider.worker.counts.add(count);
+        self.decider.0.worker.counts.add(count);
         tally.add(fate);
     }
 
     fn too_large(&mut self) -> h2::Answer {
-        self.decider.worker.counts.add(Count::RequestsRefused);
+        self.decider.0.worker.counts.add(Count::RequestsRefused);
         Answer::HeadTooLarge.h2()
     }
 
     fn again(&mut self, id: UpId, sent: usize) -> Option<UpId> {
         let route = self.decider.route_to(self.service(id)?)?;
         let next = self.renew(id, &route)?;
-        self.decider.worker.counts.add_many(Count::Retried, sent as u64);
+        self.decider.0.worker.counts.add_many(Count::Retried, sent as u64);
         Some(next)
     }
 

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -88,12 +89,9 @@ impl Legs {
         }
         let id = self.next;
         self.next += 1;
-        let endpoints: Vec<SocketAddr> = in_turn(&self.decider.worker, route).collect();
-        let (pod, source) = (Arc::clone(&self.decider.pod), self.decider.source);
-        let mark = self.decider.worker.config.mark;
-        let dialling = async move {
-            dial::first_of(dial::From { netns: &pod.netns, source, mark }, endpoints.into_iter()).await
-        };
+        let endpoints: Vec<SocketAddr> = in_turn(&self.decider.0.worker, route).collect();
+        let captured = Rc::clone(&self.decider.0);
+        let dialling = async move { dial::first_of(captured.dial_from(), endpoints.into_iter()).await };
         let state = State::Dialling(Box::pin(dialling));
         self.ups.push(Up { id, route: Arc::clone(route), state, retired: false, told_end: false });
         Some(id)

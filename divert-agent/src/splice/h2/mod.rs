@@ -17,10 +17,8 @@ use super::answer::Answer;
 use super::buffer::Buffer;
 use super::conn::{Conn, ShortRead};
 use super::counts::Count;
-use super::dial::Dial;
 use super::session::{End, Session};
 use super::tally::Tally;
-use super::upstream::Original;
 use crate::plan::OnUnavailable;
 use host::Decider;
 use legs::Legs;
@@ -84,23 +82,15 @@ impl Session {
 
     /// The connection to the original destination; none where only diverted requests can be served.
     async fn http2_original(&mut self) -> Result<Option<Conn>, End> {
-        loop {
-            self.original = match std::mem::replace(&mut self.original, Original::Absent) {
-                Original::Open { conn, .. } => return Ok(Some(conn)),
-                Original::Failed => {
-                    self.original = Original::Failed;
-                    return Ok(None);
-                }
-                Original::Dialing(dial) => match dial.wait().await {
-                    Ok(conn) => return Ok(Some(conn)),
-                    Err(error) => self.original_failed(&error)?,
-                },
-                Original::Absent => match Dial::start(self.dial_from(), self.claim.original) {
-                    Ok(dial) => Original::Dialing(dial),
-                    Err(error) => self.original_failed(&error)?,
-                },
-            };
-        }
+        self.original.start()?;
+        poll_fn(|cx| {
+            self.original.poll(cx)?;
+            match self.original.take_open() {
+                None if self.original.is_dialing() => Poll::Pending,
+                conn => Poll::Ready(Ok(conn)),
+            }
+        })
+        .await
     }
 }
 
@@ -169,22 +159,22 @@ impl H2 {
 
     /// A head must not take for ever, nor the first one where the original destination has failed.
     fn poll_patience(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Poll<End> {
-        if self.mux.has_decided() && matches!(session.original, Original::Failed) {
-            session.original = Original::Absent;
+        if self.mux.has_decided() && session.original.has_failed() {
+            session.original.not_needed();
             session.head_complete();
         }
-        // Until then the time that the original's failure has set goes on.
-        if !matches!(session.original, Original::Failed) {
-            // Of several in a row each has its own time.
-            let heads = self.mux.last_stream();
-            if !self.mux.is_within_head() || heads != std::mem::replace(&mut self.heads, heads) {
-                session.await_nothing();
-            }
-            if self.mux.is_within_head() {
-                session.await_head();
-            }
+        if let Err(end) = session.original.poll(cx) {
+            return Poll::Ready(end);
         }
-        session.poll_patience(cx)
+        // Of several in a row each has its own time.
+        let heads = self.mux.last_stream();
+        if !self.mux.is_within_head() || heads != std::mem::replace(&mut self.heads, heads) {
+            session.await_nothing();
+        }
+        if self.mux.is_within_head() {
+            session.await_head();
+        }
+        session.poll_limit(cx)
     }
 
     fn poll_client(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Read {
