@@ -7,33 +7,50 @@ use crate::world::{Service, ServicePort};
 const HTTP_PROTOCOLS: &[&str] =
     &["http", "http2", "h2c", "grpc", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"];
 
-/// Beginnings of port names that say something else. `https` is looked for before `http`.
-const OTHER_PREFIXES: &[&str] = &[
-    "https",
-    "tcp",
-    "tls",
+/// Beginnings of port names that say something else, whatever follows. Looked for before [`HTTP_PREFIXES`].
+const OTHER_PREFIXES: &[&str] = &["https", "tcp", "tls"];
+
+/// Words that say something else: databases, queues, and what is HTTP within TLS. The name of another program may
+/// begin like one of these and speak HTTP (`postgrest`, `redisinsight`, `kafkaui`), so they count as [`first_word`] only.
+const OTHER_WORDS: &[&str] = &[
     "amqp",
+    "amqps",
     "cassandra",
+    "cql",
+    "db",
+    "grpcs",
     "kafka",
     "mariadb",
     "memcache",
+    "memcached",
     "mongo",
+    "mongodb",
+    "mongos",
     "mqtt",
+    "mqtts",
     "mssql",
     "mysql",
+    "mysqlx",
+    "nats",
     "oracle",
+    "pg",
     "pgsql",
     "postgres",
+    "postgresql",
     "pulsar",
     "rabbitmq",
     "redis",
+    "rediss",
+    "smtp",
+    "smtps",
+    "sql",
+    "stomp",
+    "wss",
+    "zk",
     "zookeeper",
 ];
 
-/// Port names that say something else; too short to be told from the beginning of another word.
-const OTHER_NAMES: &[&str] = &["cql", "db", "nats", "pg", "smtp", "sql", "stomp", "zk"];
-
-/// Beginnings of port names that say HTTP.
+/// Beginnings of port names that say HTTP, whatever follows: `http-metrics`, `httpbin`, `web8080`, `wsgi`.
 const HTTP_PREFIXES: &[&str] = &["http", "h2c", "grpc", "web", "ws"];
 
 /// Whether connections to this TCP port of a Service may carry HTTP in clear text: what its author
@@ -53,11 +70,17 @@ fn declared(port: &ServicePort) -> Option<bool> {
         return Some(HTTP_PROTOCOLS.iter().any(|http| protocol.eq_ignore_ascii_case(http)));
     }
     let name = &*port.name;
-    let word = name.split('-').next().unwrap_or(name);
-    if OTHER_NAMES.contains(&word) || OTHER_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
+    let begins_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
+    if begins_with(OTHER_PREFIXES) || OTHER_WORDS.contains(&first_word(name)) {
         return Some(false);
     }
-    HTTP_PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then_some(true)
+    begins_with(HTTP_PREFIXES).then_some(true)
+}
+
+/// A port's name up to a dash, without a number at its end: `redis` of `redis`, `redis-main` and `redis6379`.
+fn first_word(name: &str) -> &str {
+    let word = name.split('-').next().unwrap_or(name);
+    word.trim_end_matches(|it: char| it.is_ascii_digit())
 }
 
 /// The port of the developer's service for a port of the shared one: the same number, else the same name,

@@ -1,6 +1,6 @@
 //! Which ports, and which of them correspond.
 
-use super::super::ports::{corresponding, may_be_http};
+use super::super::ports::{corresponding, declares_http, may_be_http};
 use super::*;
 use crate::world::{Object, Service, WorldChange};
 
@@ -27,7 +27,20 @@ fn app_protocol_decides() {
 
 #[test]
 fn then_the_name() {
-    for yes in ["http", "http-admin", "http2", "h2c", "grpc-web", "web", "webhook", "ws", "ws-api"] {
+    for yes in [
+        "http",
+        "http-admin",
+        "http2",
+        "httpbin",
+        "h2c",
+        "grpc-web",
+        "web",
+        "web8080",
+        "webhook",
+        "ws",
+        "ws-api",
+        "wsgi",
+    ] {
         // On a port where nobody expects HTTP.
         assert!(http(&format!("{{name: {yes}, port: 443}}")), "{yes}");
     }
@@ -52,6 +65,14 @@ fn then_the_name() {
         "memcached",
         "cassandra",
         "cql",
+        "wss",
+        "grpcs",
+        "smtp-relay",
+        "kafka1",
+        "redis6379",
+        "mysql8-main",
+        "tcpmetrics",
+        "https8443",
     ] {
         assert!(!http(&format!("{{name: {no}, port: 8080}}")), "{no}");
     }
@@ -69,11 +90,30 @@ fn then_the_number() {
     for yes in [80, 444, 3000, 8080, 8443, 9091, 9095, 65535] {
         assert!(http(&format!("{{port: {yes}}}")), "{yes}");
         assert!(http(&format!("{{name: dbadmin, port: {yes}}}")), "{yes}");
+        assert!(!declares_http(&service_with(&format!("{{name: dbadmin, port: {yes}}}")).ports[0]), "{yes}");
     }
     let settings = Settings { opaque_ports: vec![8080..=8081], ..Settings::default() };
     let port = |number| service_with(&format!("{{port: {number}}}")).ports.remove(0);
     assert!(!may_be_http(&settings, &port(8081)));
     assert!(may_be_http(&settings, &port(5432)));
+}
+
+#[test]
+fn a_name_that_only_begins_like_a_database_says_nothing() {
+    for name in [
+        "postgrest",
+        "redisinsight",
+        "kafkaui",
+        "mongoexpress",
+        "mysqladmin",
+        "natsbox",
+        "oracleapex",
+        "wssh",
+    ] {
+        assert!(http(&format!("{{name: {name}, port: 3000}}")), "{name}");
+        // The number decides then: nothing is declared by such a name, but for what `ws` begins.
+        assert_eq!(http(&format!("{{name: {name}, port: 5432}}")), name.starts_with("ws"), "{name}");
+    }
 }
 
 #[test]
