@@ -56,7 +56,9 @@ fn exchanges(key: &str) -> Vec<(String, String)> {
     vec![
         (plain.clone(), response("Content-Length: 5\r\n\r\nhello")),
         (plain.clone(), response("Content-Length: 0\r\n\r\n")),
+        // RFC 9112 6.3, rule 5: nobody takes it for another length.
         (plain.clone(), response("Content-Length: 5, 5\r\n\r\nhello")),
+        (plain.clone(), response("Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello")),
         (plain.clone(), response(chunks)),
         (plain.clone(), response("transfer-encoding: gzip, Chunked\r\n\r\n0\r\n\r\n")),
         (plain.clone(), "HTTP/1.1 204 No Content\r\n\r\n".into()),
@@ -75,7 +77,7 @@ fn exchanges(key: &str) -> Vec<(String, String)> {
         (request("POST /", "Content-Length: 5\r\n\r\nhello"), OK.into()),
         (request("POST /", "Content-Length: 0\r\n\r\n"), OK.into()),
         (request("POST /", "Content-Length: 27\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n\n"), OK.into()),
-        (request("GET /", "Content-Length: 4\r\nContent-Length: 4\r\n\r\nbody"), OK.into()),
+        (request("GET /", "Content-Length: 4\r\n\r\nbody"), OK.into()),
         (request("DELETE /", chunks), OK.into()),
         (
             request("POST /", "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
@@ -151,6 +153,9 @@ fn what_two_readers_may_read_in_two_ways_is_refused_and_goes_nowhere() -> Result
         "Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         "Content-Length: 5, 6\r\n\r\nhello!",
         "Content-Length: 5,\r\n\r\nhello",
+        "Content-Length: 5, 5\r\n\r\nhello",
+        "Content-Length: 5\r\nContent-Length: 05\r\n\r\nhello",
+        "Content-Length: 5\r\nX: y\r\ncontent-length: 5\r\n\r\nhello",
         "Content-Length: +5\r\n\r\nhello",
         "Content-Length: -1\r\n\r\n",
         "Content-Length: 0x5\r\n\r\nhello",
@@ -189,6 +194,13 @@ fn what_two_readers_may_read_in_two_ways_is_refused_and_goes_nowhere() -> Result
     client.send(old);
     expect_refusal(&mut client, "400 Bad Request", "AmbiguousFraming");
     shared.expect_gone();
+    // What a tunnel would take for its first bytes is a body to others.
+    for length in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        let (mut client, mut shared) = stage.connect()?;
+        client.send(format!("CONNECT db:1 HTTP/1.1\r\nHost: db:1\r\n{length}\r\n\r\n0\r\n\r\n{smuggled}"));
+        expect_refusal(&mut client, "400 Bad Request", "AmbiguousFraming");
+        shared.expect_gone();
+    }
     // Nor on a connection that has served others.
     let (mut client, mut shared) = stage.connect()?;
     client.send(get(""));

@@ -142,6 +142,65 @@ fn a_refused_upgrade_stays_http_and_later_requests_are_routed() -> Result<()> {
 }
 
 #[test]
+fn a_101_that_nobody_asked_for_makes_no_tunnel() -> Result<()> {
+    let stage = Stage::new()?;
+    let offer = |fields: &str| format!("GET / HTTP/1.1\r\nHost: web\r\n{KEY}{fields}\r\n");
+    let h2c = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n";
+    let cases = [
+        // What is offered, what of it is forwarded, and what the developer's server makes of it.
+        ("", "", "HTTP/1.1 101 x\r\n\r\n"),
+        ("", "", SWITCHED),
+        (h2c, "", "HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"),
+        (
+            "Connection: Upgrade\r\nUpgrade: h2c, websocket\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+            "HTTP/1.1 101 x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        ),
+        ("Upgrade: websocket\r\n", "Upgrade: websocket\r\n", SWITCHED),
+        (
+            "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+            "HTTP/1.1 101 x\r\nUpgrade: other\r\n\r\n",
+        ),
+    ];
+    std::thread::scope(|scope| {
+        let mut ends = Vec::new();
+        for (offered, forwarded, switched) in cases {
+            for then in [
+                get(""),
+                get("baggage: okteto-divert=bob\r\n"),
+                websocket(""),
+                "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
+            ] {
+                let (mut client, mut alice, other) = connect(&stage, KEY)?;
+                client.send(offer(offered));
+                alice.expect(offer(forwarded));
+                alice.send(switched);
+                client.expect(switched);
+                // It is not hers, and not the shared copy's either: nobody could tell what answers it.
+                client.send(&then);
+                ends.push(scope.spawn(move || {
+                    client.expect_gone();
+                    alice.expect_gone();
+                    other.into_iter().for_each(|mut shared| shared.expect_gone());
+                }));
+            }
+        }
+        assert!(ends.into_iter().all(|end| end.join().is_ok()));
+        anyhow::Ok(())
+    })?;
+    // What she says behind it is part of that response.
+    let (mut client, mut alice, _other) = connect(&stage, KEY)?;
+    client.send(get(KEY));
+    alice.expect(get(KEY));
+    alice.send(format!("HTTP/1.1 101 x\r\n\r\n{OK}"));
+    drop(alice);
+    client.expect(format!("HTTP/1.1 101 x\r\n\r\n{OK}"));
+    client.expect_end();
+    Ok(())
+}
+
+#[test]
 fn connect_is_a_tunnel_when_it_succeeds_and_only_then() -> Result<()> {
     let stage = Stage::new()?;
     for key in ["", KEY] {

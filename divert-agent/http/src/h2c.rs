@@ -6,7 +6,7 @@
 use memchr::memchr;
 
 use crate::field::{elements, is, trim_ows};
-use crate::lines::{field, lines};
+use crate::lines::{field, fields, lines, split_start};
 
 /// Appends `head` to `out` without the offer: `h2c` in Upgrade, HTTP2-Settings, and what Connection says of
 /// them (`upgrade` only where no other upgrade is offered). A field of which nothing is left goes
@@ -14,11 +14,12 @@ use crate::lines::{field, lines};
 ///
 /// `head` is that of a [`RequestHead`](crate::RequestHead), with the blank lines before it or without.
 pub fn strip_h2c_offer(head: &[u8], out: &mut Vec<u8>) {
-    let other_upgrade = lines(head).filter_map(field).any(|(name, value)| {
+    let other_upgrade = fields(head).any(|(name, value)| {
         is(name, "upgrade") && elements(value).any(|protocol| !protocol.is_empty() && !is(protocol, "h2c"))
     });
-    for line in lines(head) {
-        // The start line is none of these: what precedes a colon in it has a space.
+    let (start, rest) = split_start(head);
+    out.extend_from_slice(start);
+    for line in lines(rest) {
         match field(line) {
             Some((name, _)) if is(name, "http2-settings") => {}
             Some((name, value)) if is(name, "upgrade") => {

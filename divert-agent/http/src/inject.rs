@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::baggage::{BAGGAGE, KeyNames, MAX_BYTES, MAX_MEMBERS};
 use crate::field::{is, trim_ows};
-use crate::lines::{field, lines};
+use crate::lines::{field, lines, split_start};
 
 /// What is no baggage-octet (W3C Baggage, 3.3.1.3), and the percent sign. What is not ASCII always counts.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b',').add(b';').add(b'\\').add(b'%');
@@ -126,10 +126,11 @@ fn place_of_member<'a>(fields: impl Iterator<Item = (usize, &'a [u8], &'a [u8])>
 }
 
 /// The fields of a head: where the value begins behind its leading white space, the name, and the rest of the
-/// value. The start line is none of those that are looked for, as what precedes a colon in it has a space.
+/// value.
 fn fields(head: &[u8]) -> impl Iterator<Item = (usize, &[u8], &[u8])> {
-    let mut start = 0;
-    lines(head).filter_map(move |line| {
+    let (before, rest) = split_start(head);
+    let mut start = before.len();
+    lines(rest).filter_map(move |line| {
         let line_start = start;
         start += line.len();
         let (name, value) = field(line)?;

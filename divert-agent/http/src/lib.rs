@@ -51,6 +51,7 @@ mod irregular;
 mod lines;
 pub mod request;
 pub mod response;
+pub mod upgrade;
 
 pub use baggage::{KeyNames, KeyNamesError, find_key};
 pub use body::{Advance, BodyReader, ChunkError};
@@ -61,4 +62,5 @@ pub use head::{HeadScan, MAX_FIELDS, MAX_HEAD};
 pub use inject::inject_key;
 pub use irregular::Irregularity;
 pub use request::{Method, Request, RequestHead, parse_request};
-pub use response::{Response, ResponseHead, ResponseKind, parse_response};
+pub use response::{Asked, Response, ResponseHead, ResponseKind, parse_response};
+pub use upgrade::offered_protocols;

@@ -72,8 +72,8 @@ pub struct RequestHead<'a> {
     pub host: Option<&'a str>,
     /// `Expect: 100-continue`: the client may keep the body back (RFC 9110 10.1.1). HTTP/1.0 has it not.
     pub expect_continue: bool,
-    /// An upgrade to something other than h2c is offered: Upgrade, with Connection: upgrade
-    /// (RFC 9110 7.8).
+    /// An upgrade to something other than h2c is offered: Upgrade, with Connection: upgrade, by HTTP/1.1
+    /// (RFC 9110 7.8). [`offered_protocols`](crate::offered_protocols) says to what.
     pub upgrade: bool,
     /// The head has something of an upgrade to h2c (RFC 7540 3.2), which
     /// [`strip_h2c_offer`](crate::strip_h2c_offer) removes.
@@ -180,6 +180,9 @@ impl<'a> RequestLine<'a> {
         };
         let seen = Seen::of(fields, names);
         let body = seen.framing.of_request(self.minor)?;
+        if method == Method::Connect && !matches!(body, BodyLength::None | BodyLength::Length(0)) {
+            return Err(FramingError::BodyOfConnect);
+        }
         if seen.hosts > 1 {
             return Err(FramingError::ManyHosts);
         }
@@ -195,7 +198,7 @@ impl<'a> RequestLine<'a> {
             key,
             host: host.filter(|host| !host.is_empty()),
             expect_continue: seen.expect_continue && self.minor > 0,
-            upgrade: seen.upgrade && seen.connection_upgrade,
+            upgrade: seen.upgrade && seen.connection_upgrade && self.minor > 0,
             h2c_offer: seen.h2c_offer,
             close: seen.close || (self.minor == 0 && !seen.keep_alive),
             debug: seen.debug,

@@ -7,6 +7,7 @@ use crate::framing::{BodyLength, Framing, FramingError};
 use crate::head::{HeadScan, Scanned};
 use crate::irregular::Irregularity;
 use crate::request::Method;
+use crate::upgrade;
 
 /// What a buffer begins with, read as a response.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +19,17 @@ pub enum Response {
     /// The end of this response is certain only when the server closes: it is to be relayed until then, and
     /// nothing more to be routed on its connection.
     Irregular(ResponseFault),
+}
+
+/// What of a request the reading of its responses depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asked<'a> {
+    /// The method.
+    pub method: Method,
+    /// Minor version.
+    pub version: u8,
+    /// The protocols that were offered to its server ([`offered_protocols`](crate::offered_protocols)); empty: none.
+    pub offered: &'a [u8],
 }
 
 /// Why the end of a response is uncertain.
@@ -33,6 +45,14 @@ pub enum ResponseFault {
     /// fields.
     #[error("reading the head: it is longer than 128 KiB, or has more than 2048 fields; send less")]
     TooLarge,
+    /// RFC 9110 7.8: "a server MUST NOT switch to a protocol that was not indicated by the client".
+    #[error("reading the head: a 101 that names no protocol which the request offered; answer in HTTP")]
+    UnaskedUpgrade,
+    /// RFC 9110 15.2: not to be sent to a client of HTTP/1.0, who takes it for the answer.
+    #[error(
+        "reading the head: an interim response to a request of HTTP/1.0, which has none; send the answer"
+    )]
+    InterimInHttp10,
 }
 
 /// What comes after the head.
@@ -40,7 +60,7 @@ pub enum ResponseFault {
 pub enum ResponseKind {
     /// 1xx but 101: another response to the same request follows (RFC 9110 15.2).
     Interim,
-    /// 101: what follows is another protocol, in both directions (RFC 9110 15.2.2).
+    /// 101 that accepts what was offered: what follows is another protocol, in both directions (RFC 9110 15.2.2).
     SwitchingProtocols,
     /// 2xx to CONNECT: what follows is a tunnel (RFC 9110 9.3.6).
     Tunnel,
@@ -66,10 +86,9 @@ pub struct ResponseHead {
     pub close: bool,
 }
 
-/// Reads the head that `buf` begins with, which answers a request with this `method`. `scan` remembers
-/// between calls how much of it was searched for its end, and starts over when the answer is not
-/// `Partial`.
-pub fn parse_response(buf: &[u8], scan: &mut HeadScan, method: Method) -> Response {
+/// Reads the head that `buf` begins with, which answers a request like `asked`. `scan` remembers between calls
+/// how much of it was searched for its end, and starts over when the answer is not `Partial`.
+pub fn parse_response(buf: &[u8], scan: &mut HeadScan, asked: &Asked<'_>) -> Response {
     if !may_be_response(buf) {
         scan.reset();
         return Response::Irregular(Irregularity::StartLine.into());
@@ -84,7 +103,7 @@ pub fn parse_response(buf: &[u8], scan: &mut HeadScan, method: Method) -> Respon
     } else if extent.folded {
         Err(Irregularity::Folded.into())
     } else {
-        read(&buf[..extent.end], method)
+        read(&buf[..extent.end], asked)
     };
     read.map_or_else(Response::Irregular, Response::Head)
 }
@@ -97,16 +116,17 @@ fn may_be_response(buf: &[u8]) -> bool {
     buf.starts_with(VERSION) || VERSION.starts_with(buf)
 }
 
-fn read(head: &[u8], method: Method) -> Result<ResponseHead, ResponseFault> {
+fn read(head: &[u8], asked: &Asked<'_>) -> Result<ResponseHead, ResponseFault> {
     let line_end = memchr(b'\n', head).map_or(head.len(), |lf| lf + 1);
     let (line, fields) = head.split_at(line_end);
     let (version, status) = status_line(line).ok_or(Irregularity::StartLine)?;
     let mut framing = Framing::default();
-    let (mut close, mut keep_alive) = (false, false);
+    let (mut close, mut keep_alive, mut accepted) = (false, false, false);
     with_fields(fields, |fields| {
         for field in fields {
             let name = field.name.as_bytes();
             match name.len() {
+                7 if is(name, "upgrade") => accepted |= upgrade::accepts(field.value, asked.offered),
                 10 if is(name, "connection") => {
                     close |= has_token(field.value, "close");
                     keep_alive |= has_token(field.value, "keep-alive");
@@ -121,14 +141,16 @@ fn read(head: &[u8], method: Method) -> Result<ResponseHead, ResponseFault> {
         FieldsError::TooMany => ResponseFault::TooLarge,
         FieldsError::Malformed => Irregularity::Field.into(),
     })?;
-    let kind = match (status, method) {
-        (101, _) => ResponseKind::SwitchingProtocols,
+    let kind = match (status, asked.method) {
+        (101, _) if accepted => ResponseKind::SwitchingProtocols,
+        (101, _) => return Err(ResponseFault::UnaskedUpgrade),
+        (100..=199, _) if asked.version == 0 => return Err(ResponseFault::InterimInHttp10),
         (100..=199, _) => ResponseKind::Interim,
         (200..=299, Method::Connect) => ResponseKind::Tunnel,
         _ => ResponseKind::Final,
     };
     // RFC 9112 6.3, rules 1 and 2: "regardless of the header fields present".
-    let bodiless = kind != ResponseKind::Final || method == Method::Head || matches!(status, 204 | 304);
+    let bodiless = kind != ResponseKind::Final || asked.method == Method::Head || matches!(status, 204 | 304);
     let body = if bodiless { BodyLength::None } else { framing.of_response(version)? };
     let close = close || (version == 0 && !keep_alive);
     Ok(ResponseHead { len: head.len(), status, version, kind, body, close })

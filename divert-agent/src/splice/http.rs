@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use divert_http::{
-    KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key, parse_request, strip_h2c_offer,
+    KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key, offered_protocols, parse_request,
+    strip_h2c_offer,
 };
 
 use super::answer::Answer;
@@ -134,7 +135,7 @@ impl Session {
                     return Err(self.refuse(&Answer::HeadTooLarge));
                 }
                 let route = decided.route.clone();
-                Ok(Some(Step::Request(wanted(&head, rewritten, decided), route)))
+                Ok(Some(Step::Request(wanted(&head, &bytes[..head.len], rewritten, decided), route)))
             }
             // What cannot be followed cannot be given a key either.
             Request::Irregular { key, reason, .. } => match self.decide(key.as_deref(), None, false).route {
@@ -367,7 +368,7 @@ fn rewrite(head: &RequestHead<'_>, bytes: &[u8], key: Option<&str>, names: &KeyN
     Some(with)
 }
 
-fn wanted(head: &RequestHead<'_>, rewritten: Option<Vec<u8>>, decided: Decided) -> Wanted {
+fn wanted(head: &RequestHead<'_>, bytes: &[u8], rewritten: Option<Vec<u8>>, decided: Decided) -> Wanted {
     let has_body = head.body != divert_http::BodyLength::None;
     Wanted {
         repeatable: head.idempotent && !has_body,
@@ -377,6 +378,8 @@ fn wanted(head: &RequestHead<'_>, rewritten: Option<Vec<u8>>, decided: Decided) 
             head_len: head.len,
             body: head.body,
             method: head.method,
+            version: head.version,
+            offered: if head.upgrade { offered_protocols(bytes) } else { Vec::new() },
             rewritten,
             close: head.close,
             target: decided.route.filter(|_| head.debug).map(|route| route.service.to_string()),

@@ -3,7 +3,7 @@
 #![no_main]
 
 use divert_http::{
-    ClientBytes, ClientDetector, HeadScan, KeyNames, Method, Request, RequestHead, Response, detect_client,
+    ClientBytes, ClientDetector, HeadScan, KeyNames, Request, RequestHead, Response, detect_client,
     parse_request, parse_response, strip_h2c_offer,
 };
 use libfuzzer_sys::fuzz_target;
@@ -40,10 +40,10 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
 
-    for method in [Method::Other, Method::Head, Method::Connect] {
-        let response = parse_response(bytes, &mut HeadScan::new(), method);
+    for asked in reference::kinds_of_requests() {
+        let response = parse_response(bytes, &mut HeadScan::new(), &asked);
         let mut scan = HeadScan::new();
-        let in_parts = ends.iter().map(|end| parse_response(&bytes[..*end], &mut scan, method));
+        let in_parts = ends.iter().map(|end| parse_response(&bytes[..*end], &mut scan, &asked));
         let in_parts = in_parts.into_iter().find(|found| *found != Response::Partial);
         assert_eq!(in_parts.unwrap_or(Response::Partial), response);
         if let Response::Head(head) = response {

@@ -204,12 +204,27 @@ fn framing_by_two_rules_is_refused() {
     assert_eq!(both, FramingError::LengthAndCoding);
     let differing = ambiguous(&["POST / HTTP/1.1", "Content-Length: 5", "CONTENT-LENGTH: 6"]);
     assert_eq!(differing, FramingError::DifferingLengths);
+    for lines in [
+        &["POST / HTTP/1.1", "Content-Length: 5, 5"][..],
+        &["POST / HTTP/1.1", "Content-Length: 5", "Content-Length: 05"],
+    ] {
+        assert_eq!(ambiguous(lines), FramingError::RepeatedLength, "{lines:?}");
+    }
     let signed = ambiguous(&["GET / HTTP/1.1", "Content-Length: +0"]);
     assert_eq!(signed, FramingError::InvalidLength);
     let unknown = ambiguous(&["POST / HTTP/1.1", "Transfer-Encoding: xchunked"]);
     assert_eq!(unknown, FramingError::NotChunkedLast);
     let old = ambiguous(&["POST / HTTP/1.0", "Transfer-Encoding: chunked"]);
     assert_eq!(old, FramingError::CodingInHttp10);
+}
+
+#[test]
+fn connect_has_no_body() {
+    for field in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        assert_eq!(ambiguous(&["CONNECT a:1 HTTP/1.1", field]), FramingError::BodyOfConnect, "{field}");
+    }
+    // What some clients say of it, and nobody misunderstands.
+    assert_eq!(regular(&of(&["CONNECT a:1 HTTP/1.1", "Content-Length: 0"])).body, BodyLength::Length(0));
 }
 
 #[test]
@@ -271,6 +286,9 @@ fn an_upgrade_needs_connection_and_upgrade() {
     assert_eq!(offers(head(&["Upgrade: websocket"])), (false, false));
     assert_eq!(offers(head(&["Connection: upgrade"])), (false, false));
     assert_eq!(offers(head(&["Connection: upgrade", "Upgrade:"])), (false, false));
+    // RFC 9110 7.8: to be ignored in HTTP/1.0.
+    let old = of(&["GET / HTTP/1.0", "Connection: upgrade", "Upgrade: websocket"]);
+    assert_eq!(offers(regular(&old)), (false, false));
 }
 
 #[test]

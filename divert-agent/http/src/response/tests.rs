@@ -2,7 +2,17 @@ use super::*;
 use crate::head::{MAX_FIELDS, MAX_HEAD};
 
 fn parse(buf: &[u8], method: Method) -> Response {
-    parse_response(buf, &mut HeadScan::new(), method)
+    parse_response(buf, &mut HeadScan::new(), &Asked { method, version: 1, offered: b"" })
+}
+
+/// The answer to a GET of this version that offers these protocols.
+fn answer(lines: &[&str], version: u8, offered: &str) -> Result<ResponseKind, ResponseFault> {
+    let asked = Asked { method: Method::Other, version, offered: offered.as_bytes() };
+    match parse_response(&of(lines), &mut HeadScan::new(), &asked) {
+        Response::Head(head) => Ok(head.kind),
+        Response::Irregular(fault) => Err(fault),
+        Response::Partial => panic!("partial"),
+    }
 }
 
 fn of(lines: &[&str]) -> Vec<u8> {
@@ -123,7 +133,6 @@ fn some_responses_have_no_body_whatever_they_say() {
         ("HTTP/1.1 304 Not Modified", Method::Other, ResponseKind::Final),
         ("HTTP/1.1 100 Continue", Method::Other, ResponseKind::Interim),
         ("HTTP/1.1 103 Early Hints", Method::Connect, ResponseKind::Interim),
-        ("HTTP/1.1 101 Switching Protocols", Method::Other, ResponseKind::SwitchingProtocols),
         ("HTTP/1.1 200 OK", Method::Connect, ResponseKind::Tunnel),
         ("HTTP/1.1 299 x", Method::Connect, ResponseKind::Tunnel),
     ] {
@@ -132,6 +141,37 @@ fn some_responses_have_no_body_whatever_they_say() {
             assert_eq!((head.body, head.kind), (BodyLength::None, kind), "{line} {fields:?}");
         }
     }
+}
+
+#[test]
+fn a_101_counts_where_it_names_what_was_offered() {
+    let switched = Ok(ResponseKind::SwitchingProtocols);
+    let to = |protocol: &str| ["HTTP/1.1 101 x".to_owned(), format!("Upgrade: {protocol}")];
+    let answered = |protocol: &str, version, offered| {
+        answer(&to(protocol).each_ref().map(|line| &**line), version, offered)
+    };
+    assert_eq!(answered("websocket", 1, "websocket"), switched);
+    assert_eq!(answered("WebSocket", 1, "h3,websocket"), switched);
+    assert_eq!(answer(&["HTTP/1.1 101 x", "Upgrade: a", "Content-Length: 5"], 1, "a"), switched);
+    for (protocol, offered) in [("websocket", ""), ("h2c", "websocket"), ("", "websocket")] {
+        assert_eq!(
+            answered(protocol, 1, offered),
+            Err(ResponseFault::UnaskedUpgrade),
+            "{protocol} of {offered}"
+        );
+    }
+    assert_eq!(answer(&["HTTP/1.1 101 x"], 1, "websocket"), Err(ResponseFault::UnaskedUpgrade));
+    assert_eq!(answer(&["HTTP/1.1 101 x", "X-Upgrade: a"], 1, "a"), Err(ResponseFault::UnaskedUpgrade));
+}
+
+#[test]
+fn http_1_0_has_no_interim_responses() {
+    assert_eq!(answer(&["HTTP/1.1 100 x"], 1, ""), Ok(ResponseKind::Interim));
+    for status in ["100", "103", "199"] {
+        let line = format!("HTTP/1.1 {status} x");
+        assert_eq!(answer(&[&line], 0, ""), Err(ResponseFault::InterimInHttp10), "{status}");
+    }
+    assert_eq!(answer(&["HTTP/1.0 200 x"], 0, ""), Ok(ResponseKind::Final));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 #![allow(dead_code, reason = "each user takes what it needs")]
 
 use divert_http::{
-    BodyLength, BodyReader, HeadScan, KeyNames, Method, Request, Response, parse_request, parse_response,
+    Asked, BodyLength, BodyReader, HeadScan, KeyNames, Method, Request, Response, parse_request,
+    parse_response,
 };
 
 /// The key by the letter of the rules, for the default names.
@@ -143,9 +144,9 @@ pub(crate) fn follow_requests(stream: &[u8], ends: &[usize]) -> Vec<String> {
     })
 }
 
-/// What is found in a stream of responses to requests with this method.
-pub(crate) fn follow_responses(stream: &[u8], ends: &[usize], method: Method) -> Vec<String> {
-    follow(stream, ends, |buf, scan| match parse_response(buf, scan, method) {
+/// What is found in a stream of responses to requests like this one.
+pub(crate) fn follow_responses(stream: &[u8], ends: &[usize], asked: &Asked<'_>) -> Vec<String> {
+    follow(stream, ends, |buf, scan| match parse_response(buf, scan, asked) {
         Response::Partial => Step::Partial,
         Response::Head(head) => Step::Head(head.len, head.body, format!("{head:?}")),
         stop => Step::Stop(format!("{stop:?}")),
@@ -211,4 +212,16 @@ fn follow(stream: &[u8], ends: &[usize], mut head: impl FnMut(&[u8], &mut HeadSc
         body.map(|(reader, taken)| (reader.bulk_remaining(), taken))
     ));
     found
+}
+
+/// Requests whose responses are read differently.
+pub(crate) fn kinds_of_requests() -> [Asked<'static>; 5] {
+    let of = |method, version, offered| Asked { method, version, offered };
+    [
+        of(Method::Other, 1, b""),
+        of(Method::Other, 1, b"x,websocket"),
+        of(Method::Other, 0, b""),
+        of(Method::Head, 1, b""),
+        of(Method::Connect, 1, b""),
+    ]
 }

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use divert_http::{BodyLength, BodyReader, HeadScan, Response, ResponseKind, parse_response};
+use divert_http::{Asked, BodyLength, BodyReader, HeadScan, Response, ResponseKind, parse_response};
 use tokio::time::{Sleep, sleep};
 
 use super::up::UpState;
@@ -139,7 +139,8 @@ impl Exchange<'_> {
 
     fn poll_response_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Outcome>, Reset>> {
         let down = &mut self.down;
-        match parse_response(down.outbox.bytes(), &mut down.scan, self.method) {
+        let asked = Asked { method: self.method, version: self.version, offered: &self.offered };
+        match parse_response(down.outbox.bytes(), &mut down.scan, &asked) {
             Response::Head(head) => {
                 let len = head.len;
                 match head.kind {

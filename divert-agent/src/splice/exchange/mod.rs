@@ -38,6 +38,10 @@ pub(in crate::splice) struct Outgoing {
     pub(in crate::splice) body: BodyLength,
     /// The response's framing depends on it.
     pub(in crate::splice) method: Method,
+    /// Minor version; so does it on this, ...
+    pub(in crate::splice) version: u8,
+    /// ... and on the protocols that it offers to go on in.
+    pub(in crate::splice) offered: Vec<u8>,
     /// The head to send instead of the one in the inbox.
     pub(in crate::splice) rewritten: Option<Vec<u8>>,
     /// The client said that this is its last request.
@@ -91,6 +95,8 @@ pub(in crate::splice) struct Exchange<'a> {
     server: &'a Conn,
     counts: &'a Counts,
     method: Method,
+    version: u8,
+    offered: Vec<u8>,
     close: bool,
     target: Option<String>,
     up: Up,
@@ -124,6 +130,8 @@ impl<'a> Exchange<'a> {
             server,
             counts,
             method: request.method,
+            version: request.version,
+            offered: request.offered,
             close: request.close,
             target: request.target,
             up: Up {
