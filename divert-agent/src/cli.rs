@@ -107,7 +107,7 @@ pub struct RunArgs {
     /// Which bits of a socket's mark are compared with it.
     #[arg(long, value_name = "MASK", default_value = "0xffff0000", value_parser = hexadecimal)]
     pub mark_mask: u32,
-    /// Most destinations of each family that can be captured. The kernel takes 64 bytes for each from the start, both
+    /// Most destinations of each family that can be captured. The kernel takes 80 bytes for each from the start, both
     /// families together.
     #[arg(long, value_name = "N", default_value_t = 1 << 18)]
     pub max_captures: u32,

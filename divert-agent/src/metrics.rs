@@ -220,11 +220,15 @@ impl Collector for Sources {
             e,
             counter,
             "hook_passed",
-            "Connects to captured destinations that were let through, because the agent was not there",
+            "Connects to captured destinations that were let through",
             Some("reason"),
             &[
                 ("no_listener", self.hook(Counter::PassedNoListener)),
                 ("stale", self.hook(Counter::PassedStale)),
+                ("ending", self.hook(Counter::PassedForeign)),
+                ("pod_full", self.hook(Counter::PassedPodFull)),
+                ("agent_full", self.hook(Counter::PassedAgentFull)),
+                ("refused", self.hook(Counter::PassedRefused)),
             ],
         )?;
 

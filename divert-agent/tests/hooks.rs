@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use divert_agent::kernel::cookie::NetnsCookie;
-use divert_common::label::{Label, LabelRanges};
+use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
 use divert_common::map::{Counter, EVERYONE, PodEntry};
 use lab::{
     Agent, Lab, MARK, POD_V4, POD_V6, PORT, SERVED, SERVER_V4, SERVER_V6, accept, close, load, output,
@@ -31,7 +31,8 @@ fn mapped(address: SocketAddr) -> SocketAddr {
 #[test]
 fn a_captured_connection_reaches_the_listener_and_its_local_address_is_the_label() {
     let lab = Lab::new();
-    let mut agent = Agent::start(&lab);
+    // As many as there can be labels for.
+    let mut agent = Agent::start_with(&lab, PORT, lab::load_with(1, INDEX_COUNT / 2));
     let label = agent.capture(TO_V4, 0x3f_fffe);
     let mut client = lab.connect(TO_V4);
     let accepted = accept(&agent.v4, &mut client);
@@ -63,7 +64,7 @@ fn the_application_sees_the_destination_it_asked_for_and_its_own_address() {
 fn ipv6_has_labels_of_its_own() {
     let lab = Lab::new();
     let mut agent = Agent::start(&lab);
-    let label = agent.capture(TO_V6, 0x12_3456);
+    let label = agent.capture(TO_V6, 0x7ab);
     let mut client = lab.connect(TO_V6);
     let accepted = accept(&agent.v6, &mut client);
     assert_eq!(
@@ -111,12 +112,146 @@ fn a_pods_own_set_comes_before_everyones() {
     let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
     let everyones = agent.capture(TO_V4, 1);
     let own = Label::new(2).unwrap();
+    agent.hooks.set_origin(own, 9, TO_V4).unwrap();
     agent.hooks.capture(9, TO_V4, own).unwrap();
     for (set, label) in [(EVERYONE, everyones), (9, own), (8, everyones)] {
-        agent.hooks.register_pod(netns, PodEntry { set, port: PORT, reserved: 0 }).unwrap();
+        agent.hooks.register_pod(netns, &agent.slot, PodEntry { set, port: PORT }).unwrap();
         let accepted = accept(&agent.v4, &mut lab.connect(TO_V4));
         assert_eq!(accepted.local_addr().unwrap().ip(), IpAddr::V4(LabelRanges::default().v4(label)));
     }
+}
+
+/// What a hook reads may have been reused for another key by then (Linux 6.1 and newer).
+#[test]
+fn a_label_of_another_destination_or_set_is_not_followed() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    let passed = |agent: &Agent| agent.hooks.counters().read(Counter::PassedForeign).unwrap();
+    let other = |to: SocketAddr| SocketAddr::new(to.ip(), SERVED + 1);
+    let neighbour = SocketAddr::new(Ipv4Addr::new(10, 77, 0, 3).into(), SERVED);
+    for (number, (to, of, set)) in [
+        (TO_V4, other(TO_V4), EVERYONE),
+        (TO_V4, neighbour, EVERYONE),
+        (TO_V4, TO_V6, EVERYONE),
+        (TO_V4, TO_V4, 9),
+        (mapped(TO_V4), neighbour, EVERYONE),
+        (TO_V6, other(TO_V6), EVERYONE),
+        (TO_V6, TO_V4, EVERYONE),
+        (TO_V6, TO_V6, 9),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let label = Label::new(1 + number as u32).unwrap();
+        agent.hooks.set_origin(label, set, of).unwrap();
+        agent.hooks.capture(EVERYONE, to, label).unwrap();
+        accept(&server, &mut lab.connect(to));
+        assert_eq!(passed(&agent), 1 + number as u64, "{to} by a label of {of}");
+        agent.hooks.release(EVERYONE, to).unwrap();
+    }
+    // One that means nothing, and one beyond all.
+    for label in [100, 0x3f_ffff] {
+        agent.hooks.capture(EVERYONE, TO_V4, Label::new(label).unwrap()).unwrap();
+        accept(&server, &mut lab.connect(TO_V4));
+    }
+    // A foreign one in the pod's own set is no reason to pass what is captured for everyone.
+    agent.capture(TO_V4, 200);
+    let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
+    agent.hooks.register_pod(netns, &agent.slot, PodEntry { set: 9, port: PORT }).unwrap();
+    agent.hooks.capture(9, TO_V4, Label::new(1).unwrap()).unwrap();
+    let before = passed(&agent);
+    accept(&agent.v4, &mut lab.connect(TO_V4));
+    assert_eq!(passed(&agent), before);
+}
+
+#[test]
+fn a_slot_of_another_namespace_is_not_believed() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    accept(&agent.v4, &mut lab.connect(TO_V4));
+    // The pod's cookie still leads to the slot.
+    let other = NetnsCookie::of_netns(&lab.server).unwrap();
+    agent.hooks.register_pod(other, &agent.slot, PodEntry { set: EVERYONE, port: PORT }).unwrap();
+    accept(&server, &mut lab.connect(TO_V4));
+}
+
+/// Captures come and go as fast as they can, each by another label than before, while the pod connects.
+#[test]
+fn under_churn_a_connection_is_led_by_its_own_label_or_not_at_all() {
+    const DESTINATIONS: u8 = 4;
+    const FOR: Duration = Duration::from_secs(3);
+    /// 1,024 captures have twice as many labels.
+    const ROUNDS: u32 = 2_048 / DESTINATIONS as u32;
+    let lab = Lab::new();
+    let to = |n: u8| SocketAddr::new(SERVER_V4.into(), SERVED + u16::from(n));
+    let serve = |n| lab.server.enter(|| TcpListener::bind(to(n))).unwrap().unwrap();
+    let servers: Vec<_> = (0..DESTINATIONS).map(serve).collect();
+    let sockets: Vec<_> = (0..DESTINATIONS).map(|n| lab.tcp(to(n))).collect();
+    let Agent { mut hooks, slot: _slot, v4, v6: _v6, assignment: _assignment, .. } = Agent::start(&lab);
+    let end = Instant::now() + FOR;
+    let running = || Instant::now() < end;
+    let (captured, passed) = std::thread::scope(|scope| {
+        for (socket, n) in sockets.iter().zip(0..) {
+            // Connects, says whom it meant, and takes it back: no child has to make a socket for each.
+            scope.spawn(move || {
+                while running() {
+                    socket.connect(&to(n).into()).unwrap();
+                    (&mut &*socket).write_all(&[n]).unwrap();
+                    rustix::net::connect_unspec(socket).unwrap();
+                }
+            });
+        }
+        // The destination that a connection was made to, and the one that it means by what it was led by.
+        let accept = |listener: &TcpListener, led_to: &dyn Fn(SocketAddr) -> u8| {
+            listener.set_nonblocking(true).unwrap();
+            let mut count = 0;
+            while running() {
+                let Ok((mut accepted, _)) = listener.accept() else {
+                    std::thread::yield_now();
+                    continue;
+                };
+                let local = accepted.local_addr().unwrap();
+                let mut meant = [0];
+                if matches!(accepted.read(&mut meant), Ok(1)) {
+                    assert_eq!(meant[0], led_to(local), "{local}");
+                    count += 1;
+                }
+            }
+            count
+        };
+        let passed: Vec<_> = servers
+            .iter()
+            .map(|it| scope.spawn(move || accept(it, &|local| (local.port() - SERVED) as u8)))
+            .collect();
+        let captured = scope.spawn(move || {
+            accept(&v4, &|local| match local.ip() {
+                // The destination's number is in the low bits of each of its labels.
+                IpAddr::V4(ip) => (ip.to_bits() % u32::from(DESTINATIONS)) as u8,
+                IpAddr::V6(_) => unreachable!("the listener is IPv4's"),
+            })
+        });
+        for round in (0..ROUNDS).cycle() {
+            for n in 0..DESTINATIONS {
+                let label = Label::new(round * u32::from(DESTINATIONS) + u32::from(n)).unwrap();
+                hooks.set_origin(label, EVERYONE, to(n)).unwrap();
+                hooks.capture(EVERYONE, to(n), label).unwrap();
+            }
+            for n in 0..DESTINATIONS {
+                hooks.release(EVERYONE, to(n)).unwrap();
+            }
+            if !running() {
+                break;
+            }
+        }
+        let passed: u64 = passed.into_iter().map(|it| it.join().unwrap()).sum();
+        (captured.join().unwrap(), passed)
+    });
+    let foreign = hooks.counters().read(Counter::PassedForeign).unwrap();
+    eprintln!("{captured} captured, {passed} passed, {foreign} of them as what was read was another's");
+    assert!(captured > 100 && passed > 100, "{captured} captured, {passed} passed");
 }
 
 #[test]
@@ -252,8 +387,7 @@ fn every_worker_has_to_beat() {
     // The same with two workers.
     close(std::mem::replace(&mut agent.hooks, load(2)));
     agent.hooks.attach(lab.cgroup.open().as_fd()).unwrap();
-    let entry = PodEntry { set: EVERYONE, port: PORT, reserved: 0 };
-    agent.hooks.register_pod(NetnsCookie::of_netns(&lab.pod).unwrap(), entry).unwrap();
+    agent.slot = lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT });
     agent.capture(TO_V4, 1);
     let heartbeat = agent.hooks.heartbeat();
 
@@ -305,8 +439,7 @@ fn the_kernel_chooses_among_listeners_that_share_the_port() {
     let workers = lab.pod.enter(|| [listen(), listen()]).unwrap();
     let mut agent = Agent::start_on(&lab, PORT);
     let _second = agent.hooks.assign(lab.pod.as_fd(), PORT + 2, Some(workers[0].as_fd()), None).unwrap();
-    let entry = PodEntry { set: EVERYONE, port: PORT + 2, reserved: 0 };
-    agent.hooks.register_pod(NetnsCookie::of_netns(&lab.pod).unwrap(), entry).unwrap();
+    agent.slot = lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT + 2 });
     agent.capture(TO_V4, 1);
 
     let clients: Vec<_> = (0..32).map(|_| lab.connect(TO_V4)).collect();
@@ -410,7 +543,7 @@ fn a_hundred_thousand_captures_are_quickly_there_and_a_full_map_says_so() {
     let begin = cpu_time();
     for index in 0..CAPTURES {
         let label = Label::new(index).unwrap();
-        hooks.set_origin(label, address(index)).unwrap();
+        hooks.set_origin(label, EVERYONE, address(index)).unwrap();
         hooks.capture(EVERYONE, address(index), label).unwrap();
     }
     let taken = cpu_time() - begin;

@@ -6,3 +6,4 @@ pub mod label;
 pub mod map;
 #[cfg(feature = "std")]
 pub mod netns;
+pub mod refusal;

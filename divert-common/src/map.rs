@@ -6,16 +6,47 @@ use crate::label::LabelRanges;
 /// Capture set of every registered pod.
 pub const EVERYONE: u32 = 0;
 
-/// Value of `PODS`, keyed by network namespace cookie (SO_NETNS_COOKIE, kernel 5.14).
+/// Length of `POD_SLOTS`, and the most pods that can be registered, plus one. `PODS`, keyed by network namespace
+/// cookie (SO_NETNS_COOKIE, kernel 5.14), has an index into it for value.
+pub const POD_SLOT_COUNT: u32 = 1 << POD_SLOT_BITS;
+/// Bits of an index into `POD_SLOTS`.
+pub const POD_SLOT_BITS: u32 = 14;
+/// The slot that is no pod's: its [`PodSlot::full`] speaks for the agent as a whole.
+pub const AGENT_SLOT: u32 = 0;
+
+/// Element of `POD_SLOTS`. Whole words, each written and read at once: the agent has the array in its memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
+pub struct PodSlot {
+    /// Cookie of the network namespace that the slot is about; zero for nobody's, which is no namespace's.
+    pub cookie: u64,
+    /// A [`PodEntry`].
+    pub entry: u64,
+    /// Not zero: new connections go direct, as there is no room for them.
+    pub full: u64,
+}
+
+/// What a pod is registered with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PodEntry {
     /// The pod's own capture set; [`EVERYONE`] when it has none beside.
     pub set: u32,
-    /// Port of the agent's listeners in that namespace, host byte order.
+    /// Port of the agent's listeners in that namespace.
     pub port: u16,
-    /// Zero.
-    pub reserved: u16,
+}
+
+impl PodEntry {
+    /// As one word.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        (self.port as u64) << 32 | self.set as u64
+    }
+
+    /// And back.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { set: word as u32, port: (word >> 32) as u16 }
+    }
 }
 
 /// Key of `CAPTURE4`.
@@ -46,16 +77,18 @@ pub struct CaptureKey6 {
     pub reserved: u16,
 }
 
-/// Value of `ORIGINS`, keyed by label index: what getpeername shows the application.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Element of `ORIGINS`, by label index: what a label means. All zero for one that means nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Origin {
-    /// The address as IPv6, IPv4 as v4-mapped; the bytes as on the wire.
-    pub address: [u8; 16],
+    /// The address as IPv6, IPv4 as v4-mapped; the bytes as on the wire, as words in memory.
+    pub address: [u32; 4],
     /// Port, host byte order.
     pub port: u16,
     /// Zero.
     pub reserved: u16,
+    /// Capture set that the label belongs to.
+    pub set: u32,
 }
 
 /// Index into `COUNTERS`, a per-CPU array of u64.
@@ -68,10 +101,19 @@ pub enum Counter {
     PassedNoListener = 1,
     /// Captured destinations passed untouched: a worker's heartbeat was too old.
     PassedStale = 2,
+    /// Captured destinations passed untouched: the label read was another destination's, as the capture was just
+    /// ending.
+    PassedForeign = 3,
+    /// Captured destinations passed untouched: the pod has as many connections as it may.
+    PassedPodFull = 4,
+    /// Captured destinations passed untouched: the agent has as many connections as it can.
+    PassedAgentFull = 5,
+    /// Captured destinations passed untouched: the destination refused a moment ago.
+    PassedRefused = 6,
 }
 
 /// Length of `COUNTERS`.
-pub const COUNTER_COUNT: u32 = 3;
+pub const COUNTER_COUNT: u32 = 7;
 
 /// The most workers an agent can have.
 pub const MAX_WORKERS: u32 = 256;
@@ -114,18 +156,20 @@ pub struct LookupSettings {
 
 impl From<LabelRanges> for Ranges {
     fn from(ranges: LabelRanges) -> Self {
-        let v6 = ranges.v6.octets();
-        let word = |i| u32::from_ne_bytes([v6[i], v6[i + 1], v6[i + 2], v6[i + 3]]);
-        Self { v4: ranges.v4.to_bits(), v6: [word(0), word(4), word(8), word(12)] }
+        Self { v4: ranges.v4.to_bits(), v6: words(ranges.v6.octets()) }
     }
+}
+
+/// The bytes of an IPv6 address as words in memory.
+pub fn words(address: [u8; 16]) -> [u32; 4] {
+    let word = |i| u32::from_ne_bytes([address[i], address[i + 1], address[i + 2], address[i + 3]]);
+    [word(0), word(4), word(8), word(12)]
 }
 
 /// User space hands these to the kernel as bytes.
 #[cfg(feature = "aya")]
 mod pod {
     // SAFETY: repr(C), of integers only, without padding: any bytes are a value and every byte is defined.
-    unsafe impl aya::Pod for super::PodEntry {}
-    // SAFETY: as above.
     unsafe impl aya::Pod for super::CaptureKey4 {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::CaptureKey6 {}
@@ -139,10 +183,10 @@ mod pod {
 
 /// A size that is the sum of its fields' sizes leaves no room for padding.
 const _: () = {
-    assert!(size_of::<PodEntry>() == 4 + 2 + 2);
+    assert!(size_of::<PodSlot>() == 8 + 8 + 8);
     assert!(size_of::<CaptureKey4>() == 4 + 4 + 2 + 2);
     assert!(size_of::<CaptureKey6>() == 4 + 16 + 2 + 2);
-    assert!(size_of::<Origin>() == 16 + 2 + 2);
+    assert!(size_of::<Origin>() == 16 + 2 + 2 + 4);
     assert!(size_of::<Ranges>() == 4 + 16);
     assert!(size_of::<LookupSettings>() == 20 + 2 + 2);
 };

@@ -6,7 +6,7 @@
 //!   to the agent's listeners.
 //!
 //! No program keeps state about a connection, and each gives way where it cannot be sure: a
-//! connection that is passed untouched is missed, never wrong.
+//! connection that is passed untouched is missed, never wrong. What a program may believe of its maps: `connect/maps.rs`.
 #![no_std]
 
 use divert_common::label::INDEX_MASK;

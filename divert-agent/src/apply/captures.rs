@@ -52,12 +52,12 @@ pub(super) struct Captures {
 }
 
 impl Captures {
-    /// None.
-    pub(super) fn new(ranges: LabelRanges) -> Self {
+    /// None, and room for as many labels as this.
+    pub(super) fn new(ranges: LabelRanges, labels: u32) -> Self {
         Self {
             ranges,
             sets: SetIds::default(),
-            labels: Labels::default(),
+            labels: Labels::with_limit(labels),
             captured: HashMap::default(),
             resting: Resting::default(),
             waiting: HashMap::default(),
@@ -256,6 +256,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Instant;
 
+    use divert_common::label::INDEX_COUNT;
+
     use super::super::labels::QUARANTINE;
     use super::*;
     use crate::plan::{CaptureSet, OnUnavailable, Route, ServiceRef, SharedService, Unavailable};
@@ -288,7 +290,7 @@ mod tests {
     }
 
     fn captures() -> Captures {
-        Captures::new(LabelRanges::default())
+        Captures::new(LabelRanges::default(), INDEX_COUNT)
     }
 
     /// Does what the applier does with a table, and a kernel that refuses nothing.

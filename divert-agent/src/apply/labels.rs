@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use divert_common::label::{INDEX_COUNT, Label};
+use divert_common::label::Label;
 
 use crate::hash::HashMap;
 
@@ -50,15 +50,9 @@ struct Resting {
     released: Duration,
 }
 
-impl Default for Labels {
-    fn default() -> Self {
-        Self::with_limit(INDEX_COUNT)
-    }
-}
-
 impl Labels {
-    /// Labels below `end` only; at most [`INDEX_COUNT`].
-    fn with_limit(end: u32) -> Self {
+    /// Labels below `end`, for which there is a place in the kernel.
+    pub(super) fn with_limit(end: u32) -> Self {
         Self {
             unused: 0,
             end,
@@ -163,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_destination_keeps_its_label() {
-        let mut labels = Labels::default();
+        let mut labels = Labels::with_limit(1 << 10);
         let first = labels.take(key(1)).unwrap();
         assert_ne!(labels.take(key(2)), Some(first));
         assert_eq!(labels.take(key(1)), Some(first));
@@ -172,7 +166,7 @@ mod tests {
 
     #[test]
     fn sets_have_labels_of_their_own() {
-        let mut labels = Labels::default();
+        let mut labels = Labels::with_limit(1 << 10);
         let everyone = labels.take(key(1)).unwrap();
         assert_ne!(labels.take(CaptureKey { set: 1, ..key(1) }), Some(everyone));
     }
@@ -201,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_capture_that_comes_back_takes_its_label_again() {
-        let mut labels = Labels::default();
+        let mut labels = Labels::with_limit(1 << 10);
         let label = labels.take(key(1)).unwrap();
         labels.release(key(1), at(0));
         assert_eq!(labels.take(key(1)), Some(label));

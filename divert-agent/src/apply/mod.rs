@@ -151,9 +151,9 @@ impl Applier {
         Ok(Self {
             common: Common { ranges, ports: settings.ports, first_port: uptime_seconds(), workers },
             counters: hooks.counters(),
+            captures: Captures::new(ranges, hooks.labels()),
             hooks,
             table,
-            captures: Captures::new(ranges),
             pods: Pods::new(scanner, settings.pod_cgroups.map(PodCgroups::new)),
             overlapping: BTreeMap::new(),
             reconnect: Reconnect::new(settings.reconnect),
@@ -241,8 +241,11 @@ impl Applier {
     fn ask_to_reconnect(&mut self) {
         // The map is this process's own: there is no reason for the kernel to refuse.
         let read = |counter| self.counters.read(counter).unwrap_or(0);
-        let passed =
-            Passed { stale: read(Counter::PassedStale), no_listener: read(Counter::PassedNoListener) };
+        let passed = Passed {
+            stale: read(Counter::PassedStale),
+            no_listener: read(Counter::PassedNoListener),
+            foreign: read(Counter::PassedForeign),
+        };
         let before = std::mem::replace(&mut self.passed, passed);
         if passed != before {
             self.pods.search_again();
@@ -350,7 +353,7 @@ impl Applier {
         for ((label, original), (key, _)) in origins.into_iter().zip(steps.capture) {
             let done = self
                 .hooks
-                .set_origin(label, original)
+                .set_origin(label, key.set, original)
                 .and_then(|()| self.hooks.capture(key.set, key.address, label));
             if let Err(error) = done {
                 self.captures.refused(key);
@@ -417,6 +420,8 @@ struct Passed {
     stale: u64,
     /// As one pod has no listener, of the address' family perhaps.
     no_listener: u64,
+    /// As a capture was just ending.
+    foreign: u64,
 }
 
 /// A clock that stands still while the agent does.

@@ -23,6 +23,7 @@ use crate::kernel::cookie::NetnsCookie;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::listeners::{self, Families, PortListeners};
 use crate::kernel::lookup::Assignment;
+use crate::kernel::pod_slots::PodSlot;
 use crate::kernel::ports::{self, PortNeeds};
 use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use crate::kernel::sock_diag::SockDiag;
@@ -43,6 +44,7 @@ pub(super) struct Common {
 #[derive(Debug)]
 pub(super) struct Served {
     cookie: NetnsCookie,
+    slot: Arc<PodSlot>,
     port: u16,
     /// As chosen when it was opened.
     sources: Sources,
@@ -111,6 +113,7 @@ impl Served {
             open_port(common, &netns, plan, sources, &predecessors)?;
         let first = listeners.first().ok_or(Direct::NoFreePort)?;
 
+        let slot = Arc::new(hooks.pod_slot().map_err(failed("registering it with the hooks"))?);
         let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender()));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
         for range in Prefix::of_labels(&common.ranges) {
@@ -134,8 +137,17 @@ impl Served {
             .map_err(failed("attaching the socket look-up program"))?;
         common.workers.open(Arc::clone(&pod), listeners);
         let search = Search::new(Instant::now());
-        let served =
-            Self { cookie, port, sources, listeners: inodes, search, _assignment: assignment, routes, pod };
+        let served = Self {
+            cookie,
+            slot,
+            port,
+            sources,
+            listeners: inodes,
+            search,
+            _assignment: assignment,
+            routes,
+            pod,
+        };
         if let Err(error) = served.register(hooks, set) {
             common.workers.close(served.id());
             return Err(error);
@@ -150,13 +162,13 @@ impl Served {
 
     /// Registers the pod with the hooks, or changes its capture set.
     pub(super) fn register(&self, hooks: &mut Hooks, set: u32) -> Result<(), Direct> {
-        let entry = PodEntry { set, port: self.port, reserved: 0 };
-        hooks.register_pod(self.cookie, entry).map_err(failed("registering it with the hooks"))
+        let entry = PodEntry { set, port: self.port };
+        hooks.register_pod(self.cookie, &self.slot, entry).map_err(failed("registering it with the hooks"))
     }
 
     /// Whether the hooks know the namespace, by this agent's port.
     pub(super) fn is_registered(&self, hooks: &Hooks) -> Result<bool, HookError> {
-        Ok(hooks.registered(self.cookie)?.is_some_and(|entry| entry.port == self.port))
+        Ok(hooks.registered(self.cookie, &self.slot)?.is_some_and(|entry| entry.port == self.port))
     }
 
     /// Stops capturing, resets the connections that are spliced, closes and removes all that was opened.

@@ -1,39 +1,24 @@
-//! Heartbeats: how the connect hooks know that every worker still turns its event loop.
-//!
-//! The map is mapped into memory, so a beat is one store: no system call, and nothing that can fail
-//! in the middle of an event loop.
+//! Heartbeats: how the connect hooks know that every worker still turns its event loop, and how the agent knows.
 
 use std::io;
 use std::os::fd::AsFd;
-use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use divert_common::map::Heartbeats;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use divert_common::map::MAX_WORKERS;
 
 use super::clock::monotonic_nanos;
+use super::mapped::Mapped;
 
 /// Writes heartbeats; cheap to clone, one for each worker.
 #[derive(Clone, Debug)]
-pub struct Heartbeat(Arc<Mapping>);
+pub struct Heartbeat(Arc<Mapped>);
 
 impl Heartbeat {
-    /// Maps the one value of the BPF array `map` (BPF_F_MMAPABLE, kernel 5.5).
+    /// Maps the one value of the BPF array `map`.
     pub(super) fn map(map: impl AsFd) -> io::Result<Self> {
-        // SAFETY: a new shared mapping at an address of the kernel's choice touches no memory in use.
-        let address = unsafe {
-            mmap(
-                ptr::null_mut(),
-                size_of::<Heartbeats>(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                map,
-                0,
-            )?
-        };
-        let slots = NonNull::new(address.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self(Arc::new(Mapping(slots))))
+        Ok(Self(Arc::new(Mapped::new(map, MAX_WORKERS as usize)?)))
     }
 
     /// Says that `worker` (from 0, below the number of workers that the hooks were loaded with) is
@@ -50,34 +35,17 @@ impl Heartbeat {
         self.set(worker, 0);
     }
 
+    /// How long ago `worker` last was alive, on CLOCK_MONOTONIC, which stands still while the machine is suspended.
+    pub fn age(&self, worker: u32) -> Duration {
+        // A worker beyond the map has never been alive.
+        let beat = self.0.words().get(worker as usize).map_or(0, |slot| slot.load(Ordering::Relaxed));
+        Duration::from_nanos(monotonic_nanos().saturating_sub(beat))
+    }
+
     fn set(&self, worker: u32, nanos: u64) {
         // A worker beyond the map is none that the hooks ask about.
-        if let Some(slot) = self.0.slots().get(worker as usize) {
+        if let Some(slot) = self.0.words().get(worker as usize) {
             slot.store(nanos, Ordering::Relaxed);
         }
-    }
-}
-
-/// The mapped value.
-#[derive(Debug)]
-struct Mapping(NonNull<[AtomicU64; size_of::<Heartbeats>() / 8]>);
-
-// SAFETY: the memory is mapped until drop and reached by atomics only.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn slots(&self) -> &[AtomicU64] {
-        // SAFETY: page-aligned, mapped until drop, and shared as atomics only; the kernel reads whole words.
-        unsafe { self.0.as_ref() }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `Heartbeat::map` with this length; no reference outlives `self`.
-        let unmapped = unsafe { munmap(self.0.as_ptr().cast(), size_of::<Heartbeats>()) };
-        debug_assert!(unmapped.is_ok(), "a mapping of ours can be unmapped");
     }
 }

@@ -8,12 +8,14 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd};
 
-use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
-use divert_common::map::{CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, PodEntry, Ranges};
+use divert_common::map::{
+    CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, POD_SLOT_COUNT, PodEntry, Ranges, words,
+};
 
 use super::cookie::NetnsCookie;
 use super::counters::Counters;
@@ -21,13 +23,14 @@ use super::heartbeat::Heartbeat;
 use super::log::{self, KernelLog};
 use super::lookup::{Assignment, LookupLoader};
 use super::object::CONNECT;
+use super::pod_slots::{PodSlot, PodSlots};
 
 /// Programs of the object `connect` that capture.
 const CONNECTS: [&str; 2] = ["divert_connect4", "divert_connect6"];
 /// Those that tell the application what was captured.
 const PEERS: [&str; 2] = ["divert_getpeername4", "divert_getpeername6"];
 
-/// A good number for [`HookConfig::captures`]: 16 MiB of hash tables in all.
+/// A good number for [`HookConfig::captures`]: 20 MiB of maps in all.
 pub const DEFAULT_CAPTURES: u32 = 1 << 18;
 
 /// What the hooks are loaded with.
@@ -41,9 +44,9 @@ pub struct HookConfig {
     pub mark_mask: u32,
     /// Number of workers that write heartbeats: 1 to [`MAX_WORKERS`].
     pub workers: u32,
-    /// The most destinations of each family that can be captured, 1 to [`INDEX_COUNT`]. The hash tables of both
-    /// families together take 64 bytes for each from the start (rounded up to a power of two); entries, some 300
-    /// bytes with their origin, come on top as they are made.
+    /// The most destinations of each family that can be captured, 1 to [`INDEX_COUNT`]. The maps of both families
+    /// together take 80 bytes for each from the start (the hash tables' 32 rounded up to a power of two); entries,
+    /// some 100 bytes, come on top as they are made.
     pub captures: u32,
 }
 
@@ -123,9 +126,20 @@ pub enum HookError {
     /// The programs' log could not be read.
     #[error("starting to read what the eBPF programs log; without debug logging it is not needed")]
     Log(#[source] io::Error),
-    /// The heartbeats could not be mapped into memory.
-    #[error("mapping the heartbeats into memory")]
-    Heartbeat(#[source] io::Error),
+    /// There is no slot left for a pod.
+    #[error("the hooks have room for {most} pods and no more")]
+    TooManyPods {
+        /// How many.
+        most: u32,
+    },
+    /// An array could not be mapped into memory.
+    #[error("mapping {what} into memory")]
+    Mmap {
+        /// Which.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
 }
 
 impl HookError {
@@ -148,10 +162,11 @@ impl HookError {
 /// The hooks of this agent. Dropping them detaches them: nothing of them stays in the kernel.
 pub struct Hooks {
     ranges: Ranges,
-    pods: HashMap<MapData, u64, PodEntry>,
+    pods: HashMap<MapData, u64, u32>,
+    slots: PodSlots,
     capture4: HashMap<MapData, CaptureKey4, u32>,
     capture6: HashMap<MapData, CaptureKey6, u32>,
-    origins: HashMap<MapData, u32, Origin>,
+    origins: Array<MapData, Origin>,
     heartbeat: Heartbeat,
     counters: Counters,
     lookup: LookupLoader,
@@ -181,20 +196,22 @@ impl Hooks {
             .override_global(aya_log::LEVEL, &log_level, true)
             .map_max_entries("CAPTURE4", config.captures)
             .map_max_entries("CAPTURE6", config.captures)
+            // Of both families, and as many again whose labels rest.
             .map_max_entries("ORIGINS", config.captures.saturating_mul(2).min(INDEX_COUNT))
             .load(CONNECT)
             .map_err(|source| HookError::Load { object: "connect", source: Box::new(source) })?;
         for name in PEERS.into_iter().chain(CONNECTS) {
             program(&mut ebpf, name)?.load().map_err(|source| HookError::program(name, source))?;
         }
-        let heartbeat = match ebpf.map("HEARTBEATS") {
-            Some(Map::Array(map)) => Heartbeat::map(map.fd().as_fd()).map_err(HookError::Heartbeat)?,
-            _ => return Err(HookError::Missing { what: "array HEARTBEATS" }),
-        };
+        let mmap = |what| move |source| HookError::Mmap { what, source };
+        let heartbeat = Heartbeat::map(array(&ebpf, "HEARTBEATS")?).map_err(mmap("the heartbeats"))?;
+        let slots = PodSlots::map(array(&ebpf, "POD_SLOTS")?, array(&ebpf, "REFUSALS")?)
+            .map_err(mmap("the slots of pods"))?;
         let counters: PerCpuArray<MapData, u64> = take(&mut ebpf, "COUNTERS")?;
         Ok(Self {
             ranges,
             pods: take(&mut ebpf, "PODS")?,
+            slots,
             capture4: take(&mut ebpf, "CAPTURE4")?,
             capture6: take(&mut ebpf, "CAPTURE6")?,
             origins: take(&mut ebpf, "ORIGINS")?,
@@ -246,14 +263,37 @@ impl Hooks {
         Ok(())
     }
 
+    /// A slot to register a pod with.
+    ///
+    /// # Errors
+    /// When there are as many pods as slots.
+    pub fn pod_slot(&self) -> Result<PodSlot, HookError> {
+        self.slots.take().ok_or(HookError::TooManyPods { most: POD_SLOT_COUNT - 1 })
+    }
+
+    /// All slots.
+    pub fn pod_slots(&self) -> PodSlots {
+        self.slots.clone()
+    }
+
     /// Begins to capture connections made in a network namespace, or changes how.
     ///
     /// # Errors
     /// When the map is full or the kernel is out of memory.
-    pub fn register_pod(&mut self, netns: NetnsCookie, entry: PodEntry) -> Result<(), HookError> {
-        self.pods.insert(netns.0, entry, 0).map_err(|source| {
-            HookError::map("registering", format_args!("network namespace {}", netns.0), source)
-        })
+    pub fn register_pod(
+        &mut self,
+        netns: NetnsCookie,
+        slot: &PodSlot,
+        entry: PodEntry,
+    ) -> Result<(), HookError> {
+        slot.describe(netns, entry);
+        let registering =
+            |source| HookError::map("registering", format_args!("network namespace {}", netns.0), source);
+        // What is there stays: a hook may be looking at it.
+        if absent_is_none(self.pods.get(&netns.0, 0)).map_err(registering)? == Some(slot.index()) {
+            return Ok(());
+        }
+        self.pods.insert(netns.0, slot.index(), 0).map_err(registering)
     }
 
     /// Ends it. No error if nothing was registered.
@@ -266,14 +306,15 @@ impl Hooks {
         })
     }
 
-    /// What is registered for a network namespace.
+    /// What a network namespace is registered with, if it is by this slot.
     ///
     /// # Errors
     /// When the map cannot be read.
-    pub fn registered(&self, netns: NetnsCookie) -> Result<Option<PodEntry>, HookError> {
-        absent_is_none(self.pods.get(&netns.0, 0)).map_err(|source| {
+    pub fn registered(&self, netns: NetnsCookie, slot: &PodSlot) -> Result<Option<PodEntry>, HookError> {
+        let index = absent_is_none(self.pods.get(&netns.0, 0)).map_err(|source| {
             HookError::map("looking up", format_args!("network namespace {}", netns.0), source)
-        })
+        })?;
+        Ok(index.filter(|index| *index == slot.index()).map(|_| slot.entry()))
     }
 
     /// Where connections of a capture set to `address` are led.
@@ -289,18 +330,25 @@ impl Hooks {
         Ok(index.and_then(Label::new))
     }
 
-    /// Sets what getpeername shows for a label.
+    /// How many labels there are: those from here up have no place in the kernel.
+    pub fn labels(&self) -> u32 {
+        self.origins.len()
+    }
+
+    /// Says what a label means: what getpeername shows, and what the connect hooks compare before they lead a
+    /// connection to it. Not to be changed while anything may lead there.
     ///
     /// # Errors
-    /// When the map is full or the kernel is out of memory.
-    pub fn set_origin(&mut self, label: Label, original: SocketAddr) -> Result<(), HookError> {
+    /// When the kernel refuses: the label is not below [`Hooks::labels`].
+    pub fn set_origin(&mut self, label: Label, set: u32, original: SocketAddr) -> Result<(), HookError> {
         let address = match original.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
         };
-        let origin = Origin { address: address.octets(), port: original.port(), reserved: 0 };
+        let address = words(address.octets());
+        let origin = Origin { address, port: original.port(), reserved: 0, set };
         self.origins
-            .insert(label.index(), origin, 0)
+            .set(label.index(), origin, 0)
             .map_err(|source| HookError::map("recording as the original destination", original, source))
     }
 
@@ -309,7 +357,8 @@ impl Hooks {
     /// # Errors
     /// When the kernel refuses; it has no reason to.
     pub fn remove_origin(&mut self, label: Label) -> Result<(), HookError> {
-        absent_is_fine(self.origins.remove(&label.index()))
+        self.origins
+            .set(label.index(), Origin::default(), 0)
             .map_err(|source| HookError::map("forgetting the origin of label", label.index(), source))
     }
 
@@ -401,6 +450,14 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupS
 fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, HookError> {
     let map = ebpf.take_map(name).ok_or(HookError::Missing { what: name })?;
     M::try_from(map).map_err(|source| HookError::map("opening the eBPF map", name, source))
+}
+
+/// An array of the object `connect`, to be mapped into memory.
+fn array<'a>(ebpf: &'a Ebpf, name: &'static str) -> Result<BorrowedFd<'a>, HookError> {
+    match ebpf.map(name) {
+        Some(Map::Array(map)) => Ok(map.fd().as_fd()),
+        _ => Err(HookError::Missing { what: name }),
+    }
 }
 
 /// What is not there is no error to who only looks.

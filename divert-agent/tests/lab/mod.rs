@@ -22,6 +22,7 @@ use divert_agent::kernel::cookie::NetnsCookie;
 use divert_agent::kernel::heartbeat::Heartbeat;
 use divert_agent::kernel::hooks::{HookConfig, Hooks};
 use divert_agent::kernel::lookup::Assignment;
+use divert_agent::kernel::pod_slots::PodSlot;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::map::{EVERYONE, HEARTBEAT_MILLIS, PodEntry};
 use divert_common::netns::NetNs;
@@ -93,6 +94,7 @@ impl Lab {
 /// The hooks with one worker, attached to the lab's cgroup, with listeners in its pod.
 pub(crate) struct Agent {
     pub(crate) hooks: Hooks,
+    pub(crate) slot: PodSlot,
     pub(crate) v4: TcpListener,
     pub(crate) v6: TcpListener,
     pub(crate) assignment: Option<Assignment>,
@@ -105,15 +107,17 @@ impl Agent {
     }
 
     pub(crate) fn start_on(lab: &Lab, port: u16) -> Self {
-        let mut hooks = load(1);
+        Self::start_with(lab, port, load(1))
+    }
+
+    pub(crate) fn start_with(lab: &Lab, port: u16, mut hooks: Hooks) -> Self {
         hooks.attach(lab.cgroup.open().as_fd()).unwrap();
         let beating = Some(beat(hooks.heartbeat()));
         let listen = |ip: IpAddr| lab.pod.enter(|| TcpListener::bind((ip, port))).unwrap().unwrap();
         let (v4, v6) = (listen(Ipv4Addr::LOCALHOST.into()), listen(Ipv6Addr::LOCALHOST.into()));
         let assignment = hooks.assign(lab.pod.as_fd(), port, Some(v4.as_fd()), Some(v6.as_fd())).unwrap();
-        let entry = PodEntry { set: EVERYONE, port, reserved: 0 };
-        hooks.register_pod(NetnsCookie::of_netns(&lab.pod).unwrap(), entry).unwrap();
-        Self { hooks, v4, v6, assignment: Some(assignment), beating }
+        let slot = register(&mut hooks, &lab.pod, PodEntry { set: EVERYONE, port });
+        Self { hooks, slot, v4, v6, assignment: Some(assignment), beating }
     }
 
     /// Beats once more, and then no longer.
@@ -125,10 +129,17 @@ impl Agent {
     /// Captures a destination for everyone.
     pub(crate) fn capture(&mut self, to: SocketAddr, label: u32) -> Label {
         let label = Label::new(label).unwrap();
-        self.hooks.set_origin(label, to).unwrap();
+        self.hooks.set_origin(label, EVERYONE, to).unwrap();
         self.hooks.capture(EVERYONE, to, label).unwrap();
         label
     }
+}
+
+/// Registers a namespace by a new slot.
+pub(crate) fn register(hooks: &mut Hooks, netns: &NetNs, entry: PodEntry) -> PodSlot {
+    let slot = hooks.pod_slot().unwrap();
+    hooks.register_pod(NetnsCookie::of_netns(netns).unwrap(), &slot, entry).unwrap();
+    slot
 }
 
 /// Beats for worker 0 until the returned value is dropped.

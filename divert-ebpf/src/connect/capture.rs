@@ -3,13 +3,13 @@
 use aya_ebpf::Global;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
-use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE, PodEntry};
+use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE};
 use divert_ebpf::{TARGET, mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
 
 use crate::RANGES;
 use crate::address::Address;
 use crate::gate;
-use crate::maps::{CAPTURE4, CAPTURE6, count, pod};
+use crate::maps::{Pod, captured4, captured6, count, means, pod};
 
 /// Mark of the agent's own sockets, and the bits of a mark that count.
 #[unsafe(no_mangle)]
@@ -29,12 +29,12 @@ pub fn v4(ctx: &SockAddrContext) {
         return;
     }
     let destination = address.v4();
-    let Some(label) = label_v4(pod, destination, address.port()) else { return };
+    let Some(label) = label_v4(&pod, destination, address.port()) else { return };
     let to = v4_of_label(&RANGES.load(), label);
-    if gate::open_v4(ctx, to, pod.port) {
+    if gate::open_v4(ctx, &pod, label, to) {
         debug!(ctx, target: TARGET, "{:i}:{} captured as label {}", u32::from_be(destination), address.port(), label);
         address.set_v4(to);
-        address.set_port(pod.port);
+        address.set_port(pod.entry.port);
         count(Counter::Captured);
     }
 }
@@ -50,23 +50,23 @@ pub fn v6(ctx: &SockAddrContext) {
     let destination = address.v6();
     let port = address.port();
     let (to, label) = if let Some(destination) = v4_of_mapped(destination) {
-        let Some(label) = label_v4(pod, destination, port) else { return };
+        let Some(label) = label_v4(&pod, destination, port) else { return };
         let to = v4_of_label(&RANGES.load(), label);
-        if !gate::open_v4(ctx, to, pod.port) {
+        if !gate::open_v4(ctx, &pod, label, to) {
             return;
         }
         (mapped_of_v4(to), label)
     } else {
-        let Some(label) = label_v6(pod, destination, port) else { return };
+        let Some(label) = label_v6(&pod, destination, port) else { return };
         let to = v6_of_label(&RANGES.load(), label);
-        if !gate::open_v6(ctx, to, pod.port) {
+        if !gate::open_v6(ctx, &pod, label, to) {
             return;
         }
         (to, label)
     };
     debug!(ctx, target: TARGET, "[{:i}]:{} captured as label {}", bytes(destination), port, label);
     address.set_v6(to);
-    address.set_port(pod.port);
+    address.set_port(pod.entry.port);
     count(Counter::Captured);
 }
 
@@ -82,30 +82,48 @@ fn eligible(address: Address) -> bool {
 
 /// The label of an IPv4 destination: in the pod's own capture set, then in everyone's.
 #[inline(always)]
-fn label_v4(pod: &PodEntry, address: u32, port: u16) -> Option<u32> {
-    let mut key = CaptureKey4 { set: pod.set, address: address.to_ne_bytes(), port, reserved: 0 };
-    // SAFETY: without preallocation, an entry that is removed stays as it is until the program has ended (RCU).
-    let label = unsafe { CAPTURE4.get(key) };
-    if label.is_none() && pod.set != EVERYONE {
-        key.set = EVERYONE;
-        // SAFETY: as above.
-        return unsafe { CAPTURE4.get(key) }.copied();
+fn label_v4(pod: &Pod, address: u32, port: u16) -> Option<u32> {
+    let set = pod.entry.set;
+    let mut key = CaptureKey4 { set, address: address.to_ne_bytes(), port, reserved: 0 };
+    let own = captured4(&key);
+    if let Some(label) = own.filter(|label| means(*label, set, mapped_of_v4(address), port)) {
+        return Some(label);
     }
-    label.copied()
+    let mut everyones = None;
+    if set != EVERYONE {
+        key.set = EVERYONE;
+        everyones = captured4(&key);
+        if let Some(label) = everyones.filter(|label| means(*label, EVERYONE, mapped_of_v4(address), port)) {
+            return Some(label);
+        }
+    }
+    if own.is_some() || everyones.is_some() {
+        count(Counter::PassedForeign);
+    }
+    None
 }
 
 /// The label of an IPv6 destination, likewise.
 #[inline(always)]
-fn label_v6(pod: &PodEntry, address: [u32; 4], port: u16) -> Option<u32> {
-    let mut key = CaptureKey6 { set: pod.set, address: bytes(address), port, reserved: 0 };
-    // SAFETY: as above.
-    let label = unsafe { CAPTURE6.get(key) };
-    if label.is_none() && pod.set != EVERYONE {
-        key.set = EVERYONE;
-        // SAFETY: as above.
-        return unsafe { CAPTURE6.get(key) }.copied();
+fn label_v6(pod: &Pod, address: [u32; 4], port: u16) -> Option<u32> {
+    let set = pod.entry.set;
+    let mut key = CaptureKey6 { set, address: bytes(address), port, reserved: 0 };
+    let own = captured6(&key);
+    if let Some(label) = own.filter(|label| means(*label, set, address, port)) {
+        return Some(label);
     }
-    label.copied()
+    let mut everyones = None;
+    if set != EVERYONE {
+        key.set = EVERYONE;
+        everyones = captured6(&key);
+        if let Some(label) = everyones.filter(|label| means(*label, EVERYONE, address, port)) {
+            return Some(label);
+        }
+    }
+    if own.is_some() || everyones.is_some() {
+        count(Counter::PassedForeign);
+    }
+    None
 }
 
 /// The bytes of words as they lie in memory.

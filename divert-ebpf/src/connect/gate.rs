@@ -1,4 +1,5 @@
-//! The fail-open gate: a connection is led to the agent only if the agent is seen to be there.
+//! The fail-open gate: a connection is led to the agent only if the agent is seen to be there and has room for it, and
+//! if there is a reason to hope for more than a refusal.
 
 use core::ptr::read_volatile;
 
@@ -13,41 +14,64 @@ use aya_log_ebpf::debug;
 use divert_common::map::{Counter, MAX_WORKERS, STALE_NANOS};
 use divert_ebpf::TARGET;
 
-use crate::maps::{count, heartbeats};
+use crate::maps::{Pod, agent_is_full, count, has_refused, heartbeats, pod_is_full};
 
 /// Number of workers of the agent.
 #[unsafe(no_mangle)]
 static WORKERS: Global<u32> = Global::new(0);
 
-/// Whether a connection to an IPv4 label address would be served.
+/// Whether a connection of a pod to a label, an IPv4 address, would be served.
 #[inline(always)]
-pub fn open_v4(ctx: &SockAddrContext, address: u32, port: u16) -> bool {
+pub fn open_v4(ctx: &SockAddrContext, pod: &Pod, label: u32, address: u32) -> bool {
     let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
         saddr: 0,
         daddr: address,
         sport: 0,
-        dport: port.to_be(),
+        dport: pod.entry.port.to_be(),
     };
-    open(ctx, bpf_sock_tuple__bindgen_ty_1 { ipv4: tuple }, size_of_val(&tuple))
+    open(ctx, pod, label, bpf_sock_tuple__bindgen_ty_1 { ipv4: tuple }, size_of_val(&tuple))
 }
 
-/// Whether a connection to an IPv6 label address would be served.
+/// Likewise, an IPv6 address.
 #[inline(always)]
-pub fn open_v6(ctx: &SockAddrContext, address: [u32; 4], port: u16) -> bool {
+pub fn open_v6(ctx: &SockAddrContext, pod: &Pod, label: u32, address: [u32; 4]) -> bool {
     let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
         saddr: [0; 4],
         daddr: address,
         sport: 0,
-        dport: port.to_be(),
+        dport: pod.entry.port.to_be(),
     };
-    open(ctx, bpf_sock_tuple__bindgen_ty_1 { ipv6: tuple }, size_of_val(&tuple))
+    open(ctx, pod, label, bpf_sock_tuple__bindgen_ty_1 { ipv6: tuple }, size_of_val(&tuple))
 }
 
 #[inline(always)]
-fn open(ctx: &SockAddrContext, addresses: bpf_sock_tuple__bindgen_ty_1, size: usize) -> bool {
-    if !alive() {
+fn open(
+    ctx: &SockAddrContext,
+    pod: &Pod,
+    label: u32,
+    addresses: bpf_sock_tuple__bindgen_ty_1,
+    size: usize,
+) -> bool {
+    // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if !alive(now) {
         debug!(ctx, target: TARGET, "a captured destination passed: a worker does not turn its event loop");
         count(Counter::PassedStale);
+        return false;
+    }
+    if agent_is_full() {
+        debug!(ctx, target: TARGET, "a captured destination passed: the agent has no room");
+        count(Counter::PassedAgentFull);
+        return false;
+    }
+    if pod_is_full(pod) {
+        debug!(ctx, target: TARGET, "a captured destination passed: the pod has its share of connections");
+        count(Counter::PassedPodFull);
+        return false;
+    }
+    if has_refused(pod, label, now) {
+        debug!(ctx, target: TARGET, "a captured destination passed: it refused a moment ago");
+        count(Counter::PassedRefused);
         return false;
     }
     if !listening(ctx, addresses, size) {
@@ -61,11 +85,9 @@ fn open(ctx: &SockAddrContext, addresses: bpf_sock_tuple__bindgen_ty_1, size: us
 /// Whether every worker has turned its event loop of late: the kernel chooses among their listeners, so
 /// one that hangs would keep the connections it is given.
 #[inline(always)]
-fn alive() -> bool {
+fn alive(now: u64) -> bool {
     let Some(beats) = heartbeats() else { return false };
     let workers = WORKERS.load();
-    // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
-    let now = unsafe { bpf_ktime_get_ns() };
     let mut worker = 0;
     while worker < MAX_WORKERS as usize {
         if worker as u32 >= workers {

@@ -4,7 +4,6 @@
 //! namespace are its own. Another agent's are left to that agent.
 
 use aya_ebpf::programs::SockAddrContext;
-use divert_common::map::Origin;
 use divert_ebpf::{label_of_v4, label_of_v6, v4_of_mapped};
 
 use crate::RANGES;
@@ -16,10 +15,10 @@ use crate::maps::{origin, pod};
 pub fn v4(ctx: &SockAddrContext) {
     let address = Address::of(ctx);
     let Some(label) = label_of_v4(&RANGES.load(), address.v4()) else { return };
-    let Some(origin) = own(ctx, address, label) else { return };
-    if let Some(original) = v4_of_mapped(words(origin)) {
+    let Some((original, port)) = own(ctx, address, label) else { return };
+    if let Some(original) = v4_of_mapped(original) {
         address.set_v4(original);
-        address.set_port(origin.port);
+        address.set_port(port);
     }
 }
 
@@ -33,22 +32,15 @@ pub fn v6(ctx: &SockAddrContext) {
         None => label_of_v6(&RANGES.load(), peer),
     };
     let Some(label) = label else { return };
-    if let Some(origin) = own(ctx, address, label) {
-        address.set_v6(words(origin));
-        address.set_port(origin.port);
+    if let Some((original, port)) = own(ctx, address, label) {
+        address.set_v6(original);
+        address.set_port(port);
     }
 }
 
-/// What the label stands for, if it is this agent's.
+/// What the label stands for, if it is this agent's: address, IPv4 as v4-mapped, and port.
 #[inline(always)]
-fn own(ctx: &SockAddrContext, address: Address, label: u32) -> Option<&'static Origin> {
+fn own(ctx: &SockAddrContext, address: Address, label: u32) -> Option<([u32; 4], u16)> {
     let pod = pod(ctx)?;
-    if pod.port == address.port() { origin(label) } else { None }
-}
-
-/// The original address, words in network byte order.
-#[inline(always)]
-fn words(origin: &Origin) -> [u32; 4] {
-    // SAFETY: both are 16 bytes, of which any value is valid.
-    unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(origin.address) }
+    if pod.entry.port == address.port() { origin(label) } else { None }
 }
