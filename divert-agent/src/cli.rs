@@ -62,7 +62,8 @@ pub struct RunArgs {
     /// Default: as /proc/self/mountinfo says.
     #[arg(long, value_name = "PATH")]
     pub cgroup_root: Option<PathBuf>,
-    /// Data plane threads. Default: one for each core, 256 at most.
+    /// Data plane threads, 256 at most: each has a listener of its own in each pod, for each family. Default: one for
+    /// each core, 8 at most.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(divert_common::map::MAX_WORKERS)))]
     pub workers: Option<u32>,
     /// Address of /healthz, /readyz, /metrics and of what `status` and `explain` ask.

@@ -27,4 +27,5 @@ pub mod plan_view;
 pub mod run;
 pub mod splice;
 pub mod table;
+pub mod watchdog;
 pub mod world;

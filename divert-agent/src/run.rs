@@ -8,15 +8,15 @@ use std::io;
 use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use divert_common::label::LabelRanges;
-use divert_common::map::MAX_WORKERS;
 use divert_http::KeyNames;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::MissedTickBehavior;
 
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier, Status};
@@ -31,6 +31,7 @@ use crate::node_lock::{LockError, Place};
 use crate::plan::PlanChange;
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
+use crate::watchdog::{self, Watchdog};
 use crate::{admin, control, explain, kubernetes, manifests};
 
 /// Where a part has died, nothing new is captured until another agent serves: exchanges under way may not keep it
@@ -95,6 +96,15 @@ pub enum RunError {
     /// A part has died that cannot be started again alone. What it printed before is in the log.
     #[error("the {0} has died: the agent ends, for what runs it to start another")]
     Died(&'static str),
+    /// A part goes on for ever without getting anywhere.
+    #[error(
+        "worker {worker} has not turned its event loop for {} s, and what it holds stands still: the agent ends, for \
+         what runs it to start another", watchdog::LIMIT.as_secs()
+    )]
+    Hangs {
+        /// Which, from 0.
+        worker: u32,
+    },
     /// The system has no thread or descriptor left.
     #[error("{doing}: {source}")]
     System {
@@ -152,6 +162,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     })?;
     let counters = hooks.counters();
     let heartbeat = hooks.heartbeat();
+    let beats = hooks.heartbeat();
     let table = Arc::new(Table::default());
     let config = SpliceConfig {
         ranges,
@@ -189,8 +200,10 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         }
     };
     let (mut changes, state, inquiry, watching) = control.split();
+    let health = Arc::new(OnceLock::new());
     let agent = admin::agent::Agent {
         identity,
+        health: Arc::clone(&health),
         node,
         place: place.clone(),
         metrics: Sources {
@@ -206,10 +219,19 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let admin = tokio::spawn(admin::serve(listener, move |path, query| agent.clone().answer(path, query)));
 
     let mut status = driver.status();
-    let attended = attend(&mut changes, &mut status, |change| driver.apply(change), &mut signals).await;
+    let mut watchdog = Watchdog::new(workers.count(), Instant::now());
+    let watch = || match watchdog.look(Instant::now(), |worker| beats.last(worker)) {
+        _ if workers.has_ended() => Err(RunError::Died("data plane worker")),
+        Some(worker) => Err(RunError::Hangs { worker }),
+        None => Ok(()),
+    };
+    let attended =
+        attend(&mut changes, &mut status, |change| driver.apply(change), watch, &mut signals).await;
     let mut drain = Duration::from_secs(args.drain);
     if let Err(error) = &attended {
         tracing::error!("{error}");
+        // Nobody else is told: the agent has what it wants, or none.
+        let _ = health.set(error.to_string());
         drain = drain.min(DRAIN_OF_THE_DEAD);
     }
 
@@ -262,14 +284,18 @@ async fn attend(
     changes: &mut UnboundedReceiver<PlanChange>,
     status: &mut watch::Receiver<Status>,
     apply: impl Fn(PlanChange),
+    mut watch: impl FnMut() -> Result<(), RunError>,
     signals: &mut Signals,
 ) -> Result<(), RunError> {
+    let mut pace = tokio::time::interval(watchdog::PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             change = changes.recv() => match change {
                 Some(change) => apply(change),
                 None => return Err(RunError::Died("control plane")),
             },
+            _ = pace.tick() => watch()?,
             // What it says is for others: here counts only that somebody says it.
             said = status.changed() => if said.is_err() {
                 return Err(RunError::Died("apply thread"));
@@ -317,9 +343,12 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// One for each core, as far as the hooks have room for their heartbeats.
+/// Each worker has a listener of its own in each pod, for each family.
+const MOST_WORKERS: u32 = 8;
+
+/// One for each core, as many as [`MOST_WORKERS`].
 fn default_workers(cores: Option<NonZero<usize>>) -> u32 {
-    cores.map_or(1, |cores| u32::try_from(cores.get()).map_or(MAX_WORKERS, |cores| cores.min(MAX_WORKERS)))
+    cores.map_or(1, |cores| u32::try_from(cores.get()).map_or(MOST_WORKERS, |cores| cores.min(MOST_WORKERS)))
 }
 
 fn label_ranges(args: &RunArgs) -> Result<LabelRanges, RunError> {
@@ -365,19 +394,31 @@ mod tests {
             // After what was published, which is no death.
             die.send(()).unwrap();
         };
-        let attended = timeout(PATIENCE, attend(&mut changes, &mut status, apply, &mut signals)).await;
+        let alive = || Ok(());
+        let attended = timeout(PATIENCE, attend(&mut changes, &mut status, apply, alive, &mut signals)).await;
         assert!(matches!(attended, Ok(Err(RunError::Died("apply thread")))), "{attended:?}");
         assert!(applied.recv().is_ok() && applying.join().is_err());
 
         drop(control);
         let (_publish, mut status) = watch::channel(Status::default());
-        let attended = timeout(PATIENCE, attend(&mut changes, &mut status, |_| {}, &mut signals)).await;
+        let attended =
+            timeout(PATIENCE, attend(&mut changes, &mut status, |_| {}, alive, &mut signals)).await;
         assert!(matches!(attended, Ok(Err(RunError::Died("control plane")))), "{attended:?}");
+
+        let (_control, mut changes) = unbounded_channel();
+        let mut looks = 0;
+        let hangs = || {
+            looks += 1;
+            if looks == 3 { Err(RunError::Hangs { worker: 1 }) } else { Ok(()) }
+        };
+        let attended =
+            timeout(PATIENCE, attend(&mut changes, &mut status, |_| {}, hangs, &mut signals)).await;
+        assert!(matches!(attended, Ok(Err(RunError::Hangs { worker: 1 }))), "{attended:?}");
     }
 
     #[test]
-    fn there_are_no_more_workers_by_default_than_hooks_have_room_for() {
+    fn there_are_eight_workers_by_default_at_most() {
         let workers = |cores| default_workers(NonZero::new(cores));
-        assert_eq!([0, 1, 8, 256, 257, usize::MAX].map(workers), [1, 1, 8, 256, 256, 256]);
+        assert_eq!([0, 1, 2, 8, 9, 256, usize::MAX].map(workers), [1, 1, 2, 8, 8, 8, 8]);
     }
 }

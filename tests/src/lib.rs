@@ -20,6 +20,7 @@ pub mod chart;
 pub mod cluster;
 pub mod fixture;
 pub mod foreign;
+pub mod freeze;
 pub mod grpc;
 pub mod h2;
 pub mod http;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use divert_tests::agent::{Agent, Options};
 use divert_tests::fixture::{ALICE, BOB, Fixture, PORT};
+use divert_tests::freeze::Frozen;
 use divert_tests::http::Http;
 use divert_tests::lab::{FAMILIES, Family};
 use divert_tests::manifest::{self, Manifests};
@@ -65,6 +66,49 @@ fn a_stopped_agent_is_passed_by_within_two_seconds_and_taken_up_again() -> Resul
         Some("staging/web"),
         "it was made in the gap"
     );
+    Ok(())
+}
+
+/// What a worker serves stands still, and the hooks pass by everything: only another agent helps.
+#[test]
+fn an_agent_one_of_whose_workers_hangs_says_so_and_ends() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let mut agent = town.agent()?;
+    assert_eq!(agent.get("/healthz")?.status, 200);
+    let mut worker = Frozen::thread(agent.process().pid(), "worker-1")?;
+    let stopped = Instant::now();
+    wait::until("the agent to call itself unhealthy", || {
+        agent.get("/healthz").is_ok_and(|it| it.status == 503 && it.text().contains("worker 1"))
+    })?;
+    let took = stopped.elapsed();
+    assert!(took > Duration::from_secs(4), "{took:?}: to be slow for a moment is no reason");
+    let mut direct = town.connect()?;
+    assert!(!captured(&town, &direct)?);
+    assert_eq!(direct.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+
+    wait::until("the agent to end", || worker.is_gone())?;
+    let ended = agent.wait_end().expect_err("it must end with an error");
+    assert!(ended.to_string().contains("worker 1 has not turned its event loop"), "{ended:#}");
+    // It took apart what it could: who comes next finds nothing of it.
+    agent.assert_nothing_left()
+}
+
+#[test]
+fn time_in_which_the_whole_agent_was_stopped_is_no_reason_to_end() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let agent = town.agent()?;
+    for _ in 0..2 {
+        agent.pause()?;
+        // Not a moment to wait for: longer than a worker may stand still.
+        std::thread::sleep(Duration::from_secs(8));
+        agent.resume()?;
+        wait::until("the agent to serve again", || {
+            asked(&town, Family::V4, &[ALICE]).is_ok_and(|by| by.as_deref() == Some("alice/web"))
+        })?;
+        assert_eq!(agent.get("/healthz")?.status, 200);
+    }
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What an agent answers on its admin address.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -29,6 +29,8 @@ pub struct Agent {
     pub identity: Arc<str>,
     /// The node it serves; none without a cluster.
     pub node: Option<Arc<str>>,
+    /// Why it is about to end with an error, once it is.
+    pub health: Arc<OnceLock<String>>,
     /// Its place among the agents of the node.
     pub place: Option<Arc<Place>>,
     /// Of metrics and readiness.
@@ -82,7 +84,10 @@ impl Agent {
     /// Answers one request.
     pub async fn answer(self, path: String, query: String) -> Answer {
         match path.as_str() {
-            "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
+            "/healthz" => match self.health.get() {
+                None => Answer::text(StatusCode::OK, "ok\n"),
+                Some(error) => Answer::text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+            },
             "/readyz" => ready(&self.metrics.apply.borrow(), &self.metrics.control.troubles.load()),
             "/metrics" => match metrics::render(&self.metrics) {
                 Ok(body) => Answer::metrics(body),

@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use divert_common::map::MAX_WORKERS;
 
@@ -35,11 +34,9 @@ impl Heartbeat {
         self.set(worker, 0);
     }
 
-    /// How long ago `worker` last was alive, on CLOCK_MONOTONIC, which stands still while the machine is suspended.
-    pub fn age(&self, worker: u32) -> Duration {
-        // A worker beyond the map has never been alive.
-        let beat = self.0.words().get(worker as usize).map_or(0, |slot| slot.load(Ordering::Relaxed));
-        Duration::from_nanos(monotonic_nanos().saturating_sub(beat))
+    /// When `worker` last was alive, in nanoseconds of CLOCK_MONOTONIC; zero for never.
+    pub fn last(&self, worker: u32) -> u64 {
+        self.0.words().get(worker as usize).map_or(0, |slot| slot.load(Ordering::Relaxed))
     }
 
     fn set(&self, worker: u32, nanos: u64) {

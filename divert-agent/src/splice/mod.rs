@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -116,6 +117,8 @@ impl fmt::Debug for SpliceConfig {
 #[derive(Debug)]
 pub struct Workers {
     workers: Vec<Handle>,
+    /// A worker has been waited for in vain, and need not be again.
+    hangs: AtomicBool,
     tallies: Arc<Tallies>,
     /// Disconnected when the last thread has ended; taken by the drain.
     running: Mutex<Option<Receiver<Infallible>>>,
@@ -156,7 +159,12 @@ impl Workers {
         for _ in &workers {
             starting.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended at its start")))?;
         }
-        Ok(Self { workers, tallies, running: Mutex::new(Some(running)) })
+        Ok(Self { workers, hangs: AtomicBool::new(false), tallies, running: Mutex::new(Some(running)) })
+    }
+
+    /// Whether a thread has ended. Before a drain that is its death.
+    pub fn has_ended(&self) -> bool {
+        self.workers.iter().any(|worker| worker.commands.is_closed())
     }
 
     /// Number of workers.
@@ -190,8 +198,10 @@ impl Workers {
             worker.tell(Command::Close(netns, closing.clone()));
         }
         drop(closing);
+        let limit = if self.hangs.load(Ordering::Relaxed) { Duration::ZERO } else { CLOSE_LIMIT };
         // Nothing is ever sent: this ends when the last worker is done.
-        if closed.recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
+        if closed.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) && !limit.is_zero() {
+            self.hangs.store(true, Ordering::Relaxed);
             tracing::warn!(
                 "a data plane worker hangs; clients of a pod that is let go may have to find out by themselves"
             );
@@ -216,8 +226,11 @@ impl Workers {
             }
         }
         if let Some(running) = running.take() {
-            // Nothing is ever sent: this waits for the last thread.
-            let _ = running.recv();
+            // Nothing is ever sent: this waits for the last thread. One that hangs ends with the process.
+            if running.recv_timeout(CLOSE_LIMIT) == Err(RecvTimeoutError::Timeout) {
+                self.hangs.store(true, Ordering::Relaxed);
+                tracing::warn!("a data plane worker hangs and is left behind");
+            }
         }
     }
 }
@@ -228,5 +241,37 @@ impl Handle {
             // After a drain that is as it should be. Before, its heartbeat is missing and connections go direct.
             tracing::debug!("a data plane worker has ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_worker_that_has_died_is_noticed() {
+        let beats = Arc::new(Mutex::new(0));
+        let beat = move |worker| {
+            let mut beats = beats.lock().unwrap();
+            *beats += u32::from(worker == 1);
+            assert!(*beats < 3, "as a bug in the event loop would");
+        };
+        let config = SpliceConfig {
+            ranges: LabelRanges::default(),
+            mark: 1,
+            names: KeyNames::new(["key"], std::iter::empty::<&str>()).unwrap(),
+            head_wait: Duration::from_secs(1),
+            head_timeout: Duration::from_secs(1),
+            beat: Arc::new(beat),
+        };
+        let workers = Workers::start(2, &Arc::new(Table::default()), config).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while !workers.has_ended() {
+            assert!(Instant::now() < end, "it was not noticed");
+            std::thread::yield_now();
+        }
+        workers.drain(Duration::ZERO);
     }
 }
