@@ -167,6 +167,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let config = SpliceConfig {
         ranges,
         mark: args.mark,
+        mark_mask: args.mark_mask,
         names: names.clone(),
         head_wait: Duration::from_millis(args.head_wait),
         head_timeout: Duration::from_secs(args.head_timeout),

@@ -46,6 +46,7 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
     let config = SpliceConfig {
         ranges,
         mark: MARK,
+        mark_mask: u32::MAX,
         names: divert_http::KeyNames::default(),
         head_wait: Duration::from_secs(1),
         head_timeout: Duration::from_secs(120),

@@ -37,6 +37,8 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// Limits of descriptors, soft and hard, other than this process's own.
     pub descriptors: Option<(u64, u64)>,
+    /// The error that socket(2) gives it for sockets of sock_diag, as on a kernel without.
+    pub no_sock_diag: Option<i32>,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             drain: 5,
             arguments: Vec::new(),
             descriptors: None,
+            no_sock_diag: None,
         }
     }
 }
@@ -104,6 +107,9 @@ impl Agent {
         command.env("RUST_BACKTRACE", "1");
         if let Some((soft, hard)) = options.descriptors {
             limit_descriptors(&mut command, soft, hard);
+        }
+        if let Some(errno) = options.no_sock_diag {
+            deny_sock_diag(&mut command, errno);
         }
         let pods =
             lab.pods().map(|pod| Ok((Arc::clone(pod), Traces::of(pod)?))).collect::<Result<Vec<_>>>()?;
@@ -345,6 +351,36 @@ fn limit_descriptors(command: &mut Command, soft: u64, hard: u64) {
     };
     // SAFETY: one system call, which allocates nothing.
     unsafe { command.pre_exec(limit) };
+}
+
+/// Has socket(2) fail for NETLINK_SOCK_DIAG, by a filter of seccomp that the program inherits.
+fn deny_sock_diag(command: &mut Command, errno: i32) {
+    use std::os::unix::process::CommandExt;
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    // struct seccomp_data: number, architecture, instruction pointer, six arguments of 64 bits.
+    let filter = [
+        step(LOAD, 0, 0),
+        step(EQUAL, 5, libc::SYS_socket as u32),
+        step(LOAD, 0, 16),
+        step(EQUAL, 3, libc::AF_NETLINK as u32),
+        step(LOAD, 0, 32),
+        step(EQUAL, 1, libc::NETLINK_SOCK_DIAG as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ERRNO | errno as u32),
+        step(RETURN, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let deny = move || {
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: the program and its length are valid for the call, which copies them; root needs no more than this.
+        match unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: one system call, which allocates nothing.
+    unsafe { command.pre_exec(deny) };
 }
 
 /// What an agent makes in a pod's namespace: routes and listeners.

@@ -46,14 +46,39 @@ pub struct Kind {
     pub protocol: i32,
 }
 
-const REQUEST: usize = 12;
+/// Whose a socket is: the kernel goes by the fsuid and fsgid of the thread that makes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct User {
+    /// Of the user.
+    pub uid: u32,
+    /// Of the group.
+    pub gid: u32,
+}
+
+impl User {
+    /// Root.
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
+
+    /// Makes the calling thread's sockets this user's from now on.
+    pub fn take_on(self) {
+        // SAFETY: both calls take any number and concern the calling thread alone.
+        unsafe {
+            libc::setfsgid(self.gid);
+            libc::setfsuid(self.uid);
+        }
+    }
+}
+
+const REQUEST: usize = 20;
 
 impl Kind {
-    fn to_bytes(self) -> [u8; REQUEST] {
+    fn to_bytes(self, user: User) -> [u8; REQUEST] {
         let mut bytes = [0; REQUEST];
+        bytes[12..16].copy_from_slice(&user.uid.to_ne_bytes());
+        bytes[16..].copy_from_slice(&user.gid.to_ne_bytes());
         bytes[..4].copy_from_slice(&self.domain.to_ne_bytes());
         bytes[4..8].copy_from_slice(&self.kind.to_ne_bytes());
-        bytes[8..].copy_from_slice(&self.protocol.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&self.protocol.to_ne_bytes());
         bytes
     }
 }
@@ -78,13 +103,13 @@ impl Broker {
         Ok(Self { channel: Mutex::new(ours), pid })
     }
 
-    /// Makes a socket in a network namespace.
+    /// Makes a socket in a network namespace, in a user's name.
     ///
     /// # Errors
     /// That of socket(2), or when the broker is gone.
-    pub fn socket(&self, netns: &NetNs, kind: Kind) -> io::Result<OwnedFd> {
+    pub fn socket(&self, netns: &NetNs, kind: Kind, user: User) -> io::Result<OwnedFd> {
         let channel = self.channel.lock().map_err(|_| io::Error::other("a user of the broker panicked"))?;
-        send(channel.as_fd(), &kind.to_bytes(), Some(netns.as_fd()))?;
+        send(channel.as_fd(), &kind.to_bytes(user), Some(netns.as_fd()))?;
         let mut answer = [0; 4];
         let (length, socket) = receive(channel.as_fd(), &mut answer)?;
         match (length, i32::from_ne_bytes(answer), socket) {
@@ -134,6 +159,8 @@ fn answer_one(channel: BorrowedFd<'_>) -> bool {
     let made = move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(rustix::io::Errno::raw_os_error)
         .and_then(|()| {
+            User { uid: int(12).cast_unsigned(), gid: int(16).cast_unsigned() }.take_on();
+            let _back = Back;
             // SAFETY: socket(2) takes any numbers.
             match unsafe { libc::socket(int(0), int(4) | libc::SOCK_CLOEXEC, int(8)) } {
                 // SAFETY: errno of this thread.
@@ -147,6 +174,15 @@ fn answer_one(channel: BorrowedFd<'_>) -> bool {
         Err(errno) => send(channel, &errno.to_ne_bytes(), None),
     }
     .is_ok()
+}
+
+/// Makes the broker root again when dropped.
+struct Back;
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        User::ROOT.take_on();
+    }
 }
 
 fn send(channel: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {

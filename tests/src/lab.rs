@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use divert_common::netns::NetNs;
 use socket2::Socket;
 
-use crate::broker::{Broker, Kind};
+use crate::broker::{Broker, Kind, User};
 use crate::cgroup::Cgroup;
 use crate::named_netns::NamedNetNs;
 use crate::process::{Place, Process};
@@ -312,7 +312,20 @@ impl Pod {
     /// # Errors
     /// That of socket(2).
     pub fn socket_of(&self, kind: Kind) -> io::Result<Socket> {
-        Ok(Socket::from(self.broker.socket(self.netns(), kind)?))
+        Ok(Socket::from(self.broker.socket(self.netns(), kind, User::ROOT)?))
+    }
+
+    /// A TCP socket of this pod that a user of it made.
+    ///
+    /// # Errors
+    /// That of socket(2).
+    pub fn socket_as(&self, user: User, family: Family) -> io::Result<Socket> {
+        let domain = match family {
+            Family::V4 => libc::AF_INET,
+            Family::V6 => libc::AF_INET6,
+        };
+        let kind = Kind { domain, kind: libc::SOCK_STREAM, protocol: 0 };
+        Ok(Socket::from(self.broker.socket(self.netns(), kind, user)?))
     }
 
     /// Connects to an address. Reads and writes fail with WouldBlock after [`PATIENCE`], so that a

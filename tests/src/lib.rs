@@ -33,6 +33,7 @@ pub mod process;
 pub mod run;
 pub mod script;
 pub mod server;
+pub mod sidecar;
 pub mod stage;
 pub mod steady;
 pub mod traces;

@@ -74,17 +74,38 @@ impl NamedNetNs {
     /// # Errors
     /// With the message of `ip`.
     pub fn ip_batch(&self, lines: &str) -> Result<()> {
-        let mut ip = self.netns.enter(|| {
-            let mut command = Command::new("ip");
-            command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        self.feed("ip", &["-batch", "-"], lines)
+    }
+
+    /// Has `nft` carry out the lines, in this namespace.
+    ///
+    /// # Errors
+    /// With the message of `nft`.
+    pub fn nft(&self, lines: &str) -> Result<()> {
+        self.feed("nft", &["-f", "-"], lines)
+    }
+
+    /// Has `iptables-legacy-restore` carry out the lines, in this namespace.
+    ///
+    /// # Errors
+    /// With the message of `iptables-legacy-restore`.
+    pub fn iptables_legacy(&self, lines: &str) -> Result<()> {
+        self.feed("iptables-legacy-restore", &[], lines)
+    }
+
+    /// Runs a program on the lines.
+    fn feed(&self, program: &str, arguments: &[&str], lines: &str) -> Result<()> {
+        let mut running = self.netns.enter(|| {
+            let mut command = Command::new(program);
+            command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
             command.spawn()
         })??;
-        let mut stdin = ip.stdin.take().context("ip has a standard input")?;
+        let mut stdin = running.stdin.take().context("it has a standard input")?;
         stdin.write_all(lines.as_bytes())?;
         drop(stdin);
-        let done = ip.wait_with_output()?;
+        let done = running.wait_with_output()?;
         if !done.status.success() {
-            bail!("ip -batch in {}: {}\n{lines}", self.name, String::from_utf8_lossy(&done.stderr));
+            bail!("{program} in {}: {}\n{lines}", self.name, String::from_utf8_lossy(&done.stderr));
         }
         Ok(())
     }

@@ -22,6 +22,9 @@ pub(crate) const GO: &[&str] = &["golang-go", "ca-certificates"];
 pub(crate) const TESTS: &[&str] = &[
     // To look at the kernel.
     "bpftool",
+    // Packet rules in pods.
+    "iptables",
+    "nftables",
     "iproute2",
     "procps",
     "strace",

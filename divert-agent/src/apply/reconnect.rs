@@ -20,6 +20,7 @@ use divert_common::netns::NetNs;
 use tracing::{debug, info, warn};
 
 use crate::kernel::sock_diag::{Connection, Last, SockDiag};
+use crate::kernel::sockets;
 use crate::plan::PodRef;
 
 /// Pace of looks at a pod, at the fastest; also how long connects that were under way when a search began
@@ -170,7 +171,7 @@ impl Reconnect {
         if let Err(error) = self.close_idle(netns, may_reconnect, &mut round) {
             self.failed += 1;
             // What is gone is no error: not found are sock_diag's handlers of TCP.
-            self.unsupported = matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::NotFound);
+            self.unsupported = error.kind() == io::ErrorKind::Unsupported || sockets::is_missing(&error);
             if self.unsupported {
                 warn!(
                     "connections made before their capture stay as they are, and requests on them go direct: \

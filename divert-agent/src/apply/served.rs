@@ -4,14 +4,15 @@
 //! receiving end: routes, listeners, assignment, workers, and the hooks' registration last; it is closed
 //! in reverse. All but the last two are values that clean up when dropped, also half-way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use divert_common::label::{Label, LabelRanges};
+use divert_common::label::{INDEX_MASK, Label, LabelRanges};
 use divert_common::map::PodEntry;
 use divert_common::netns::{NetNs, NetNsId};
 use tracing::{debug, warn};
@@ -23,10 +24,12 @@ use crate::kernel::cookie::NetnsCookie;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::listeners::{self, Families, PortListeners};
 use crate::kernel::lookup::Assignment;
+use crate::kernel::netfilter::{self, Rules};
 use crate::kernel::pod_slots::PodSlot;
 use crate::kernel::ports::{self, PortNeeds};
 use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use crate::kernel::sock_diag::SockDiag;
+use crate::kernel::{loopback, sockets};
 use crate::plan::{PodPlan, PodRef, Sender};
 use crate::splice::{Pod, Workers};
 
@@ -52,6 +55,8 @@ pub(super) struct Served {
     listeners: BTreeSet<u32>,
     /// For connections made before it was served.
     search: Search,
+    /// The last look was in vain, which was said.
+    unseen: AtomicBool,
     // Dropped in this order.
     _assignment: Assignment,
     routes: PodRoutes,
@@ -101,6 +106,7 @@ impl Served {
             return Err(Direct::LoopbackDown);
         }
         let sources = Sources::choose(plan, held)?;
+        let rules = netfilter::rules(&netns).map_err(failed("listing the packet rules of its namespace"))?;
         let cookie =
             NetnsCookie::of_netns(&netns).map_err(failed("asking for the cookie of its namespace"))?;
         let mut socket = RouteSocket::open(&netns, &common.ranges)
@@ -126,6 +132,7 @@ impl Served {
             }
         }
         remove_leftovers(&mut socket, &pod.netns, &present);
+        routes.heed(rules)?;
 
         let assignment = hooks
             .assign(
@@ -144,6 +151,7 @@ impl Served {
             sources,
             listeners: inodes,
             search,
+            unseen: AtomicBool::default(),
             _assignment: assignment,
             routes,
             pod,
@@ -182,25 +190,44 @@ impl Served {
 
     /// Checks that listeners and routes are there, as recorded, and adds a route that is not.
     ///
+    /// What cannot be looked at is not known to be amiss: the pod is served as it is.
+    ///
     /// # Errors
     /// What is missing or in the way: the pod is to be closed, and opened anew if it can be.
     pub(super) fn check(&self, common: &Common, plan: &PodPlan, held: &Addresses) -> Result<(), Direct> {
+        match self.look(common, plan, held) {
+            Ok(()) => self.unseen.store(false, Ordering::Relaxed),
+            Err(Amiss::Known(what)) => return Err(what),
+            Err(Amiss::Unseen(why)) => {
+                if !self.unseen.swap(true, Ordering::Relaxed) {
+                    warn!(pod = %self.pod.pod, "the pod is served without being looked at, trying again: {why}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn look(&self, common: &Common, plan: &PodPlan, held: &Addresses) -> Result<(), Amiss> {
         if !held.loopback_is_up {
-            return Err(Direct::LoopbackDown);
+            return Err(Direct::LoopbackDown.into());
         }
         let netns = &self.pod.netns;
-        let listening = SockDiag::open(netns)
-            .and_then(|mut it| it.listeners(self.port))
-            .map_err(failed("listing the listeners in its namespace"))?;
-        if let Some(inode) = self.listeners.iter().find(|it| !listening.contains_key(it)) {
-            return Err(Direct::Failed(format!("listener {inode} on port {} is closed", self.port)));
+        let listening =
+            || sockets::listeners(netns, self.port).map_err(unseen("listing the listeners in its namespace"));
+        // Listed a second time, as a list that is read in pieces can miss one.
+        if closed(&self.listeners, &listening()?).is_some()
+            && let Some(inode) = closed(&self.listeners, &listening()?)
+        {
+            return Err(Direct::Failed(format!("listener {inode} on port {} is closed", self.port)).into());
         }
         if !self.still_suits(plan, held) {
-            return Err(Direct::Failed("its addresses have changed".into()));
+            return Err(Direct::Failed("its addresses have changed".into()).into());
         }
+        let rules = netfilter::rules(netns).map_err(unseen("listing the packet rules of its namespace"))?;
+        self.routes.heed(rules)?;
         let mut socket = RouteSocket::open(netns, &common.ranges)
-            .map_err(failed("opening a route socket in its namespace"))?;
-        let present = socket.list().map_err(failed("listing the routes of its namespace"))?;
+            .map_err(unseen("opening a route socket in its namespace"))?;
+        let present = socket.list().map_err(unseen("listing the routes of its namespace"))?;
         check_overlap(&present)?;
         for route in self.routes.routes.iter().filter(|it| !present.labels.contains(it)) {
             warn!(pod = %self.pod.pod, range = %route.range, "somebody removed the label route: adding it again");
@@ -229,17 +256,21 @@ impl Served {
 
     /// Labels that sockets in the namespace are connected, or connecting, to at this agent's port.
     pub(super) fn labels_under_way(&self, common: &Common) -> Vec<Label> {
-        let listed = SockDiag::open(self.netns()).and_then(|mut it| it.to_labels(&common.ranges));
-        match listed {
+        match sockets::to_labels(self.netns(), &common.ranges) {
             Ok(labels) => {
                 labels.into_iter().filter(|(_, port)| *port == self.port).map(|(it, _)| it).collect()
             }
-            // A kernel without CONFIG_INET_DIAG: the quarantine alone must do.
+            // The quarantine alone must do.
             Err(error) => {
                 debug!(pod = %self.pod.pod, "connections to labels cannot be listed: {error}");
                 Vec::new()
             }
         }
+    }
+
+    /// Whether a connection of the agent's has come back to it that would do so again and again.
+    pub(super) fn is_led_back(&self) -> bool {
+        self.pod.rules.are_endless()
     }
 
     pub(super) fn id(&self) -> NetNsId {
@@ -280,6 +311,36 @@ struct PodRoutes {
     routes: Vec<LabelRoute>,
 }
 
+impl PodRoutes {
+    /// Has connections made as the namespace's own packet rules ask for it.
+    ///
+    /// # Errors
+    /// Why the pod cannot be served among these rules.
+    fn heed(&self, rules: Rules) -> Result<(), Amiss> {
+        let netns = &self.pod.netns;
+        match rules {
+            Rules::None => {}
+            Rules::RoutesByHost(chain) => return Err(Direct::RoutedByHost { chain }.into()),
+            Rules::Some => {
+                let known = SockDiag::open(netns).and_then(|mut it| it.connected());
+                known.map_err(|error| match sockets::is_missing(&error) {
+                    true => Amiss::Known(Direct::OwnersUnknown),
+                    false => unseen("listing the sockets in its namespace")(error),
+                })?;
+                for LabelRoute { range, source, .. } in &self.routes {
+                    let label = last_label(&self.ranges, range);
+                    let passes = source.map_or(Ok(true), |source| loopback::lets_pass(netns, source, label));
+                    if !passes.map_err(unseen("connecting over its loopback"))? {
+                        return Err(Direct::Filtered.into());
+                    }
+                }
+            }
+        }
+        self.pod.rules.set_present(rules == Rules::Some);
+        Ok(())
+    }
+}
+
 impl Drop for PodRoutes {
     fn drop(&mut self) {
         let removed = RouteSocket::open(&self.pod.netns, &self.ranges)
@@ -288,6 +349,17 @@ impl Drop for PodRoutes {
             warn!(pod = %self.pod.pod, "label routes stay behind, harmless: {error}");
         }
     }
+}
+
+/// The address of a label that is the last to be given to anything.
+fn last_label(ranges: &LabelRanges, range: &Prefix) -> IpAddr {
+    let last = Label::new(INDEX_MASK).expect("the mask is the highest index there is");
+    if range.address.is_ipv4() { ranges.v4(last).into() } else { ranges.v6(last).into() }
+}
+
+/// One of these sockets that does not listen any more.
+fn closed(sockets: &BTreeSet<u32>, listening: &BTreeMap<u32, SocketAddr>) -> Option<u32> {
+    sockets.iter().find(|it| !listening.contains_key(it)).copied()
 }
 
 fn check_overlap(present: &Routes) -> Result<(), Direct> {
@@ -302,9 +374,9 @@ fn check_overlap(present: &Routes) -> Result<(), Direct> {
 fn predecessors(common: &Common, netns: &NetNs, present: &Routes) -> BTreeSet<u16> {
     let mut found: BTreeSet<u16> =
         present.labels.iter().filter_map(|it| u16::try_from(it.metric).ok()).collect();
-    match SockDiag::open(netns).and_then(|mut it| it.to_labels(&common.ranges)) {
+    match sockets::to_labels(netns, &common.ranges) {
         Ok(labels) => found.extend(labels.into_iter().map(|(_, port)| port)),
-        // A kernel without CONFIG_INET_DIAG. The routes still tell of an agent that was killed.
+        // The routes still tell of an agent that was killed.
         Err(error) => debug!("connections of an earlier agent cannot be listed: {error}"),
     }
     found
@@ -341,6 +413,36 @@ fn remove_leftovers(socket: &mut RouteSocket, netns: &NetNs, present: &Routes) {
             debug!(range = %route.range, metric = route.metric, "an old label route stays, harmless: {error}");
         }
     }
+}
+
+/// What a look at a pod comes to, where all is not as it should be.
+#[derive(Debug)]
+enum Amiss {
+    /// It cannot be served as it is.
+    Known(Direct),
+    /// It could not be looked at. What was being done, and why not.
+    Unseen(String),
+}
+
+impl From<Direct> for Amiss {
+    fn from(direct: Direct) -> Self {
+        Self::Known(direct)
+    }
+}
+
+impl From<Amiss> for Direct {
+    /// A pod that is not served yet is not served without being looked at.
+    fn from(amiss: Amiss) -> Self {
+        match amiss {
+            Amiss::Known(direct) => direct,
+            Amiss::Unseen(why) => Self::Failed(why),
+        }
+    }
+}
+
+/// Says what could not be looked at.
+fn unseen<E: std::error::Error + 'static>(doing: &'static str) -> impl FnOnce(E) -> Amiss {
+    move |error| Amiss::Unseen(format!("{doing}: {}", chain(&error)))
 }
 
 /// Says what was being done when an error came.

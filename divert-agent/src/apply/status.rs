@@ -59,6 +59,17 @@ pub enum Direct {
         /// The address.
         address: IpAddr,
     },
+    /// Packet rules in its namespace lead what it sends to a proxy that chooses the destination by Host.
+    RoutedByHost {
+        /// The chain that tells.
+        chain: &'static str,
+    },
+    /// Something in its namespace leads connections of the agent's back to the agent, in whosever name they are made.
+    LedBack,
+    /// Packet rules in its namespace stop the agent's connections on its loopback.
+    Filtered,
+    /// It has packet rules of its own, and the kernel does not tell who made a connection.
+    OwnersUnknown,
     /// The kernel refused. What, in words for people.
     Failed(String),
 }
@@ -81,6 +92,9 @@ impl Direct {
             Self::NoFreePort => "no_free_port",
             Self::RouteInLabelRange { .. } => "route_in_label_range",
             Self::AddressInLabelRange { .. } => "address_in_label_range",
+            Self::RoutedByHost { .. } | Self::LedBack => "redirected",
+            Self::Filtered => "filtered",
+            Self::OwnersUnknown => "owners_unknown",
             Self::Failed(_) => "failed",
         }
     }
@@ -118,6 +132,25 @@ impl fmt::Display for Direct {
                 f,
                 "the address {address} lies in the label range {range}: \
                  choose another with --label-range-v4 or --label-range-v6"
+            ),
+            Self::RoutedByHost { chain } => write!(
+                f,
+                "packet rules in its network namespace (chain {chain}) lead what it sends to a sidecar that routes by \
+                 Host, so where the agent sends a request would not count: divert it with the mesh's own means, or run \
+                 the pod without the sidecar"
+            ),
+            Self::LedBack => f.write_str(
+                "packet rules in its network namespace, or eBPF, lead the agent's connections to a proxy in the pod \
+                 whatever user, group or mark they have, and so back to the agent: except connections with the agent's \
+                 mark (--mark) from them",
+            ),
+            Self::Filtered => f.write_str(
+                "packet rules in its network namespace stop the agent's connections on its loopback interface: let pass \
+                 what leaves by lo",
+            ),
+            Self::OwnersUnknown => f.write_str(
+                "it has packet rules of its own, which may go by a connection's user, and this kernel does not tell \
+                 whose one is: load the modules inet_diag and tcp_diag",
             ),
             Self::Failed(what) => f.write_str(what),
         }

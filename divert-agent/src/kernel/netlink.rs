@@ -108,6 +108,19 @@ impl Netlink {
     }
 }
 
+/// The value of a netlink attribute: each has a length with its header, a type, and is padded to four bytes.
+pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
+        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
+        let value = attributes.get(4..length)?;
+        if kind == wanted {
+            return Some(value);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
 /// NLMSG_ERROR and NLMSG_DONE begin with zero or a negated error number.
 fn status(payload: &[u8]) -> io::Result<()> {
     match payload.first_chunk().map(|it| i32::from_ne_bytes(*it)) {

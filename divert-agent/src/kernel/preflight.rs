@@ -51,7 +51,9 @@ pub enum PreflightError {
 
 /// Capabilities, and what for. CAP_SYS_ADMIN, without which no namespace can be entered, holds CAP_BPF in it
 /// (`bpf_capable` in the kernel).
-const NEEDED: [Capability; 3] = [
+const NEEDED: [Capability; 5] = [
+    Capability { bit: 6, name: "CAP_SETGID", purpose: "connect in the name of a pod's group" },
+    Capability { bit: 7, name: "CAP_SETUID", purpose: "connect in the name of a pod's user" },
     Capability { bit: 12, name: "CAP_NET_ADMIN", purpose: "attach programs, set marks and routes" },
     Capability { bit: 19, name: "CAP_SYS_PTRACE", purpose: "find the network namespaces of pods" },
     Capability { bit: 21, name: "CAP_SYS_ADMIN", purpose: "enter them and load programs" },

@@ -8,7 +8,7 @@ use std::time::Duration;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::NetNs;
 
-use super::netlink::Netlink;
+use super::netlink::{Netlink, attribute};
 
 /// SOCK_DIAG_BY_FAMILY.
 const BY_FAMILY: u16 = 20;
@@ -28,16 +28,23 @@ const ESTABLISHED: u8 = 1;
 const LIVE: u32 = 1 << ESTABLISHED | 1 << 2;
 /// TCP_ESTABLISHED to TCP_CLOSING without those in which nothing of the application is left
 /// (include/net/tcp_states.h): ESTABLISHED 1, SYN_SENT 2, FIN_WAIT1 4, CLOSE_WAIT 8, LAST_ACK 9, CLOSING 11.
-const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 11;
+pub(super) const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 11;
 /// TCP_LISTEN.
-const LISTENING: u32 = 1 << 10;
+pub(super) const LISTENING: u32 = 1 << 10;
 
 /// A socket as the kernel lists it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Row {
-    local: SocketAddr,
-    remote: SocketAddr,
-    inode: u32,
+pub struct Row {
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Zero once no application holds it any more.
+    pub inode: u32,
+    /// Who made it, as this process' user namespace counts.
+    pub uid: u32,
+    /// SO_MARK; none without CAP_NET_ADMIN over the namespace.
+    pub mark: Option<u32>,
 }
 
 /// A connection that is established or being so, and what tells whether anybody waits for anything on it.
@@ -115,11 +122,7 @@ impl SockDiag {
     pub fn to_labels(&mut self, ranges: &LabelRanges) -> io::Result<BTreeSet<(Label, u16)>> {
         let mut found = BTreeSet::new();
         self.rows(CONNECTED, |row| {
-            let label = match row.remote.ip().to_canonical() {
-                IpAddr::V4(address) => ranges.label_of_v4(address),
-                IpAddr::V6(address) => ranges.label_of_v6(address),
-            };
-            found.extend(label.map(|it| (it, row.remote.port())));
+            found.extend(label_of(&row, ranges));
         })?;
         Ok(found)
     }
@@ -136,6 +139,16 @@ impl SockDiag {
             }
         })?;
         Ok(inodes)
+    }
+
+    /// All sockets of the namespace that are connected or connecting, whoever made them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn connected(&mut self) -> io::Result<Vec<Row>> {
+        let mut found = Vec::new();
+        self.rows(CONNECTED, |row| found.push(row))?;
+        Ok(found)
     }
 
     /// All TCP connections of the namespace that are established or being so.
@@ -224,6 +237,15 @@ impl SockDiag {
     }
 }
 
+/// The label that a socket is connected to, with the port.
+pub(super) fn label_of(row: &Row, ranges: &LabelRanges) -> Option<(Label, u16)> {
+    let label = match row.remote.ip().to_canonical() {
+        IpAddr::V4(address) => ranges.label_of_v4(address),
+        IpAddr::V6(address) => ranges.label_of_v6(address),
+    };
+    label.map(|it| (it, row.remote.port()))
+}
+
 /// `struct inet_diag_req_v2`: family, protocol, ext, pad, states, and an id that matches all.
 fn request(family: libc::c_int, states: u32) -> [u8; REQUEST] {
     let mut bytes = [0; REQUEST];
@@ -302,19 +324,6 @@ fn connection(payload: &[u8]) -> Option<Connection> {
     })
 }
 
-/// The value of a netlink attribute: each has a length with its header, a type, and is padded to four bytes.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    loop {
-        let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
-        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        let value = attributes.get(4..length)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..)?;
-    }
-}
-
 /// `struct inet_diag_msg`: family, state, timer, retrans, then `struct inet_diag_sockid` (both ports,
 /// both addresses of 16 bytes, interface, cookie), expires, rqueue, wqueue, uid, inode.
 fn parse(payload: &[u8]) -> Option<Row> {
@@ -332,5 +341,8 @@ fn parse(payload: &[u8]) -> Option<Row> {
         local: SocketAddr::new(address(8)?, port(4)?),
         remote: SocketAddr::new(address(24)?, port(6)?),
         inode: u32::from_ne_bytes(payload.get(68..72)?.try_into().ok()?),
+        uid: u32::from_ne_bytes(payload.get(64..68)?.try_into().ok()?),
+        mark: attribute(payload.get(ROW..)?, MARK)
+            .and_then(|it| Some(u32::from_ne_bytes(*it.first_chunk()?))),
     })
 }

@@ -1,10 +1,13 @@
 //! What a captured connection is: who made it, and to where. Every dial and every decision about it rests on this.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::conn::Conn;
 use super::counts::Count;
+use super::owner::{self, Came, Owner, Present};
 use super::worker::Worker;
 use super::{Pod, dial};
 use crate::table::Claim;
@@ -19,12 +22,32 @@ pub(super) struct Captured {
     pub(super) claim: Claim,
     /// The client's address: upstreams of the same family see it.
     pub(super) source: IpAddr,
+    /// In whose name its upstreams are made, where the pod has packet rules of its own.
+    owner: Cell<Option<Owner>>,
+    _present: Present,
 }
 
 impl Captured {
+    pub(super) fn new(worker: Rc<Worker>, pod: Arc<Pod>, claim: Claim, source: IpAddr) -> Self {
+        let present = Present::new(&pod);
+        Self { worker, pod, claim, source, owner: Cell::default(), _present: present }
+    }
+
+    /// Finds out where it comes from, before anything is dialled for it.
+    pub(super) fn came(&self, client: &Conn) -> Came {
+        let (owner, came) = owner::ask(self, client);
+        self.owner.set(owner);
+        came
+    }
+
     /// Where its upstream connections are opened from.
     pub(super) fn dial_from(&self) -> dial::From<'_> {
-        dial::From { netns: &self.pod.netns, source: self.source, mark: self.worker.config.mark }
+        dial::From {
+            netns: &self.pod.netns,
+            source: self.source,
+            mark: self.worker.config.mark,
+            owner: self.owner.get(),
+        }
     }
 
     /// Counts one.

@@ -16,6 +16,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::time::{Instant, timeout_at};
 
 use super::conn::Conn;
+use super::owner::Owner;
 use divert_common::netns::NetNs;
 
 /// Longest wait for one endpoint.
@@ -39,6 +40,8 @@ pub(super) struct From<'a> {
     pub(super) source: IpAddr,
     /// SO_MARK of the agent.
     pub(super) mark: u32,
+    /// In whose name, if not in the agent's own.
+    pub(super) owner: Option<Owner>,
 }
 
 /// A connect under way.
@@ -49,9 +52,15 @@ impl Dial {
     /// Makes a socket and begins to connect.
     pub(super) fn start(from: From<'_>, to: SocketAddr) -> io::Result<Self> {
         let socket = from.netns.enter(|| {
-            Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))
+            Owner::make(from.owner, || {
+                Socket::new(
+                    Domain::for_address(to),
+                    Type::STREAM.nonblocking().cloexec(),
+                    Some(Protocol::TCP),
+                )
+            })
         })??;
-        socket.set_mark(from.mark)?;
+        socket.set_mark(from.mark | from.owner.map_or(0, |owner| owner.mark))?;
         tune(&socket)?;
         socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
         if from.source.is_ipv4() == to.is_ipv4() {

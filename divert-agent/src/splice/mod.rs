@@ -35,6 +35,7 @@ mod h2;
 mod http;
 mod opaque;
 mod original;
+mod owner;
 mod pipe;
 mod pump;
 mod routing;
@@ -45,6 +46,7 @@ mod upstream;
 mod worker;
 
 use counts::Counts;
+use owner::Rules;
 use tally::Tallies;
 use worker::Command;
 
@@ -58,6 +60,8 @@ pub struct Pod {
     pub pod: PodRef,
     /// Its network namespace: upstream sockets are made in there.
     pub netns: NetNs,
+    /// What packet rules of its own have to do with its connections.
+    pub rules: Rules,
     /// Whose key its requests get, and towards whom.
     sender: ArcSwap<Option<Sender>>,
 }
@@ -65,7 +69,7 @@ pub struct Pod {
 impl Pod {
     /// A pod whose requests get the sender's key, if there is one, where they carry none.
     pub fn new(pod: PodRef, netns: NetNs, sender: Option<Sender>) -> Self {
-        Self { pod, netns, sender: ArcSwap::from_pointee(sender) }
+        Self { pod, netns, rules: Rules::default(), sender: ArcSwap::from_pointee(sender) }
     }
 
     /// What it gives its requests now.
@@ -94,6 +98,8 @@ pub struct SpliceConfig {
     pub ranges: LabelRanges,
     /// SO_MARK of upstream sockets, by which the connect hooks know and pass them.
     pub mark: u32,
+    /// Bits of a mark that are the agent's; the others may be anybody's.
+    pub mark_mask: u32,
     /// Under which names a request carries its key.
     pub names: KeyNames,
     /// How long a request's head is waited for when the original destination cannot be connected to.

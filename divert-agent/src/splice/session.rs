@@ -26,6 +26,7 @@ use super::dial;
 use super::exchange::Downstream;
 use super::opaque::{Relayed, Side, relay};
 use super::original::Original;
+use super::owner::Came;
 use super::upstream::KeptList;
 use super::worker::{Seat, Worker};
 use crate::table::Claim;
@@ -91,7 +92,7 @@ impl Session {
         client: Conn,
         source: IpAddr,
     ) -> Self {
-        let captured = Rc::new(Captured { worker: Rc::clone(&worker), pod, claim, source });
+        let captured = Rc::new(Captured::new(Rc::clone(&worker), pod, claim, source));
         Self {
             worker,
             original: Original::new(Rc::clone(&captured)),
@@ -139,6 +140,11 @@ impl Session {
             Poll::Ready(())
         })
         .await;
+        match self.captured.came(&self.client.conn) {
+            Came::First => {}
+            Came::Back => return Err(self.opaque(Buffer::default(), false).await),
+            Came::Endless => return Err(End::Reset),
+        }
         match self.open().await? {
             Opened::Http => self.http().await,
             Opened::Http2 { server } => Err(self.http2(server).await),

@@ -1,0 +1,150 @@
+//! A proxy in a pod that the pod's packet rules lead connections to, as a mesh's sidecar does: it asks the kernel where
+//! each was meant to go, connects there as its own user, and passes bytes both ways.
+
+use std::io;
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::Result;
+use socket2::Socket;
+
+use crate::broker::User;
+use crate::lab::{Family, Pod};
+use crate::wait::PATIENCE;
+
+/// The user that the proxy runs as, and that rules spare.
+pub const USER: User = User { uid: 1337, gid: 1337 };
+/// The port that rules lead to.
+pub const PORT: u16 = 15001;
+/// Ports that the proxy may be told to connect from.
+pub const FROM: u16 = 47_000;
+/// A loop that has come so far has no end.
+const ENOUGH: usize = 400;
+
+/// A running proxy. Its end closes what it has accepted.
+#[derive(Debug)]
+pub struct Sidecar {
+    shared: Arc<Shared>,
+    listener: Arc<TcpListener>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pod: Arc<Pod>,
+    from_own_ports: bool,
+    accepted: AtomicUsize,
+    ending: AtomicBool,
+}
+
+impl Sidecar {
+    /// Serves in the background. `from_own_ports`: it connects from ports from [`FROM`] on.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start(pod: &Arc<Pod>, from_own_ports: bool) -> Result<Self> {
+        let socket = pod.socket_as(USER, Family::V4)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into())?;
+        socket.listen(1024)?;
+        let listener = Arc::new(TcpListener::from(socket));
+        let shared = Arc::new(Shared {
+            pod: Arc::clone(pod),
+            from_own_ports,
+            accepted: AtomicUsize::new(0),
+            ending: AtomicBool::new(false),
+        });
+        let (serving, accepting) = (Arc::clone(&shared), Arc::clone(&listener));
+        let accepting = std::thread::spawn(move || {
+            // What it accepts belongs to its user, as to the kernel that is who accepts.
+            USER.take_on();
+            while let Ok((stream, _)) = accepting.accept() {
+                if serving.ending.load(Ordering::Acquire) {
+                    return;
+                }
+                let number = serving.accepted.fetch_add(1, Ordering::AcqRel);
+                if number < ENOUGH {
+                    let serving = Arc::clone(&serving);
+                    std::thread::spawn(move || serving.serve(&stream, number as u16));
+                }
+            }
+        });
+        Ok(Self { shared, listener, accepting: Some(accepting) })
+    }
+
+    /// Connections accepted so far.
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        self.shared.ending.store(true, Ordering::Release);
+        let _ = rustix::net::shutdown(self.listener.as_fd(), rustix::net::Shutdown::Both);
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
+    }
+}
+
+impl Shared {
+    fn serve(&self, client: &TcpStream, number: u16) -> io::Result<()> {
+        USER.take_on();
+        let to = original_destination(client)?;
+        let socket = self.pod.socket_as(USER, Family::V4)?;
+        if self.from_own_ports {
+            socket.set_reuse_address(true)?;
+            socket.bind(&SocketAddr::from((self.pod.v4, FROM + number)).into())?;
+        }
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        let server = TcpStream::from(socket);
+        std::thread::scope(|scope| {
+            scope.spawn(|| pass(client, &server));
+            pass(&server, client);
+        });
+        Ok(())
+    }
+}
+
+fn pass(from: &TcpStream, to: &TcpStream) {
+    let (mut reader, mut writer) = (from, to);
+    let _ = io::copy(&mut reader, &mut writer);
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// SO_ORIGINAL_DST (linux/netfilter_ipv4.h).
+fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    const SO_ORIGINAL_DST: libc::c_int = 80;
+    // SAFETY: a sockaddr_in of zeros is one.
+    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    let mut length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the option writes one sockaddr_in, and the pointer and length describe one.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_IP,
+            SO_ORIGINAL_DST,
+            (&raw mut address).cast(),
+            &raw mut length,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let ip = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
+    Ok(SocketAddrV4::new(ip, u16::from_be(address.sin_port)).into())
+}
+
+/// A client's socket of a pod, of any user.
+///
+/// # Errors
+/// Those of connect(2).
+pub fn connect_as(pod: &Pod, user: User, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket: Socket = pod.socket_as(user, if to.is_ipv4() { Family::V4 } else { Family::V6 })?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    crate::lab::patient(socket.into())
+}
