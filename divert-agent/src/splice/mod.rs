@@ -267,6 +267,7 @@ mod tests {
         let config = SpliceConfig {
             ranges: LabelRanges::default(),
             mark: 1,
+            mark_mask: u32::MAX,
             names: KeyNames::new(["key"], std::iter::empty::<&str>()).unwrap(),
             head_wait: Duration::from_secs(1),
             head_timeout: Duration::from_secs(1),
