@@ -23,6 +23,7 @@ pub mod foreign;
 pub mod freeze;
 pub mod grpc;
 pub mod h2;
+pub mod hostile;
 pub mod http;
 pub mod kube;
 pub mod lab;
