@@ -13,6 +13,7 @@
 //!
 //! What is judged, and what a busy machine excuses, is in [`verdict`].
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -48,6 +49,8 @@ pub struct Plan {
     /// Misbehaviour whose name contains one of these, and no other; all where it is empty. The names are those that
     /// a verdict prints, as `server/h1/unasked 101`.
     pub only: Vec<String>,
+    /// The agent's program, where it is another than [`crate::agent::program`] finds.
+    pub program: Option<PathBuf>,
     /// Asked now and then: whether to end before the time.
     pub interrupted: fn() -> bool,
 }
@@ -55,7 +58,7 @@ pub struct Plan {
 impl Plan {
     /// All misbehaviour there is.
     pub fn new(seed: u64, length: Duration) -> Self {
-        Self { seed, length, only: Vec::new(), interrupted: || false }
+        Self { seed, length, only: Vec::new(), program: None, interrupted: || false }
     }
 
     fn allows(&self, name: &str) -> bool {
@@ -92,7 +95,7 @@ impl Scene {
 /// When a part of the town cannot be made, or the agent ends before its time.
 pub fn run(plan: &Plan) -> Result<Verdict> {
     raise_descriptors()?;
-    let mut town = Town::new()?;
+    let mut town = Town::new(plan)?;
     let servers = answering::Servers::start(&town)?;
     let places = town.places()?;
     town.first_answers()?;

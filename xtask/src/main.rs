@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask build | test | bench | demo | kubernetes | h2spec | cluster | image | manifests`.
+//! Tasks of this repository: `cargo xtask build | test | bench | demo | hostile | kubernetes | h2spec | cluster | image | manifests`.
 
 mod bench;
 mod build;
@@ -9,6 +9,7 @@ mod demo;
 mod golang;
 mod gomodule;
 mod h2spec;
+mod hostile;
 mod image;
 mod interrupt;
 mod kubernetes;
@@ -37,6 +38,8 @@ enum Task {
     Bench(bench::Args),
     /// Shows requests taking their ways through real namespaces. As root.
     Demo(demo::Args),
+    /// Plays clients and servers that misbehave around others that must not notice. As root.
+    Hostile(hostile::Args),
     /// Builds the Kubernetes that tests run, once; `cargo xtask test` does so, too.
     Kubernetes,
     /// Builds h2spec, which tests run, once; `cargo xtask test` does so, too.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::BenchPart(part) => bench::parts::run(&part),
         Task::Demo(args) => demo::run(&args),
+        Task::Hostile(args) => hostile::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
         Task::H2spec => h2spec::build().map(|program| println!("{}", program.display())),
         Task::Image(args) => image::run(&args),

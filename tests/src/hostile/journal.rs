@@ -51,6 +51,14 @@ impl Journal {
         lines.map(|(_, line)| line.clone()).collect()
     }
 
+    /// The lines that have one of these words, marked.
+    pub(super) fn about(&self, words: &[String]) -> Vec<String> {
+        let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let has = |line: &String| words.iter().any(|word| line.contains(word.as_str()));
+        let lines = inside.lines.iter().map(|(_, line)| line).filter(|line| has(line));
+        lines.map(|line| format!("on this connection:{line}")).collect()
+    }
+
     /// How often each thing was done.
     pub(super) fn counts(&self) -> BTreeMap<String, u64> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner).counts.clone()

@@ -1,6 +1,7 @@
 //! Clients that keep to the rules. Each request knows who is to answer it, and says when that was not so.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -107,36 +108,55 @@ impl Scene {
         key: Key,
         ask: &Ask,
         answer: &Answer,
-        about: &str,
+        suspects: &Suspects,
     ) -> bool {
         match check(key, ask, answer) {
             Ok(()) => {
-                self.right(kind, began, STALL);
+                self.right(kind, began, STALL, suspects);
                 true
             }
             Err(what) => {
-                self.fault(kind, began, Fault::Wrong(format!("{about}: {what}")));
+                self.fault(kind, began, Fault::Wrong(what), suspects);
                 false
             }
         }
     }
 
     /// Something came as it ought to; late, if it took longer than a limit.
-    fn right(&self, kind: &'static str, began: Instant, limit: Duration) {
+    fn right(&self, kind: &'static str, began: Instant, limit: Duration, suspects: &Suspects) {
         let took = self.ledger.right(kind, began);
         if took > limit {
-            self.fault(kind, began, Fault::Slow { took, limit });
+            self.fault(kind, began, Fault::Slow { took, limit }, suspects);
         }
     }
 
-    fn fault(&self, kind: &'static str, began: Instant, fault: Fault) {
-        let near = self.journal.around(began, Instant::now(), Duration::from_secs(1));
+    fn fault(&self, kind: &'static str, began: Instant, fault: Fault, suspects: &Suspects) {
+        let mut near = self.journal.about(&suspects.nonces());
+        near.extend(self.journal.around(began, Instant::now(), Duration::from_secs(1)));
         self.ledger.fault(kind, began, fault, near);
     }
 
     /// Nothing came for so long that nobody waits any more.
-    fn given_up(&self, kind: &'static str, began: Instant) {
-        self.fault(kind, began, Fault::Slow { took: began.elapsed(), limit: STALL });
+    fn given_up(&self, kind: &'static str, began: Instant, suspects: &Suspects) {
+        self.fault(kind, began, Fault::Slow { took: began.elapsed(), limit: STALL }, suspects);
+    }
+}
+
+/// The last requests with bob's key on a connection: what his server did with them is told with a fault.
+#[derive(Debug, Default)]
+struct Suspects(Mutex<VecDeque<String>>);
+
+impl Suspects {
+    const KEPT: usize = 3;
+
+    fn add(&self, ask: &Ask) {
+        let mut nonces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        nonces.push_front(ask.nonce.clone());
+        nonces.truncate(Self::KEPT);
+    }
+
+    fn nonces(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 

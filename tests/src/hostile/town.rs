@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use divert_common::label::{Label, LabelRanges};
 use socket2::Socket;
 
+use super::Plan;
 use crate::agent::{Agent, Options};
 use crate::fixture::Fixture;
 use crate::http::Http;
@@ -55,7 +56,7 @@ pub(super) struct Places {
 }
 
 impl Town {
-    pub(super) fn new() -> Result<Self> {
+    pub(super) fn new(plan: &Plan) -> Result<Self> {
         let more = ["staging/rogue", "staging/odd", "staging/deaf", "bob/odd", "bob/deaf"];
         let fixture = Fixture::with_pods(&more)?;
         let ports =
@@ -76,7 +77,7 @@ impl Town {
         fixture.manifests.put("odd", &services)?;
         let (listener, queued) = deaf_server(&fixture.lab.pod("staging/deaf"))?;
         // One worker: whoever holds it up holds all up.
-        let options = Options { workers: 1, ..Options::default() };
+        let options = Options { workers: 1, program: plan.program.clone(), ..Options::default() };
         let agent = Agent::start(&fixture.lab, &fixture.manifests, &options)?;
         Ok(Self { agent, _queued: queued, _deaf: listener, odd, deaf, fixture })
     }

@@ -12,7 +12,7 @@ use super::super::asking::{Answer, Ask, Http1};
 use super::super::town::HTTP;
 use super::super::verdict::{CONTROL, Fault, STALL_AFTER_BOB};
 use super::super::{Scene, wire};
-use super::{GIVE_UP, Key, pause};
+use super::{GIVE_UP, Key, Suspects, pause};
 use crate::lab::{Family, Pod};
 
 /// Longest bodies.
@@ -32,10 +32,11 @@ fn kind(kept: bool, key: Key) -> &'static str {
 
 /// Connects, or says that it could not.
 async fn open(scene: &Scene, pod: &Pod, to: SocketAddr, kind: &'static str, began: Instant) -> Option<Http1> {
+    let none = Suspects::default();
     match timeout(GIVE_UP, wire::connect(pod, to)).await {
         Ok(Ok(stream)) => return Some(Http1::new(stream)),
-        Ok(Err(error)) => scene.fault(kind, began, Fault::Broken(format!("connecting: {error}"))),
-        Err(_) => scene.given_up(kind, began),
+        Ok(Err(error)) => scene.fault(kind, began, Fault::Broken(format!("connecting: {error}")), &none),
+        Err(_) => scene.given_up(kind, began, &none),
     }
     None
 }
@@ -49,16 +50,21 @@ struct Asked<'a> {
 }
 
 /// Judges what came; whether the connection may go on.
-fn judge(scene: &Scene, asked: &Asked<'_>, came: Result<io::Result<Answer>, ()>, about: &str) -> bool {
+fn judge(
+    scene: &Scene,
+    asked: &Asked<'_>,
+    came: Result<io::Result<Answer>, ()>,
+    suspects: &Suspects,
+) -> bool {
     let Asked { kind, began, key, ask } = asked;
     match came {
-        Ok(Ok(answer)) => scene.judge(kind, *began, *key, ask, &answer, about) && !answer.close,
+        Ok(Ok(answer)) => scene.judge(kind, *began, *key, ask, &answer, suspects) && !answer.close,
         Ok(Err(error)) => {
-            scene.fault(kind, *began, Fault::Broken(format!("{about}: {ask:?}: {error}")));
+            scene.fault(kind, *began, Fault::Broken(format!("{ask:?}: {error}")), suspects);
             false
         }
         Err(()) => {
-            scene.given_up(kind, *began);
+            scene.given_up(kind, *began, suspects);
             false
         }
     }
@@ -81,7 +87,7 @@ async fn one_kept(scene: &Scene, random: &mut fastrand::Rng, family: Family) {
     };
     // Bob's answer was the last: he may have left its end uncertain, and then the connection ends.
     let mut after_bob = false;
-    let mut before = "the first request of its connection";
+    let suspects = Suspects::default();
     for _ in 0..random.usize(1..40) {
         if scene.stopped() {
             return;
@@ -95,39 +101,39 @@ async fn one_kept(scene: &Scene, random: &mut fastrand::Rng, family: Family) {
         let ask = key.ask(random, MOST);
         let asked = Asked { kind: kind(true, key), began, key, ask: &ask };
         if key == Key::Bob {
+            suspects.add(&ask);
             let patience = Duration::from_millis(random.u64(50..400));
             match timeout(patience, http.ask(&ask)).await {
-                Ok(Ok(answer)) if !answer.close => scene.right(asked.kind, began, GIVE_UP),
+                Ok(Ok(answer)) if !answer.close => scene.right(asked.kind, began, GIVE_UP, &suspects),
                 _ => return,
             }
-            (after_bob, before) = (true, "after an answer to bob's key");
+            after_bob = true;
         } else if after_bob {
             // As with a pool: that it has ended meanwhile is no fault, so is nothing that takes a while to show.
             match timeout(GIVE_UP, http.ask(&ask)).await.map_err(drop) {
                 Ok(Err(_)) if began.elapsed() <= STALL_AFTER_BOB => return,
                 Ok(Err(_)) => {
                     let (took, limit) = (began.elapsed(), STALL_AFTER_BOB);
-                    return scene.fault(asked.kind, began, Fault::Slow { took, limit });
+                    return scene.fault(asked.kind, began, Fault::Slow { took, limit }, &suspects);
                 }
                 came => {
-                    if !judge(scene, &asked, came, before) {
+                    if !judge(scene, &asked, came, &suspects) {
                         return;
                     }
-                    (after_bob, before) = (false, "after an answer to another key than bob's");
+                    after_bob = false;
                 }
             }
         } else {
             let came = timeout(GIVE_UP, http.ask(&ask)).await.map_err(drop);
-            if !judge(scene, &asked, came, before) {
+            if !judge(scene, &asked, came, &suspects) {
                 return;
             }
-            before = "after an answer to another key than bob's";
         }
         pause(random).await;
         if !http.is_usable() {
             if !after_bob {
                 let what = "a connection that is kept has ended, or somebody spoke unasked on it".to_owned();
-                scene.fault(asked.kind, began, Fault::Broken(what));
+                scene.fault(asked.kind, began, Fault::Broken(what), &suspects);
             }
             return;
         }
@@ -150,7 +156,7 @@ pub(super) async fn new(scene: Arc<Scene>, mut random: fastrand::Rng) {
         if let Some(mut http) = open(&scene, &scene.places.client, to, kind, began).await {
             let ask = Ask { close: random.bool(), ..key.ask(&mut random, MOST) };
             let came = timeout(GIVE_UP, http.ask(&ask)).await.map_err(drop);
-            judge(&scene, &Asked { kind, began, key, ask: &ask }, came, "the only request of its connection");
+            judge(&scene, &Asked { kind, began, key, ask: &ask }, came, &Suspects::default());
         }
         pause(&mut random).await;
     }
@@ -158,6 +164,7 @@ pub(super) async fn new(scene: Arc<Scene>, mut random: fastrand::Rng) {
 
 /// Requests past the agent, on a connection that is kept and on new ones in turn.
 pub(super) async fn control(scene: Arc<Scene>, mut random: fastrand::Rng) {
+    let none = Suspects::default();
     while !scene.stopped() {
         let mut began = Instant::now();
         let Some(mut http) = open(&scene, &scene.places.client, scene.places.aside, CONTROL, began).await
@@ -168,8 +175,8 @@ pub(super) async fn control(scene: Arc<Scene>, mut random: fastrand::Rng) {
             let ask = Key::None.ask(&mut random, MOST);
             match timeout(GIVE_UP, http.ask(&ask)).await {
                 Ok(Ok(_)) => drop(scene.ledger.right(CONTROL, began)),
-                Ok(Err(error)) => scene.fault(CONTROL, began, Fault::Broken(error.to_string())),
-                Err(_) => scene.given_up(CONTROL, began),
+                Ok(Err(error)) => scene.fault(CONTROL, began, Fault::Broken(error.to_string()), &none),
+                Err(_) => scene.given_up(CONTROL, began, &none),
             }
             tokio::time::sleep(Duration::from_millis(30)).await;
             began = Instant::now();

@@ -17,7 +17,7 @@ use super::super::asking::{Answer, Ask};
 use super::super::town::HTTP2;
 use super::super::verdict::Fault;
 use super::super::{Scene, wire};
-use super::{GIVE_UP, Key, pause};
+use super::{GIVE_UP, Key, Suspects, pause};
 use crate::lab::Family;
 
 /// Longest bodies: longer than a window.
@@ -42,6 +42,7 @@ pub(super) async fn streams(scene: Arc<Scene>, mut random: fastrand::Rng) {
         let began = Instant::now();
         let family = if random.bool() { Family::V4 } else { Family::V6 };
         let to = scene.places.web(family, HTTP2);
+        let suspects = Suspects::default();
         let opened = async {
             let stream = wire::connect(&scene.places.client, to).await.map_err(|it| it.to_string())?;
             h2::client::handshake(stream).await.map_err(|it| it.to_string())
@@ -49,11 +50,11 @@ pub(super) async fn streams(scene: Arc<Scene>, mut random: fastrand::Rng) {
         let (send, connection) = match timeout(GIVE_UP, opened).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(error)) => {
-                scene.fault(kind(Key::None), began, Fault::Broken(format!("connecting: {error}")));
+                scene.fault(kind(Key::None), began, Fault::Broken(format!("connecting: {error}")), &suspects);
                 continue;
             }
             Err(_) => {
-                scene.given_up(kind(Key::None), began);
+                scene.given_up(kind(Key::None), began, &suspects);
                 continue;
             }
         };
@@ -62,7 +63,7 @@ pub(super) async fn streams(scene: Arc<Scene>, mut random: fastrand::Rng) {
         let rounds = random.usize(5..60);
         let mut client = |keys: &'static [Key]| {
             let (send, random) = (send.clone(), random.fork());
-            Client { scene: &scene, send, random, ended: &ended }.run(keys, rounds)
+            Client { scene: &scene, send, random, ended: &ended, suspects: &suspects }.run(keys, rounds)
         };
         tokio::join!(
             client(&[Key::None]),
@@ -86,6 +87,7 @@ struct Client<'a> {
     random: fastrand::Rng,
     /// A request went wrong: nobody asks any more.
     ended: &'a AtomicBool,
+    suspects: &'a Suspects,
 }
 
 impl Client<'_> {
@@ -108,17 +110,15 @@ impl Client<'_> {
         let (kind, began) = (kind(key), Instant::now());
         let ask = key.ask(&mut self.random, MOST);
         let right = match timeout(GIVE_UP, exchange(self.send.clone(), &ask, LARGE)).await {
-            Ok(Ok(answer)) => {
-                self.scene.judge(kind, began, key, &ask, &answer, "on a connection of all keys")
-            }
+            Ok(Ok(answer)) => self.scene.judge(kind, began, key, &ask, &answer, self.suspects),
             // Of one connection only the first is told: it takes the others with it.
             Ok(Err(_)) if self.ended.load(Ordering::Acquire) => false,
             Ok(Err(error)) => {
-                self.scene.fault(kind, began, Fault::Broken(format!("{ask:?}: {error}")));
+                self.scene.fault(kind, began, Fault::Broken(format!("{ask:?}: {error}")), self.suspects);
                 false
             }
             Err(_) => {
-                self.scene.given_up(kind, began);
+                self.scene.given_up(kind, began, self.suspects);
                 false
             }
         };
@@ -137,8 +137,9 @@ impl Client<'_> {
             (ask.body, piece) = UPLOADS[self.random.usize(..2)];
             patience = Duration::from_millis(2500);
         }
+        self.suspects.add(&ask);
         if let Ok(Ok(_)) = timeout(patience, exchange(self.send.clone(), &ask, piece)).await {
-            self.scene.right(kind(Key::Bob), began, GIVE_UP);
+            self.scene.right(kind(Key::Bob), began, GIVE_UP, self.suspects);
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::super::town::TALK;
 use super::super::verdict::{Fault, STALL};
 use super::super::{Scene, wire};
-use super::{GIVE_UP, pause};
+use super::{GIVE_UP, Suspects, pause};
 use crate::lab::Family;
 
 const NEW: &str = "server speaks first, greeting";
@@ -75,17 +75,18 @@ fn met(
     came: Result<std::io::Result<String>, ()>,
     expected: &str,
 ) -> bool {
+    let none = Suspects::default();
     match came {
         Ok(Ok(line)) if line == expected => {
-            scene.right(kind, began, STALL);
+            scene.right(kind, began, STALL, &none);
             return true;
         }
         Ok(Ok(line)) if line.is_empty() => {
-            scene.fault(kind, began, Fault::Broken("the connection ended".to_owned()));
+            scene.fault(kind, began, Fault::Broken("the connection ended".to_owned()), &none);
         }
-        Ok(Ok(line)) => scene.fault(kind, began, Fault::Wrong(format!("{line:?} for {expected:?}"))),
-        Ok(Err(error)) => scene.fault(kind, began, Fault::Broken(error.to_string())),
-        Err(()) => scene.given_up(kind, began),
+        Ok(Ok(line)) => scene.fault(kind, began, Fault::Wrong(format!("{line:?} for {expected:?}")), &none),
+        Ok(Err(error)) => scene.fault(kind, began, Fault::Broken(error.to_string()), &none),
+        Err(()) => scene.given_up(kind, began, &none),
     }
     false
 }

@@ -138,7 +138,8 @@ impl Server {
                 }
                 kind::HEADERS => {
                     let line = lines[self.random.usize(..lines.len())];
-                    return self.misbehave(stream, line, frame.stream, "", "asked").await;
+                    let nonce = nonce_in(&frame.payload);
+                    return self.misbehave(stream, line, frame.stream, &nonce, "asked").await;
                 }
                 _ => continue,
             };
@@ -154,9 +155,10 @@ impl Server {
         let again = line.name.starts_with("server/h1") && self.random.u8(..3) == 0;
         let peer = stream.peer_addr().map_or(0, |peer| peer.port());
         let more = if again { ", and one more answer" } else { "" };
-        self.scene
-            .journal
-            .note(line.name, format!("by {:?}, {why}, to :{peer}; {manner:?}{more}, {then:?}", self.who));
+        self.scene.journal.note(
+            line.name,
+            format!("by {:?}, {why} {nonce}, to :{peer}; {manner:?}{more}, {then:?}", self.who),
+        );
         let random = &mut self.random;
         let bytes = (line.bytes)(&mut Saying { random, key: None, stream: id, nonce });
         if manner.say(&mut stream, &bytes).await.is_err() {
@@ -225,6 +227,14 @@ impl Server {
         }
         Some(self.buffer.first().copied().unwrap_or_default())
     }
+}
+
+/// The nonce of a regular client's request for bob, where it is written as it is.
+fn nonce_in(block: &[u8]) -> String {
+    let begin = nonce_of(Some("bob"));
+    let at = block.windows(begin.len()).position(|it| it == begin.as_bytes());
+    let nonce = at.map(|at| &block[at..block.len().min(at + begin.len() + 12)]);
+    String::from_utf8_lossy(nonce.unwrap_or_default()).into_owned()
 }
 
 /// Tells of a regular client's request that came to bob and has not his key.
