@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 
-use crate::wait;
+use crate::{usage, wait};
 
 mod answering;
 mod asking;
@@ -44,7 +44,7 @@ pub use verdict::Verdict;
 pub struct Plan {
     /// Decides what each player does.
     pub seed: u64,
-    /// How long, without a warm-up before it ([`WARM_UP`]) and the time to come to rest after each.
+    /// How long, without a warm-up before it ([`WARM_UP`], or as long) and the time to come to rest after each.
     pub length: Duration,
     /// Misbehaviour whose name contains one of these, and no other; all where it is empty. The names are those that
     /// a verdict prints, as `server/h1/unasked 101`.
@@ -100,11 +100,14 @@ pub fn run(plan: &Plan) -> Result<Verdict> {
     let places = town.places()?;
     town.first_answers()?;
 
-    play(plan, &town, &places, plan.seed, WARM_UP).context("warming up")?;
+    play(plan, &town, &places, plan.seed, WARM_UP.min(plan.length)).context("warming up")?;
     let mut unrest = Vec::new();
-    let before = rest(&town, &mut unrest)?;
+    let mut left = Vec::new();
+    let before = rest(&town, &mut unrest, &mut left)?;
+    left.clear();
     let played = play(plan, &town, &places, plan.seed.wrapping_add(1), plan.length)?;
-    let after = rest(&town, &mut unrest)?;
+    let after = rest(&town, &mut unrest, &mut left)?;
+    unrest.extend(played.journal.of_ports(&left));
 
     let ready = town.agent.get("/readyz").map(|response| response.status);
     drop(servers);
@@ -173,7 +176,7 @@ fn play_regular(scene: &Arc<Scene>, seed: u64) -> Result<()> {
 }
 
 /// Waits until the agent has nothing to do, and says what it holds then.
-fn rest(town: &Town, unrest: &mut Vec<String>) -> Result<strain::Holding> {
+fn rest(town: &Town, unrest: &mut Vec<String>, left: &mut Vec<u16>) -> Result<strain::Holding> {
     let mut active = f64::NAN;
     let rested = wait::until_within(REST, "all connections to be gone", || {
         active = town.agent.metric("divert_connections_active").unwrap_or(f64::NAN);
@@ -181,6 +184,9 @@ fn rest(town: &Town, unrest: &mut Vec<String>) -> Result<strain::Holding> {
     });
     if rested.is_err() {
         unrest.push(format!("{active} connections are left {REST:?} after everybody went away"));
+        // Clients' ports, by which the journal knows them.
+        let sockets = usage::sockets(town.agent.process().pid())?;
+        left.extend(sockets.iter().filter_map(|socket| Some(socket.peer_addr().ok()?.as_socket()?.port())));
     }
     strain::Holding::of(town.agent.process().pid())
 }

@@ -43,11 +43,11 @@ impl Journal {
         moment.saturating_duration_since(self.since).as_secs_f64()
     }
 
-    /// The lines of a time, and of a while before it.
+    /// The lines of a time, and of a while before it; the last first.
     pub(super) fn around(&self, from: Instant, to: Instant, before: Duration) -> Vec<String> {
         let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let first = from.checked_sub(before).unwrap_or(from);
-        let lines = inside.lines.iter().filter(|(at, _)| (first..=to).contains(at));
+        let lines = inside.lines.iter().rev().filter(|(at, _)| (first..=to).contains(at));
         lines.map(|(_, line)| line.clone()).collect()
     }
 
@@ -56,7 +56,13 @@ impl Journal {
         let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let has = |line: &String| words.iter().any(|word| line.contains(word.as_str()));
         let lines = inside.lines.iter().map(|(_, line)| line).filter(|line| has(line));
-        lines.map(|line| format!("on this connection:{line}")).collect()
+        lines.map(|line| format!("its connection: {}", line.trim_start())).collect()
+    }
+
+    /// The lines of clients that had these ports.
+    pub(super) fn of_ports(&self, ports: &[u16]) -> Vec<String> {
+        let words: Vec<_> = ports.iter().map(|port| format!(" :{port} to ")).collect();
+        self.about(&words)
     }
 
     /// How often each thing was done.

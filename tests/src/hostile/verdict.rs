@@ -191,9 +191,8 @@ impl Verdict {
                     )
                 }
             };
-            let skipped = entry.near.len().saturating_sub(LINES);
-            let near: String =
-                entry.near.iter().skip(skipped).map(|line| format!("\n      {line}")).collect();
+            // The first are those of its own connection.
+            let near: String = entry.near.iter().take(LINES).map(|line| format!("\n      {line}")).collect();
             let at = journal.at(entry.began);
             faults.push(format!("{at:.3} to {:.3}  {}  {what}{near}", journal.at(entry.ended), entry.kind));
         }

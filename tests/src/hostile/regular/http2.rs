@@ -23,7 +23,7 @@ use crate::lab::Family;
 /// Longest bodies: longer than a window.
 const MOST: usize = 150_000;
 /// Uploads to bob, who may not read: more than is held for a stream, or in so many frames.
-const UPLOADS: [(usize, usize); 2] = [(1_500_000, LARGE), (5_000, 1)];
+const UPLOADS: [(usize, usize); 2] = [(1_300_000, LARGE), (2_000, 1)];
 /// As much in a frame as there is room for.
 const LARGE: usize = usize::MAX;
 
@@ -45,6 +45,8 @@ pub(super) async fn streams(scene: Arc<Scene>, mut random: fastrand::Rng) {
         let suspects = Suspects::default();
         let opened = async {
             let stream = wire::connect(&scene.places.client, to).await.map_err(|it| it.to_string())?;
+            // What waits in there for a slow reader, others wait behind: that is TCP's, and none of the agent's doing.
+            let _ = socket2::SockRef::from(&stream).set_send_buffer_size(32 << 10);
             h2::client::handshake(stream).await.map_err(|it| it.to_string())
         };
         let (send, connection) = match timeout(GIVE_UP, opened).await {
@@ -133,7 +135,7 @@ impl Client<'_> {
         let mut ask = Key::Bob.ask(&mut self.random, MOST);
         let mut patience = Duration::from_millis(self.random.u64(50..800));
         let mut piece = LARGE;
-        if self.random.u8(..5) == 0 {
+        if self.random.u8(..8) == 0 {
             (ask.body, piece) = UPLOADS[self.random.usize(..2)];
             patience = Duration::from_millis(2500);
         }
