@@ -1,8 +1,8 @@
 //! The hostile run: clients and servers that misbehave at random, around others that do not and must not notice.
 //!
 //! `staging/web` is an ordinary service, `alice/web` her ordinary copy of it. `bob/web` misbehaves, and so does the
-//! shared service `staging/odd`; a SYN to `staging/deaf` is never answered. [`rogue`] clients send what they like to
-//! all of them. Meanwhile [`regular`] clients ask `staging/web` with keys of everybody. Each of their requests has a
+//! shared service `staging/odd`; a SYN to `staging/deaf` is never answered. `rogue` clients send what they like to
+//! all of them. Meanwhile `regular` clients ask `staging/web` with keys of everybody. Each of their requests has a
 //! nonce that the answer must bring back with the name of who made it, so that bytes which were meant for another
 //! request are told from an answer. What bob answers to requests with his own key is his business, and judged by
 //! nobody; what he does to any other request is a fault.
@@ -11,8 +11,9 @@
 //! same misbehaviour again, and mostly the same faults. [`Plan::only`] plays a part of it, to find out which part a
 //! fault comes from.
 //!
-//! What is judged, and what a busy machine excuses, is in [`verdict`].
+//! What is judged, and what a busy machine excuses, is in `verdict`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,8 @@ pub struct Plan {
     /// Misbehaviour whose name contains one of these, and no other; all where it is empty. The names are those that
     /// a verdict prints, as `server/h1/unasked 101`.
     pub only: Vec<String>,
+    /// Misbehaviour whose name contains one of these is not played either.
+    pub except: Vec<String>,
     /// The agent's program, where it is another than [`crate::agent::program`] finds.
     pub program: Option<PathBuf>,
     /// Asked now and then: whether to end before the time.
@@ -58,11 +61,12 @@ pub struct Plan {
 impl Plan {
     /// All misbehaviour there is.
     pub fn new(seed: u64, length: Duration) -> Self {
-        Self { seed, length, only: Vec::new(), program: None, interrupted: || false }
+        Self { seed, length, only: Vec::new(), except: Vec::new(), program: None, interrupted: || false }
     }
 
     fn allows(&self, name: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+        let contains = |part: &String| name.contains(part.as_str());
+        (self.only.is_empty() || self.only.iter().any(contains)) && !self.except.iter().any(contains)
     }
 }
 
@@ -107,7 +111,7 @@ pub fn run(plan: &Plan) -> Result<Verdict> {
     left.clear();
     let played = play(plan, &town, &places, plan.seed.wrapping_add(1), plan.length)?;
     let after = rest(&town, &mut unrest, &mut left)?;
-    unrest.extend(played.journal.of_ports(&left));
+    unrest.extend(played.journal.about(&places.words(&left)));
 
     let ready = town.agent.get("/readyz").map(|response| response.status);
     drop(servers);
@@ -176,7 +180,7 @@ fn play_regular(scene: &Arc<Scene>, seed: u64) -> Result<()> {
 }
 
 /// Waits until the agent has nothing to do, and says what it holds then.
-fn rest(town: &Town, unrest: &mut Vec<String>, left: &mut Vec<u16>) -> Result<strain::Holding> {
+fn rest(town: &Town, unrest: &mut Vec<String>, left: &mut Vec<SocketAddr>) -> Result<strain::Holding> {
     let mut active = f64::NAN;
     let rested = wait::until_within(REST, "all connections to be gone", || {
         active = town.agent.metric("divert_connections_active").unwrap_or(f64::NAN);
@@ -184,9 +188,10 @@ fn rest(town: &Town, unrest: &mut Vec<String>, left: &mut Vec<u16>) -> Result<st
     });
     if rested.is_err() {
         unrest.push(format!("{active} connections are left {REST:?} after everybody went away"));
-        // Clients' ports, by which the journal knows them.
-        let sockets = usage::sockets(town.agent.process().pid())?;
-        left.extend(sockets.iter().filter_map(|socket| Some(socket.peer_addr().ok()?.as_socket()?.port())));
+        let peers = usage::sockets(town.agent.process().pid())?
+            .into_iter()
+            .filter_map(|socket| socket.peer_addr().ok()?.as_socket());
+        left.extend(peers);
     }
     strain::Holding::of(town.agent.process().pid())
 }

@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Only misbehaviour whose name contains this; may be repeated. `server/h1/unasked 101` and `client/h2` are such names.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Not what has a name that contains this; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    except: Vec<String>,
     /// Plays against the optimized agent.
     #[arg(long)]
     release: bool,
@@ -47,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32)),
         Duration::from_secs(args.minutes * 60),
     );
-    plan.only = args.only.clone();
+    (plan.only, plan.except) = (args.only.clone(), args.except.clone());
     if args.release && std::env::var_os("DIVERT_AGENT").is_none() {
         plan.program = Some(workspace::target().join("release/divert-agent"));
     }

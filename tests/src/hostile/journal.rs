@@ -59,12 +59,6 @@ impl Journal {
         lines.map(|line| format!("its connection: {}", line.trim_start())).collect()
     }
 
-    /// The lines of clients that had these ports.
-    pub(super) fn of_ports(&self, ports: &[u16]) -> Vec<String> {
-        let words: Vec<_> = ports.iter().map(|port| format!(" :{port} to ")).collect();
-        self.about(&words)
-    }
-
     /// How often each thing was done.
     pub(super) fn counts(&self) -> BTreeMap<String, u64> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner).counts.clone()

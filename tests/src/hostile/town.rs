@@ -131,6 +131,16 @@ impl Places {
         self.deaf_ips.address(family, port)
     }
 
+    /// How the journal names clients at these addresses.
+    pub(super) fn words(&self, addresses: &[SocketAddr]) -> Vec<String> {
+        let name = |address: &SocketAddr| {
+            let ip = address.ip().to_canonical();
+            let pod = [&self.client, &self.rogue].into_iter().find(|pod| ip == pod.v4 || ip == pod.v6)?;
+            Some(client_name(pod, address.port()))
+        };
+        addresses.iter().filter_map(name).collect()
+    }
+
     /// A pod of clients, and the address of a label in there: of one that is in use, mostly.
     pub(super) fn label(&self, random: &mut fastrand::Rng) -> (Arc<Pod>, SocketAddr) {
         let (pod, port) = match random.bool() {
@@ -143,6 +153,11 @@ impl Places {
         let ip: IpAddr = if random.bool() { ranges.v4(label).into() } else { ranges.v6(label).into() };
         (Arc::clone(pod), (ip, port).into())
     }
+}
+
+/// How the journal names a client.
+pub(super) fn client_name(pod: &Pod, port: u16) -> String {
+    format!("from {} :{port} to", pod.name())
 }
 
 /// A listener whose queue is full: Linux drops further SYNs, as a host does that is gone.

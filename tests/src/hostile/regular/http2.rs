@@ -73,7 +73,6 @@ pub(super) async fn streams(scene: Arc<Scene>, mut random: fastrand::Rng) {
             client(&[Key::None, Key::Alice, Key::Carol]),
             client(&[Key::Bob]),
         );
-        drop(client);
         drop(send);
         // It ends by itself when nobody needs it; a server that takes its time is not waited for.
         let _ = timeout(Duration::from_millis(500), &mut driver).await;

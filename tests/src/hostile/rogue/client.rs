@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::super::town::{HTTP, HTTP2, TALK};
+use super::super::town::{HTTP, HTTP2, TALK, client_name};
 use super::super::{Scene, wire};
 use super::{Line, Manner, Saying, Then, allowed, requests1, requests2};
 use crate::lab::{Family, Pod};
@@ -88,10 +88,8 @@ async fn one_connection(scene: &Scene, random: &mut fastrand::Rng, line: Line) {
     let Ok(Ok(mut stream)) = timeout(DIALLING, wire::connect(&pod, to)).await else { return };
     let port = stream.local_addr().map_or(0, |local| local.port());
     let of = key.unwrap_or("nobody");
-    scene.journal.note(
-        line.name,
-        format!("from {} :{port} to {what} {to}, key of {of}; {manner:?}, {then:?}", pod.name()),
-    );
+    let from = client_name(&pod, port);
+    scene.journal.note(line.name, format!("{from} {what} {to}, key of {of}; {manner:?}, {then:?}"));
     let bytes = (line.bytes)(&mut Saying { random, key, stream: 1, nonce: "" });
     if manner.say(&mut stream, &bytes).await.is_ok() {
         then.act(stream, |_| {}).await;
