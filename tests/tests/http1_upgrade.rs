@@ -22,16 +22,18 @@ fn websocket(key: &str) -> String {
     )
 }
 
-/// A client and the server that a request with this key reaches; the other connection is held, too.
+/// A client and the server that a request with this key reaches, each of which has served one; the other connection
+/// is held, too.
 fn connect(stage: &Stage, key: &str) -> Result<(Peer, Peer, Option<Peer>)> {
     let (mut client, mut shared) = stage.connect()?;
-    client.send(get(key));
+    client.send(get(""));
+    shared.expect(get(""));
+    shared.send(OK);
+    client.expect(OK);
     if key.is_empty() {
-        shared.expect(get(key));
-        shared.send(OK);
-        client.expect(OK);
         return Ok((client, shared, None));
     }
+    client.send(get(key));
     let mut alice = stage.alice()?;
     alice.expect(get(key));
     alice.send(OK);

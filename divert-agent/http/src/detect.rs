@@ -1,8 +1,8 @@
 //! What a connection speaks, by its first bytes.
 //!
 //! No timeout is involved: bytes decide, as soon as they can. A client's bytes are HTTP/1 when they
-//! begin with a request line up to the digit after `HTTP/1.`, and stop being so at the first byte that no
-//! request line has there. What this decides against is guessing from less (a method name, say): a
+//! begin with a request line up to the digit after `HTTP/1.`, or with one whose version is odd (`http/1.1`), and stop
+//! being so at the first byte that no request line has there. What this decides against is guessing from less (a method name, say): a
 //! connection that is taken for HTTP and is not would be broken, one that is taken for opaque loses no
 //! more than the routing. The price is that a client that sends less than a line which looks like the
 //! beginning of one (`ruok`), and then waits, waits until it closes or sends more.
@@ -26,8 +26,12 @@ pub enum ClientBytes {
 
 /// RFC 9113 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Bytes of its first line.
+const PREFACE_LINE: usize = 16;
 /// What precedes the minor version.
 const VERSION: &[u8] = b"HTTP/1.";
+/// Bytes of it that name the protocol.
+const NAME: usize = 5;
 /// Longest method. The longest one registered, UPDATEREDIRECTREF, has 17 characters.
 pub(crate) const MAX_METHOD: usize = 64;
 
@@ -56,6 +60,8 @@ enum State {
     Target,
     /// In the version, of which this many bytes have come.
     Version(usize),
+    /// In an odd version, of which so much of `HTTP/` has come, in any case.
+    OddVersion(usize),
     Http1,
     Opaque,
 }
@@ -64,17 +70,30 @@ impl State {
     fn next(self, byte: u8) -> Self {
         match (self, byte) {
             (Self::Blank, b'\r') => Self::BlankLf,
+            (Self::BlankLf, b'\r') => Self::BlankLf,
             (Self::BlankLf | Self::Blank, b'\n') => Self::Blank,
             (Self::Blank, _) if is_tchar(byte) => Self::Method(1),
             (Self::Method(_), b' ') => Self::TargetStart,
             (Self::Method(len), _) if is_tchar(byte) && len < MAX_METHOD => Self::Method(len + 1),
             (Self::TargetStart, b' ') => Self::TargetStart,
-            (Self::Target | Self::Version(_), b' ') => Self::Version(0),
+            (Self::Target | Self::Version(_) | Self::OddVersion(_), b' ') => Self::Version(0),
             (Self::Version(len), b'0'..=b'9') if len == VERSION.len() => Self::Http1,
             (Self::Version(len), _) if VERSION.get(len) == Some(&byte) => Self::Version(len + 1),
+            (Self::Version(len) | Self::OddVersion(len), b'\r' | b'\n') if len >= NAME => Self::Http1,
+            (Self::Version(len) | Self::OddVersion(len), 0x21..=0x7e | 0x80..) if len >= NAME => {
+                Self::OddVersion(NAME)
+            }
+            (Self::Version(len) | Self::OddVersion(len), _)
+                if VERSION.get(len).is_some_and(|letter| letter.eq_ignore_ascii_case(&byte)) =>
+            {
+                Self::OddVersion(len + 1)
+            }
             // RFC 9112 3.2 allows fewer; servers accept these (raw UTF-8, braces), so they have to pass. What
             // follows a space may be more of a target, which lenient servers take (RFC 9112 3).
-            (Self::TargetStart | Self::Target | Self::Version(_), 0x21..=0x7e | 0x80..) => Self::Target,
+            (
+                Self::TargetStart | Self::Target | Self::Version(_) | Self::OddVersion(_),
+                0x21..=0x7e | 0x80..,
+            ) => Self::Target,
             (Self::Http1, _) => Self::Http1,
             _ => Self::Opaque,
         }
@@ -107,9 +126,14 @@ impl ClientDetector {
     }
 
     fn step(&mut self, byte: u8) -> ClientBytes {
+        let line = self.preface && self.seen >= PREFACE_LINE;
         self.preface &= PREFACE.get(self.seen) == Some(&byte);
         self.state = self.state.next(byte);
         self.seen += 1;
+        if line && !self.preface {
+            // Its first line is no request's (RFC 9113 3.4).
+            self.state = State::Opaque;
+        }
         match self.state {
             _ if self.preface && self.seen == PREFACE.len() => ClientBytes::Http2,
             _ if self.preface => ClientBytes::Undecided,
@@ -206,13 +230,15 @@ mod tests {
             (b"PING\r\n", 5),
             (b"GET\t/ HTTP/1.1", 4),
             (b" GET / HTTP/1.1", 1),
-            (b"\r\r\n", 2),
+            (b"\r\rG", 3),
             (b"GET /\r\n", 6), // HTTP/0.9
             (b"GET /\0 HTTP/1.1", 6),
-            (b"GET / HTTP/2.0\r\n", 15),
-            (b"GET / HTTP/1.x\r\n", 15),
-            (b"GET / http/1.1\n", 15),
-            (b"PUT key HTTP/1.\r\n", 16),
+            (b"GET / HTT\r\n", 10),
+            (b"GET / HTTP\r\n", 11),
+            (b"GET HTTP/2.0\r\n", 13),
+            (b"OPTIONS rtsp://a/ RTSP/1.0\r\n", 27),
+            (b"INVITE sip:a@b SIP/2.0\r\n", 23),
+            (b"SOURCE /live ICE/1.0\r\n", 21),
             (b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n", 33),
             (b"set key 0 0 5\r\n", 14), // memcached
             (b"SSH-2.0-OpenSSH_9.2\r\n", 20),
@@ -232,6 +258,23 @@ mod tests {
     }
 
     #[test]
+    fn an_odd_version_is_http1_at_the_end_of_its_line() {
+        for line in [
+            "GET / HTTP/2.0",
+            "GET / HTTP/1.x",
+            "GET / http/1.1",
+            "GET / HttP/1.1",
+            "GET /a b HTTP/",
+            "GET / HTTP/x/1",
+        ] {
+            for end in ["\r\n", "\n"] {
+                let bytes = format!("{line}{end}");
+                assert_eq!(decided(bytes.as_bytes()), (ClientBytes::Http1, line.len() + 1), "{bytes:?}");
+            }
+        }
+    }
+
+    #[test]
     fn a_method_has_64_bytes_at_most() {
         assert_eq!(decided(&[b'A'; 64]).0, ClientBytes::Undecided);
         assert_eq!(decided(&[b'A'; 65]), (ClientBytes::Opaque, 65));
@@ -241,7 +284,7 @@ mod tests {
     fn the_http2_preface_counts_whole() {
         assert_eq!(decided(PREFACE), (ClientBytes::Http2, 24));
         assert_eq!(decided(&PREFACE[..23]).0, ClientBytes::Undecided);
-        assert_eq!(decided(b"XRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), (ClientBytes::Opaque, 15));
+        assert_eq!(decided(b"XRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), (ClientBytes::Http1, 15));
         assert_eq!(decided(b"PRI * HTTP/1.1\r\n"), (ClientBytes::Http1, 14));
         assert_eq!(decided(b"PRI * HTTP/2.0\r\n\r\nSX"), (ClientBytes::Opaque, 20));
     }

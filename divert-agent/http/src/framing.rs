@@ -54,12 +54,6 @@ pub enum FramingError {
         "reading the head: it has Transfer-Encoding, which HTTP/1.0 does not; send HTTP/1.1 or Content-Length"
     )]
     CodingInHttp10,
-    /// RFC 9112 5.1: to be rejected with 400.
-    #[error("reading the head: white space stands between a field name and its colon; remove it")]
-    SpaceBeforeColon,
-    /// RFC 9110 5.5 and RFC 9112 2.2: NUL, or CR without LF, which some take for the end of a line.
-    #[error("reading the head: it has a NUL, or a CR that ends no line; remove it")]
-    ControlByte,
     /// RFC 9112 3.2: to be answered with 400.
     #[error("reading the head: it has more than one Host field; send one")]
     ManyHosts,

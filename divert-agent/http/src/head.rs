@@ -1,7 +1,9 @@
 //! Where a head ends, found once however many parts it arrives in.
 //!
 //! The scan walks line ends with memchr and notes on the way what the field parser would not tell:
-//! whether a line ended in a bare LF and whether one was folded.
+//! whether a line ended in a bare LF and whether one was folded. CR and LF before the first line begin nothing.
+
+use std::ops::Range;
 
 use memchr::memchr_iter;
 
@@ -20,8 +22,10 @@ pub struct HeadScan {
     seen: usize,
     /// Where the line begins that has no end yet.
     line: usize,
-    /// Where the start line begins, once there is one.
+    /// Where the start line begins, once it has ended.
     start: Option<usize>,
+    /// The start line, without its end, until it was asked for.
+    fresh: Option<Range<usize>>,
     bare_lf: bool,
     folded: bool,
 }
@@ -33,7 +37,7 @@ pub(crate) struct Extent {
     pub(crate) start: usize,
     /// First byte after the blank line.
     pub(crate) end: usize,
-    /// A line, or a blank line before the head, ended in LF without CR.
+    /// A line of the head ended in LF without CR.
     pub(crate) bare_lf: bool,
     /// A line after the start line began with white space.
     pub(crate) folded: bool,
@@ -44,8 +48,8 @@ pub(crate) struct Extent {
 pub(crate) enum Scanned {
     /// No end yet.
     Partial,
-    /// No end within [`MAX_HEAD`].
-    TooLarge,
+    /// No end within [`MAX_HEAD`]; where the start line begins, if it has ended.
+    TooLarge(Option<usize>),
     /// The head is complete.
     Head(Extent),
 }
@@ -78,31 +82,47 @@ impl HeadScan {
         }
         self.seen = window.len();
         if window.len() == MAX_HEAD {
+            let start = self.start;
             self.reset();
-            return Scanned::TooLarge;
+            return Scanned::TooLarge(start);
         }
         Scanned::Partial
     }
 
+    /// Whether a head has begun in `buf`, which was scanned and has no whole head: CR and LF begin none.
+    pub fn has_begun(&self, buf: &[u8]) -> bool {
+        let line = &buf[self.line.min(buf.len())..];
+        self.start.is_some() || line.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+    }
+
+    /// The start line of a head that is not complete, the first time that it is asked for.
+    pub(crate) fn fresh_start_line(&mut self) -> Option<Range<usize>> {
+        self.fresh.take()
+    }
+
     /// Takes a line (without its LF, which is at `lf`); gives the extent when it ends the head.
     fn line_end(&mut self, line: &[u8], lf: usize) -> Option<Extent> {
-        let content = match line {
-            [content @ .., b'\r'] => content,
-            content => {
-                self.bare_lf = true;
-                content
-            }
+        let (content, bare_lf) = match line {
+            [content @ .., b'\r'] => (content, false),
+            content => (content, true),
         };
-        match (content, self.start) {
-            // RFC 9112 2.2: blank lines before a request line are passed over.
-            ([], None) => {}
-            ([], Some(start)) => {
-                return Some(Extent { start, end: lf + 1, bare_lf: self.bare_lf, folded: self.folded });
+        let Some(start) = self.start else {
+            // RFC 9112 2.2: blank lines before a request line are passed over, and those of other kinds are as well by
+            // who takes them at all.
+            if content.iter().any(|byte| *byte != b'\r') {
+                self.start = Some(self.line);
+                self.fresh = Some(self.line..self.line + content.len());
+                self.bare_lf = bare_lf;
             }
-            (_, None) => self.start = Some(self.line),
+            self.line = lf + 1;
+            return None;
+        };
+        self.bare_lf |= bare_lf;
+        match content {
+            [] => return Some(Extent { start, end: lf + 1, bare_lf: self.bare_lf, folded: self.folded }),
             // RFC 9112 5.2 (obs-fold) and 2.2 (white space before the first field).
-            ([b' ' | b'\t', ..], Some(_)) => self.folded = true,
-            (_, Some(_)) => {}
+            [b' ' | b'\t', ..] => self.folded = true,
+            _ => {}
         }
         self.line = lf + 1;
         None
@@ -129,7 +149,25 @@ mod tests {
 
     #[test]
     fn blank_lines_before_the_start_line_belong_to_the_head() {
-        assert_eq!(whole(b"\r\n\r\nG\r\n\r\n"), Scanned::Head(head(4, 9)));
+        for (blank, len) in [("\r\n\r\n", 4), ("\n", 1), ("\r\r\n\n", 4)] {
+            let buf = format!("{blank}G\r\n\r\n");
+            assert_eq!(whole(buf.as_bytes()), Scanned::Head(head(len, len + 5)), "{blank:?}");
+        }
+    }
+
+    #[test]
+    fn blank_lines_begin_nothing() {
+        let mut scan = HeadScan::new();
+        for (buf, begun) in [
+            ("", false),
+            ("\r", false),
+            ("\r\n\n\r", false),
+            ("\r\n\n\r\nG", true),
+            ("\r\n\n\r\nG\r\n", true),
+        ] {
+            assert_eq!(scan.scan(buf.as_bytes()), Scanned::Partial);
+            assert_eq!(scan.has_begun(buf.as_bytes()), begun, "{buf:?}");
+        }
     }
 
     #[test]
@@ -158,8 +196,9 @@ mod tests {
         buf.extend_from_slice(&[b'y'; 1000]);
         assert_eq!(whole(&buf), Scanned::Head(head(0, MAX_HEAD)));
         buf.insert(6, b'x');
-        assert_eq!(whole(&buf), Scanned::TooLarge);
-        assert_eq!(whole(&buf[..MAX_HEAD]), Scanned::TooLarge);
+        assert_eq!(whole(&buf), Scanned::TooLarge(Some(0)));
+        assert_eq!(whole(&buf[..MAX_HEAD]), Scanned::TooLarge(Some(0)));
+        assert_eq!(whole(&[b'x'; MAX_HEAD]), Scanned::TooLarge(None));
         assert_eq!(whole(&buf[..MAX_HEAD - 1]), Scanned::Partial);
     }
 

@@ -6,9 +6,10 @@
 //! sure that whoever reads the same bytes next finds the same end of message. So there are three
 //! answers to a head:
 //!
-//! - it is regular, and its framing is followed;
-//! - it is *irregular*, but still has one plausible reading (bare LF, line folding, a name that is no
-//!   token): whoever asked may pass the connection on without following it;
+//! - its framing is certain, and followed. That it is not by the grammar elsewhere (a name that is no token, a control
+//!   character in a value) changes nothing: it is forwarded as it came, and read by what of it is regular;
+//! - it is *irregular*: two readers could take its lines apart differently (bare LF, line folding, a space before a
+//!   colon). Whoever asked may pass it on with all that follows, as the last thing on its connection;
 //! - its framing is *ambiguous*: two readers may disagree about where it ends, which is what request
 //!   smuggling lives on. RFC 9112 asks for 400 and the end of the connection.
 //!
@@ -60,7 +61,7 @@ pub use framing::{BodyLength, FramingError};
 pub use h2c::strip_h2c_offer;
 pub use head::{HeadScan, MAX_FIELDS, MAX_HEAD};
 pub use inject::inject_key;
-pub use irregular::Irregularity;
+pub use irregular::{Irregularity, lenient_key};
 pub use request::{Method, Request, RequestHead, parse_request};
 pub use response::{Asked, Response, ResponseHead, ResponseKind, parse_response};
 pub use upgrade::offered_protocols;

@@ -1,4 +1,6 @@
-//! Heads of requests.
+//! Heads of requests. Those that are by the grammar are read here, without allocation; the others in [`odd`].
+
+mod odd;
 
 use std::borrow::Cow;
 
@@ -9,8 +11,8 @@ use crate::baggage::{KeyNames, find_key};
 use crate::detect::MAX_METHOD;
 use crate::field::{FieldsError, elements, has_token, is, is_tchar, is_token, with_fields};
 use crate::framing::{BodyLength, Framing, FramingError};
-use crate::head::{HeadScan, Scanned};
-use crate::irregular::{self, Irregularity};
+use crate::head::{HeadScan, MAX_HEAD, Scanned};
+use crate::irregular::Irregularity;
 
 /// What a buffer begins with, read as a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,15 +21,17 @@ pub enum Request<'a> {
     Partial,
     /// A head whose framing is certain.
     Head(RequestHead<'a>),
-    /// A head with one plausible reading that is not the grammar's. To be passed on without following it,
-    /// or, where the key diverts, to be answered with 400: it cannot be both diverted and not followed.
+    /// A head that two readers could take apart differently. To be passed on with all that follows, and the
+    /// connection to be closed behind the response; or, where the key diverts, to be answered with 400.
     Irregular {
         /// The key, read leniently.
-        key: Option<Cow<'a, str>>,
+        key: Option<String>,
+        /// The host, read leniently.
+        host: Option<String>,
+        /// The method, as far as the framing of the response depends on it.
+        method: Method,
         /// What is wrong.
         reason: Irregularity,
-        /// Bytes of the head.
-        len: usize,
     },
     /// To be answered with 400, and the connection to be closed.
     Ambiguous(FramingError),
@@ -52,6 +56,11 @@ pub(crate) fn is_idempotent(method: &[u8]) -> bool {
     matches!(method, b"GET" | b"HEAD" | b"OPTIONS" | b"TRACE" | b"PUT" | b"DELETE")
 }
 
+/// Whether requests of this method have no content, or none that means something (RFC 9110 9.3).
+fn is_without_content(method: &[u8]) -> bool {
+    matches!(method, b"GET" | b"HEAD" | b"DELETE" | b"OPTIONS" | b"TRACE" | b"CONNECT")
+}
+
 /// What the head of a request says, as far as an intermediary has to know.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RequestHead<'a> {
@@ -70,6 +79,9 @@ pub struct RequestHead<'a> {
     /// The host meant, with its port if it has one: of an absolute-form or authority-form target, which
     /// overrides Host (RFC 9112 3.2.2), else of Host. `None` also where it is empty or not UTF-8.
     pub host: Option<&'a str>,
+    /// No body is announced, and yet one may be sent when the server says 100: the client expects that, or the method
+    /// is one that has content (PUT; SOURCE, of Icecast). HTTP/1.0 has no 100.
+    pub may_go_on: bool,
     /// `Expect: 100-continue`: the client may keep the body back (RFC 9110 10.1.1). HTTP/1.0 has it not.
     pub expect_continue: bool,
     /// An upgrade to something other than h2c is offered: Upgrade, with Connection: upgrade, by HTTP/1.1
@@ -83,6 +95,9 @@ pub struct RequestHead<'a> {
     pub close: bool,
     /// `x-divert-debug: 1`: the response is to tell who made it.
     pub debug: bool,
+    /// The head is not by the grammar, in a way that no reader can take for other framing: what of it is regular was
+    /// read.
+    pub odd: bool,
 }
 
 /// Reads the head that `buf` begins with. `scan` remembers between calls how much of it was searched for
@@ -92,27 +107,42 @@ pub struct RequestHead<'a> {
 /// 3.2), as it would without us. More than one is, for two readers could take different ones.
 pub fn parse_request<'a>(buf: &'a [u8], scan: &mut HeadScan, names: &KeyNames) -> Request<'a> {
     let extent = match scan.scan(buf) {
-        Scanned::Partial => return Request::Partial,
-        Scanned::TooLarge => return Request::TooLarge,
+        Scanned::Partial => return unfinished(buf, scan),
+        Scanned::TooLarge(start) if begins_no_head(buf, start) => return NO_HEAD,
+        Scanned::TooLarge(_) => return Request::TooLarge,
         Scanned::Head(extent) => extent,
     };
-    let head = &buf[extent.start..extent.end];
-    let read = if extent.bare_lf {
-        Err(Fault::Irregular(Irregularity::BareLf))
-    } else if extent.folded {
-        Err(Fault::Irregular(Irregularity::Folded))
-    } else {
-        read(head, names)
-    };
-    match read {
+    if extent.bare_lf || extent.folded {
+        return odd::read(buf, extent, names);
+    }
+    match read(&buf[extent.start..extent.end], names) {
         Ok(head) => Request::Head(RequestHead { len: extent.end, ..head }),
         Err(Fault::Framing(error)) => Request::Ambiguous(error),
         Err(Fault::TooManyFields) => Request::TooLarge,
-        Err(Fault::Irregular(reason)) => match irregular::ambiguity(head) {
-            Some(error) => Request::Ambiguous(error),
-            None => Request::Irregular { key: irregular::key(head, names), reason, len: extent.end },
-        },
+        Err(Fault::Irregular(_)) => odd::read(buf, extent, names),
     }
+}
+
+/// What begins with a line that is no request line.
+const NO_HEAD: Request<'_> =
+    Request::Irregular { key: None, host: None, method: Method::Other, reason: Irregularity::StartLine };
+
+/// A head of which the end has not come: what is none is told at its first line, and nobody waits for more.
+fn unfinished<'a>(buf: &[u8], scan: &mut HeadScan) -> Request<'a> {
+    match scan.fresh_start_line().map(|line| odd::may_be_request_line(&buf[line])) {
+        Some(false) => {
+            scan.reset();
+            NO_HEAD
+        }
+        Some(true) | None => Request::Partial,
+    }
+}
+
+/// Whether the first line, which begins at `start`, is whole and no request line.
+fn begins_no_head(buf: &[u8], start: Option<usize>) -> bool {
+    let Some(rest) = start.map(|start| &buf[start..buf.len().min(MAX_HEAD)]) else { return false };
+    let Some(end) = memchr(b'\n', rest) else { return false };
+    !odd::may_be_request_line(rest[..end].strip_suffix(b"\r").unwrap_or(&rest[..end]))
 }
 
 /// Why a head is not a [`RequestHead`].
@@ -127,9 +157,12 @@ fn read<'a>(head: &'a [u8], names: &KeyNames) -> Result<RequestHead<'a>, Fault> 
     let line_end = memchr(b'\n', head).map_or(head.len(), |lf| lf + 1);
     let (line, fields) = head.split_at(line_end);
     let line = RequestLine::parse(line).ok_or(Fault::Irregular(Irregularity::StartLine))?;
-    let read = with_fields(fields, |fields| line.with(fields, names));
+    let read = with_fields(fields, |fields| {
+        let seen = Seen::of(fields, names);
+        line.head(seen, fields.iter().map(|field| (field.name.as_bytes(), field.value)), names)
+    });
     match read {
-        Ok(Ok(read)) => Ok(RequestHead { len: head.len(), ..read }),
+        Ok(Ok(read)) => Ok(read),
         Ok(Err(error)) => Err(Fault::Framing(error)),
         Err(FieldsError::TooMany) => Err(Fault::TooManyFields),
         Err(FieldsError::Malformed) => Err(Fault::Irregular(Irregularity::Field)),
@@ -157,6 +190,15 @@ impl<'a> RequestLine<'a> {
         (visible && method_ok).then_some(Self { method, target, minor: digit - b'0' })
     }
 
+    /// The method, as far as framing depends on it.
+    fn kind(&self) -> Method {
+        match self.method {
+            b"HEAD" => Method::Head,
+            b"CONNECT" => Method::Connect,
+            _ => Method::Other,
+        }
+    }
+
     /// The host in the target, if it has one (RFC 9112 3.2.2 and 3.2.3).
     fn host(&self, method: Method) -> Option<&'a [u8]> {
         let target = self.target;
@@ -172,13 +214,14 @@ impl<'a> RequestLine<'a> {
         }
     }
 
-    fn with(&self, fields: &[Header<'a>], names: &KeyNames) -> Result<RequestHead<'a>, FramingError> {
-        let method = match self.method {
-            b"HEAD" => Method::Head,
-            b"CONNECT" => Method::Connect,
-            _ => Method::Other,
-        };
-        let seen = Seen::of(fields, names);
+    /// The head with these fields, of which `seen` has taken note. Its `len` is to be set.
+    fn head(
+        &self,
+        seen: Seen<'a>,
+        fields: impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone,
+        names: &KeyNames,
+    ) -> Result<RequestHead<'a>, FramingError> {
+        let method = self.kind();
         let body = seen.framing.of_request(self.minor)?;
         if method == Method::Connect && !matches!(body, BodyLength::None | BodyLength::Length(0)) {
             return Err(FramingError::BodyOfConnect);
@@ -186,22 +229,27 @@ impl<'a> RequestLine<'a> {
         if seen.hosts > 1 {
             return Err(FramingError::ManyHosts);
         }
-        let fields = || fields.iter().map(|field| (field.name.as_bytes(), field.value));
-        let key = if seen.carrier { find_key(names, fields()) } else { None };
+        let key = if seen.carrier { find_key(names, fields) } else { None };
         let host = self.host(method).or(seen.host).and_then(|host| str::from_utf8(host).ok());
+        let expect_continue = seen.expect_continue && self.minor > 0;
+        let may_go_on = body == BodyLength::None
+            && self.minor > 0
+            && (expect_continue || !is_without_content(self.method));
         Ok(RequestHead {
             len: 0,
             method,
+            may_go_on,
             idempotent: is_idempotent(self.method),
             version: self.minor,
             body,
             key,
             host: host.filter(|host| !host.is_empty()),
-            expect_continue: seen.expect_continue && self.minor > 0,
+            expect_continue,
             upgrade: seen.upgrade && seen.connection_upgrade && self.minor > 0,
             h2c_offer: seen.h2c_offer,
             close: seen.close || (self.minor == 0 && !seen.keep_alive),
             debug: seen.debug,
+            odd: false,
         })
     }
 }

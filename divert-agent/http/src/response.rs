@@ -95,7 +95,7 @@ pub fn parse_response(buf: &[u8], scan: &mut HeadScan, asked: &Asked<'_>) -> Res
     }
     let extent = match scan.scan(buf) {
         Scanned::Partial => return Response::Partial,
-        Scanned::TooLarge => return Response::Irregular(ResponseFault::TooLarge),
+        Scanned::TooLarge(_) => return Response::Irregular(ResponseFault::TooLarge),
         Scanned::Head(extent) => extent,
     };
     let read = if extent.bare_lf {

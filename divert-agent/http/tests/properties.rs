@@ -20,6 +20,10 @@ fn pieces() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![
         select(vec![
             "GET / HTTP/1.1\r\n",
+            "GET /a b HTTP/1.1\r\n",
+            "a b: c\r\n",
+            "a=b: c\r\n",
+            "junk\r\n",
             "POST /x HTTP/1.0\r\n",
             "HTTP/1.1 200 OK\r\n",
             "HTTP/1.0 304\r\n",
@@ -123,10 +127,13 @@ fn request() -> impl Strategy<Value = (Vec<u8>, RequestHead<'static>)> {
                 key: key.iter().find(|(field, _)| has(field)).map(|(_, key)| Cow::Borrowed(*key)),
                 host: has("host: a:80").then_some("a:80"),
                 expect_continue: has("expect: 100-continue"),
+                may_go_on: body == BodyLength::None
+                    && (has("expect: 100-continue") || matches!(method, "POST" | "X-Y!")),
                 upgrade: has("connection: upgrade") && has("upgrade: websocket"),
                 h2c_offer: has("upgrade: h2c") || has("http2-settings: AA"),
                 close: has("connection: close"),
                 debug: has("x-divert-debug: 1"),
+                odd: false,
             };
             let options = options.into_iter().map(|option| format!("{option}\r\n"));
             let fields: Vec<String> = framing.into_iter().chain(options).chain(filler).collect();
@@ -221,6 +228,17 @@ fn member() -> impl Strategy<Value = String> {
     // More members than are read.
     prop_oneof![6 => member, 2 => few, 1 => Just("a=b,".repeat(90)), 1 => Just(",".repeat(200))]
 }
+
+/// Field lines that are no grammar's and nobody's framing.
+const ODD_LINES: [&str; 7] = [
+    "a=b: x\r\n",
+    "baggage.okteto-divert=alice: x\r\n",
+    ": x\r\n",
+    "(a): Content-Length: 5\r\n",
+    "x: \u{1}y\r\n",
+    "x: a\u{b}b\u{7f}\r\n",
+    "\"Host\": z\r\n",
+];
 
 fn parse(bytes: &[u8]) -> Request<'_> {
     // Names live as long as the key, which borrows nothing of them.
@@ -327,6 +345,33 @@ proptest! {
         let _ = follow_responses(&[b"HTTP/1.", &bytes[..]].concat(), &[bytes.len() + 7], &kinds_of_requests()[1]);
         let _ = BodyReader::new(BodyLength::Chunked).advance(&bytes);
         strip_h2c_offer(&bytes, &mut Vec::new());
+    }
+
+    /// Fields that no reader can take for framing change nothing about what else is read, and what is read does not
+    /// depend on how the bytes arrive.
+    #[test]
+    fn odd_fields_change_nothing_else(
+        (bytes, head) in request(),
+        lines in vec(select(ODD_LINES.to_vec()), 1..4),
+        at in any::<prop::sample::Index>(),
+        seed: u64,
+    ) {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let ends: Vec<usize> = text.match_indices("\r\n").map(|(at, _)| at + 2).collect();
+        // Behind any line from the start line on.
+        let first = ends.iter().position(|end| *end > 4).unwrap_or(0);
+        let at = ends[first..ends.len() - 1][at.index(ends.len() - 1 - first)];
+        let odd = [&text[..at], &lines.concat(), &text[at..]].concat().into_bytes();
+        let Request::Head(read) = parse(&odd) else { panic!("{}", odd.escape_ascii()) };
+        prop_assert_eq!(&read, &RequestHead { len: odd.len(), odd: true, ..head.clone() });
+        let in_parts = follow_requests(&odd, &parts(odd.len(), seed));
+        prop_assert_eq!(in_parts, follow_requests(&odd, &[odd.len()]));
+        if head.key.is_none() {
+            let mut out = Vec::new();
+            inject_key(&odd, &KeyNames::default(), "carol", &mut out);
+            let injected = RequestHead { len: out.len(), key: Some("carol".into()), ..read };
+            prop_assert_eq!(parse(&out), Request::Head(injected));
+        }
     }
 
     #[test]

@@ -83,6 +83,17 @@ impl Buffer {
         self.end = held;
     }
 
+    /// Gives back all room that holds nothing, and is full then.
+    pub(super) fn shrink(&mut self) {
+        if self.len() < self.block.len() {
+            let held: Box<[u8]> = self.bytes().into();
+            let len = held.len();
+            self.release();
+            self.block = held;
+            self.end = len;
+        }
+    }
+
     /// Gives back the block of a queue that holds nothing.
     pub(super) fn release(&mut self) {
         self.start = 0;
@@ -128,6 +139,22 @@ mod tests {
         push(&mut buffer, b"x");
         buffer.consume(1);
         assert!(buffer.block.is_empty());
+    }
+
+    #[test]
+    fn a_queue_that_has_shrunk_grows_again() {
+        let mut buffer = Buffer::default();
+        push(&mut buffer, b"xxab");
+        buffer.consume(2);
+        buffer.shrink();
+        assert!(buffer.is_full());
+        assert_eq!((buffer.bytes(), buffer.block.len()), (&b"ab"[..], 2));
+        buffer.grow();
+        push(&mut buffer, b"c");
+        assert_eq!(buffer.bytes(), b"abc");
+        buffer.consume(3);
+        buffer.shrink();
+        assert!(buffer.is_empty());
     }
 
     #[test]

@@ -84,6 +84,13 @@ impl Dial {
         })
     }
 
+    /// Makes it close with RST, where the server has accepted it by then.
+    pub(super) fn reset_on_close(&self) {
+        if let Some(conn) = &self.0 {
+            conn.reset_on_close();
+        }
+    }
+
     /// Waits for the connection as long as the kernel tries.
     pub(super) async fn wait(mut self) -> io::Result<Conn> {
         poll_fn(|cx| self.poll(cx)).await

@@ -11,15 +11,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use divert_http::{
-    KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key, offered_protocols, parse_request,
-    strip_h2c_offer,
+    BodyLength, Irregularity, KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key, lenient_key,
+    offered_protocols, parse_request, strip_h2c_offer,
 };
 
 use super::answer::Answer;
+use super::buffer::{BLOCK, Buffer};
 use super::conn::{Conn, Unfinished};
 use super::counts::Count;
 use super::dial;
-use super::exchange::{Exchange, Outcome, Outgoing, Reset};
+use super::exchange::{Beyond, Exchange, Outcome, Outgoing, Reset};
 use super::routing::{Decided, in_turn};
 use super::session::{End, Session};
 use super::tally::{Fate, Tally};
@@ -30,8 +31,9 @@ use crate::plan::{Backend, OnUnavailable, Route};
 enum Step {
     /// A request with certain framing, and where it goes: `None` is the original destination.
     Request(Wanted, Option<Arc<Route>>),
-    /// No request can be read, but the original destination may still make something of it.
-    Opaque,
+    /// A request of which the end is not known. The original destination may still make something of it; its answer
+    /// is the last thing on the connection.
+    Single(Wanted),
 }
 
 /// What is kept of a request's head once it was decided.
@@ -73,13 +75,13 @@ impl Session {
     pub(super) async fn http(&mut self) -> Result<Infallible, End> {
         loop {
             match poll_fn(|cx| self.poll_step(cx)).await? {
-                Step::Opaque => {
-                    let end = self.opaque(Default::default(), false).await;
-                    return Err(end);
-                }
                 Step::Request(wanted, route) => {
                     self.head_complete();
                     self.serve_request(wanted, route).await?;
+                }
+                Step::Single(wanted) => {
+                    self.head_complete();
+                    self.serve_request(wanted, None).await?;
                 }
             }
         }
@@ -96,20 +98,22 @@ impl Session {
             {
                 return Poll::Ready(Ok(step));
             }
+            let begun = self.scan.has_begun(self.client.inbox.bytes());
             if self.client.ended {
-                // What is left is the beginning of a request that nobody can answer.
-                let nothing = self.client.inbox.is_empty();
-                return Poll::Ready(if nothing { Err(End::Close) } else { Ok(Step::Opaque) });
+                return Poll::Ready(if begun { self.unfinished() } else { Err(End::Close) });
             }
-            if self.client.inbox.is_empty() && self.worker.draining() {
+            if !begun && self.worker.draining() {
                 return Poll::Ready(Err(End::Close));
             }
             match self.client.poll_read(cx) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Reset)),
                 Poll::Pending => {
-                    if !self.client.inbox.is_empty() {
+                    if begun {
                         self.await_head();
+                    } else {
+                        // Blank lines wait for the head that they precede, as long as that takes.
+                        self.client.inbox.shrink();
                     }
                     return self.poll_limit(cx).map(Err);
                 }
@@ -122,12 +126,7 @@ impl Session {
         let worker = Rc::clone(&self.worker);
         let bytes = self.client.inbox.bytes();
         match parse_request(bytes, &mut self.scan, &worker.config.names) {
-            Request::Partial => {
-                if self.client.inbox.is_full() {
-                    self.client.inbox.grow();
-                }
-                Ok(None)
-            }
+            Request::Partial => Ok(None),
             Request::Head(head) => {
                 let decided = self.decide(head.key.as_deref(), head.host, head.debug);
                 let rewritten = rewrite(&head, bytes, decided.inject.as_deref(), &worker.config.names);
@@ -137,14 +136,53 @@ impl Session {
                 let route = decided.route.clone();
                 Ok(Some(Step::Request(wanted(&head, &bytes[..head.len], rewritten, decided), route)))
             }
-            // What cannot be followed cannot be given a key either.
-            Request::Irregular { key, reason, .. } => match self.decide(key.as_deref(), None, false).route {
-                None => Ok(Some(Step::Opaque)),
-                Some(_) => Err(self.refuse(&Answer::Irregular(&reason))),
-            },
+            Request::Irregular { key, host, method, reason } => {
+                self.single(key.as_deref(), host.as_deref(), method, &reason).map(Some)
+            }
             Request::Ambiguous(error) => Err(self.refuse(&Answer::Ambiguous(&error))),
             Request::TooLarge => Err(self.refuse(&Answer::HeadTooLarge)),
         }
+    }
+
+    /// What becomes of a request of which the end is not known: it cannot be both diverted and not followed. Nor can it
+    /// be given a key, as readers who differ about its lines may find it in one that was there before, or nowhere.
+    fn single(
+        &mut self,
+        key: Option<&str>,
+        host: Option<&str>,
+        method: Method,
+        reason: &Irregularity,
+    ) -> Result<Step, End> {
+        let decided = self.decide(key, host, false);
+        if decided.route.is_some() {
+            return Err(self.refuse(&Answer::Irregular(reason)));
+        }
+        Ok(Step::Single(Wanted {
+            repeatable: false,
+            head_only: method == Method::Head,
+            has_body: true,
+            outgoing: Outgoing {
+                head_len: 0,
+                body: BodyLength::UntilClose,
+                method,
+                version: 1,
+                offered: Vec::new(),
+                rewritten: None,
+                close: false,
+                target: None,
+                may_go_on: false,
+                single: true,
+                retain: false,
+            },
+            asked: None,
+            tally: decided.tally,
+        }))
+    }
+
+    /// The client has ended in the middle of a head, which some server may answer even so.
+    fn unfinished(&mut self) -> Result<Step, End> {
+        let key = lenient_key(self.client.inbox.bytes(), &self.worker.config.names);
+        self.single(key.as_deref(), None, Method::Other, &Irregularity::Incomplete)
     }
 
     fn decide(&self, key: Option<&str>, host: Option<&str>, debug: bool) -> Decided {
@@ -253,7 +291,9 @@ impl Session {
                 Err(End::Reset)
             }
             Ok(Outcome::ServerEnded) => Err(End::Close),
-            Ok(Outcome::Last) => Err(self.await_close(conn).await),
+            Ok(Outcome::Last(beyond)) => Err(self.await_close(conn, beyond).await),
+            Ok(Outcome::Single) => Err(End::Answered),
+            Ok(Outcome::Relay(server)) => Err(self.relay_rest(conn, server, false).await),
             Ok(Outcome::BadChunk { answered }) => {
                 // A clean end could pass for the end of the body.
                 conn.reset_on_close();
@@ -325,32 +365,37 @@ impl Session {
     }
 
     /// The last exchange is over: the server closes, and then the client is closed.
-    async fn await_close(&mut self, conn: &Conn) -> End {
-        poll_fn(|cx| {
+    async fn await_close(&mut self, conn: &Conn, mut beyond: Beyond) -> End {
+        let end = poll_fn(|cx| {
             match poll_idle(cx, conn) {
-                Poll::Ready(Idle::Ended) => return Poll::Ready(End::Close),
+                Poll::Ready(Idle::Ended) => return Poll::Ready(Some(End::Close)),
                 Poll::Ready(Idle::Spoke) => {
                     self.count(Count::Unsolicited);
-                    return Poll::Ready(End::Close);
+                    return Poll::Ready(Some(End::Close));
                 }
-                Poll::Ready(Idle::Broke) => return Poll::Ready(End::Reset),
+                Poll::Ready(Idle::Broke) => return Poll::Ready(Some(End::Reset)),
                 Poll::Pending => {}
             }
-            while !self.client.ended && !self.client.inbox.is_full() {
+            while !self.client.ended && self.client.inbox.len() < BLOCK {
                 match self.client.poll_read(cx) {
                     Poll::Ready(Ok(0)) => conn.shutdown_write(),
-                    // Nobody reads it, as nobody would without us.
+                    // Nobody reads it, as nobody would without us, unless it is no request.
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(_)) => {
                         conn.reset_on_close();
-                        return Poll::Ready(End::Reset);
+                        return Poll::Ready(Some(End::Reset));
                     }
                     Poll::Pending => break,
                 }
             }
-            Poll::Pending
+            beyond.look(self.client.inbox.bytes());
+            if matches!(beyond, Beyond::Foreign) { Poll::Ready(None) } else { Poll::Pending }
         })
-        .await
+        .await;
+        match end {
+            Some(end) => end,
+            None => self.relay_rest(conn, Buffer::default(), false).await,
+        }
     }
 }
 
@@ -369,7 +414,7 @@ fn rewrite(head: &RequestHead<'_>, bytes: &[u8], key: Option<&str>, names: &KeyN
 }
 
 fn wanted(head: &RequestHead<'_>, bytes: &[u8], rewritten: Option<Vec<u8>>, decided: Decided) -> Wanted {
-    let has_body = head.body != divert_http::BodyLength::None;
+    let has_body = head.body != BodyLength::None;
     Wanted {
         repeatable: head.idempotent && !has_body,
         head_only: head.method == Method::Head,
@@ -382,6 +427,8 @@ fn wanted(head: &RequestHead<'_>, bytes: &[u8], rewritten: Option<Vec<u8>>, deci
             offered: if head.upgrade { offered_protocols(bytes) } else { Vec::new() },
             rewritten,
             close: head.close,
+            may_go_on: head.may_go_on,
+            single: false,
             target: decided.route.filter(|_| head.debug).map(|route| route.service.to_string()),
             retain: false,
         },

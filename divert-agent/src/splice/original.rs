@@ -230,10 +230,12 @@ impl Original {
         }
     }
 
-    /// Makes an open connection close with RST.
+    /// Makes the connection close with RST, also one of whose opening we have not heard yet.
     pub(super) fn reset_on_close(&self) {
-        if let Some(conn) = self.open() {
-            conn.reset_on_close();
+        match &self.state {
+            State::Open { conn, .. } => conn.reset_on_close(),
+            State::Dialing(dial) => dial.reset_on_close(),
+            State::Absent | State::Failed(_) => {}
         }
     }
 }

@@ -232,7 +232,7 @@ impl Session {
                 }
             }
         }
-        if self.worker.draining() && self.client.inbox.is_empty() && server.is_empty() {
+        if self.worker.draining() && self.client.is_blank() && server.is_empty() {
             self.set_limit(Limit::Silence, SILENT);
         }
         self.poll_limit(cx).map(Err)

@@ -25,14 +25,6 @@ fn head(fields: &[&str]) -> RequestHead<'static> {
 }
 
 #[track_caller]
-fn irregular(buf: &[u8]) -> (Option<String>, Irregularity, usize) {
-    match parse(buf) {
-        Request::Irregular { key, reason, len } => (key.map(Cow::into_owned), reason, len),
-        other => panic!("{other:?} for {}", buf.escape_ascii()),
-    }
-}
-
-#[track_caller]
 fn ambiguous(lines: &[&str]) -> FramingError {
     match parse(&of(lines)) {
         Request::Ambiguous(error) => error,
@@ -53,11 +45,13 @@ fn a_plain_request() {
             body: BodyLength::None,
             key: Some("alice".into()),
             host: Some("catalog:8080"),
+            may_go_on: false,
             expect_continue: false,
             upgrade: false,
             h2c_offer: false,
             close: false,
             debug: false,
+            odd: false,
         })
     );
 }
@@ -120,75 +114,6 @@ fn versions_above_1_1_are_read_as_1_1() {
     let buf = of(&["GET / HTTP/1.2", "Transfer-Encoding: chunked"]);
     let head = regular(&buf);
     assert_eq!((head.version, head.body, head.close), (2, BodyLength::Chunked, false));
-}
-
-#[test]
-fn bare_lf_is_irregular_and_the_key_is_found() {
-    let buf = b"GET / HTTP/1.1\nHost: a\nbaggage: okteto-divert=alice\n\nrest";
-    assert_eq!(irregular(buf), (Some("alice".into()), Irregularity::BareLf, buf.len() - 4));
-    let buf = b"GET / HTTP/1.1\r\nHost: a\r\n\nrest";
-    assert_eq!(irregular(buf), (None, Irregularity::BareLf, buf.len() - 4));
-    let buf = b"\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
-    assert_eq!(irregular(buf), (None, Irregularity::BareLf, buf.len()));
-}
-
-#[test]
-fn folding_is_irregular_and_the_key_is_found() {
-    let buf = of(&["GET / HTTP/1.1", "Host: a", "baggage: a=b,", " okteto-divert=alice"]);
-    assert_eq!(irregular(&buf), (Some("alice".into()), Irregularity::Folded, buf.len()));
-    let buf = of(&["POST / HTTP/1.1", "Transfer-Encoding:", " chunked"]);
-    assert_eq!(irregular(&buf).1, Irregularity::Folded);
-    let buf = of(&["GET / HTTP/1.1", " Host: a"]);
-    assert_eq!(irregular(&buf).1, Irregularity::Folded);
-}
-
-#[test]
-fn a_request_line_by_another_grammar_is_irregular() {
-    for line in [
-        "GET /",
-        "GET / HTTP/1.1 ",
-        "GET  / HTTP/1.1",
-        " GET / HTTP/1.1",
-        "GET / HTTP/1.10",
-        "GET / HTTP/2.0",
-        "GET / http/1.1",
-        "GET /a b HTTP/1.1",
-        "GET\t/ HTTP/1.1",
-        "G(T / HTTP/1.1",
-        "GET /\u{1} HTTP/1.1",
-        "GET /\u{7f} HTTP/1.1",
-        "x",
-    ] {
-        let buf = of(&[line, "baggage: okteto-divert=alice"]);
-        assert_eq!(irregular(&buf), (Some("alice".into()), Irregularity::StartLine, buf.len()), "{line}");
-    }
-}
-
-#[test]
-fn a_malformed_field_is_irregular() {
-    for line in
-        ["no colon", ": no name", "a b: c", "a(: b", "\u{e9}: b", "a: \u{b}b", "a: \u{7f}", "\u{1}a: b"]
-    {
-        let buf = of(&["GET / HTTP/1.1", line, "baggage: okteto-divert=alice"]);
-        assert_eq!(irregular(&buf), (Some("alice".into()), Irregularity::Field, buf.len()), "{line:?}");
-    }
-}
-
-#[test]
-fn white_space_before_a_colon_is_refused() {
-    for line in ["Content-Length : 5", "Transfer-Encoding\t: chunked", "X : y"] {
-        assert_eq!(ambiguous(&["POST / HTTP/1.1", line]), FramingError::SpaceBeforeColon, "{line}");
-    }
-    // Also where other faults would make the head irregular only.
-    assert_eq!(ambiguous(&["POST / HTTP/1.1", "X: y\nX : y"]), FramingError::SpaceBeforeColon);
-}
-
-#[test]
-fn nul_and_lone_cr_are_refused() {
-    for line in ["X: a\0b", "X: a\rb", "X: a\r\rb", "X\0: a", "X: a\r\r"] {
-        assert_eq!(ambiguous(&["GET / HTTP/1.1", line]), FramingError::ControlByte, "{line:?}");
-    }
-    assert_eq!(ambiguous(&["GET /\r HTTP/1.1"]), FramingError::ControlByte);
 }
 
 #[test]
@@ -277,6 +202,20 @@ fn expect_continue_is_of_http_1_1() {
     assert!(head(&["Expect: 100-Continue"]).expect_continue);
     assert!(!head(&["Expect: 200-ok"]).expect_continue);
     assert!(!regular(&of(&["POST / HTTP/1.0", "Expect: 100-continue"])).expect_continue);
+}
+
+#[test]
+fn content_that_is_not_announced_may_follow_a_go_ahead() {
+    let may = |lines: &[&str]| regular(&of(lines)).may_go_on;
+    for line in ["PUT / HTTP/1.1", "SOURCE /live HTTP/1.1", "POST / HTTP/1.1"] {
+        assert!(may(&[line]), "{line}");
+        assert!(!may(&[line, "Content-Length: 0"]), "{line}");
+        assert!(!may(&[line, "Transfer-Encoding: chunked"]), "{line}");
+    }
+    assert!(may(&["GET / HTTP/1.1", "Expect: 100-continue"]));
+    for line in ["GET / HTTP/1.1", "HEAD / HTTP/1.1", "CONNECT a:1 HTTP/1.1", "PUT / HTTP/1.0"] {
+        assert!(!may(&[line]), "{line}");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use divert_http::{Asked, BodyLength, BodyReader, HeadScan, Response, ResponseKin
 use tokio::time::{Sleep, sleep};
 
 use super::up::UpState;
-use super::{Exchange, Lead, Outcome, Reset};
+use super::{Beyond, Exchange, Lead, Outcome, Reset};
 use crate::splice::buffer::Buffer;
 use crate::splice::conn::ShortRead;
 use crate::splice::counts::Count;
@@ -29,8 +29,8 @@ pub(super) struct Down {
     pub(super) begun: bool,
     /// The response said that it is the last.
     pub(super) close: bool,
-    /// The response's end cannot be known: it is over when the upstream ends, or is silent while the
-    /// client wants to go on.
+    /// Where the response ends is uncertain: it is over when the upstream ends, or is silent while the client wants to
+    /// go on with a request.
     pub(super) endless: bool,
     pub(super) silence: Option<Pin<Box<Sleep>>>,
 }
@@ -80,6 +80,9 @@ impl Exchange<'_> {
     pub(super) fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, Reset>> {
         loop {
             ready!(self.poll_flush_down(cx)).map_err(|_| Reset)?;
+            if self.is_handed_over() {
+                return Poll::Ready(Ok(Outcome::Relay(std::mem::take(&mut self.down.outbox))));
+            }
             match &mut self.down.state {
                 DownState::Head => {
                     if let Some(outcome) = ready!(self.poll_response_head(cx))? {
@@ -88,7 +91,7 @@ impl Exchange<'_> {
                 }
                 DownState::Body(_) => ready!(self.poll_response_body(cx))?,
                 // What of the request is on its way through a pipe goes first; poll_up is at it.
-                DownState::Tunnel if self.up.splice.holds() => return Poll::Pending,
+                DownState::Tunnel if !self.up.is_flushed() => return Poll::Pending,
                 DownState::Tunnel => {
                     return Poll::Ready(Ok(Outcome::Tunnel(std::mem::take(&mut self.down.outbox))));
                 }
@@ -99,9 +102,10 @@ impl Exchange<'_> {
                     return Poll::Pending;
                 }
                 DownState::Ended => return Poll::Ready(Ok(Outcome::ServerEnded)),
+                DownState::Done if self.single => return Poll::Ready(Ok(Outcome::Single)),
                 DownState::Done if self.up.state == UpState::Done => {
                     return Poll::Ready(Ok(if self.close || self.down.close {
-                        Outcome::Last
+                        Outcome::Last(std::mem::replace(&mut self.beyond, Beyond::Request))
                     } else if self.down.outbox.is_empty() {
                         Outcome::Complete
                     } else {
@@ -124,6 +128,27 @@ impl Exchange<'_> {
         }
     }
 
+    /// Whether what the client sends belongs to this upstream from here on, and nothing is left of what was on its way.
+    fn is_handed_over(&mut self) -> bool {
+        if self.up.state == UpState::Done && !matches!(self.beyond, Beyond::Request) {
+            let rest = &self.client.inbox.bytes()[self.up.pass..];
+            self.beyond.look(rest);
+        }
+        let sound = self.up.state != UpState::Cut || self.client.ended;
+        let over = matches!(self.down.state, DownState::Done | DownState::Ended);
+        if !matches!(self.beyond, Beyond::Foreign) || !sound || over || !self.up.is_flushed() {
+            return false;
+        }
+        if self.up.retain {
+            // It is not sent again.
+            self.up.retain = false;
+            self.client.inbox.consume(self.up.sent);
+            self.up.pass -= self.up.sent;
+            self.up.sent = 0;
+        }
+        true
+    }
+
     /// Sends what may go to the client.
     fn poll_flush_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let Self { client, down, .. } = self;
@@ -144,13 +169,26 @@ impl Exchange<'_> {
             Response::Head(head) => {
                 let len = head.len;
                 match head.kind {
-                    ResponseKind::Interim => down.pass = len,
+                    ResponseKind::Interim => {
+                        down.pass = len;
+                        if head.status == 100 && self.may_go_on && matches!(self.beyond, Beyond::Request) {
+                            self.beyond = Beyond::open();
+                        }
+                    }
                     ResponseKind::SwitchingProtocols | ResponseKind::Tunnel => {
                         down.pass = len;
                         down.state = DownState::Tunnel;
                     }
                     ResponseKind::Final => {
                         down.close = head.close;
+                        if !self.close {
+                            self.beyond = Beyond::Request;
+                        }
+                        if head.body == BodyLength::UntilClose {
+                            // Everybody reads it so, and what was sent before may be a request even so.
+                            let early = self.client.inbox.len() > self.up.pass;
+                            self.beyond = if early { Beyond::open() } else { Beyond::Foreign };
+                        }
                         let body = BodyReader::new(head.body);
                         self.begin_body(len, body);
                     }
@@ -160,6 +198,7 @@ impl Exchange<'_> {
                 tracing::debug!(%fault, "a response is relayed to its end of stream");
                 self.counts.add(Count::ResponseIrregular);
                 down.until_close();
+                self.beyond = Beyond::open();
             }
             Response::Partial => {
                 if down.outbox.is_full() {
@@ -214,6 +253,7 @@ impl Exchange<'_> {
                 self.counts.add(Count::ResponseIrregular);
                 down.pass = down.outbox.len();
                 down.until_close();
+                self.beyond = Beyond::open();
             }
         }
     }
@@ -255,7 +295,9 @@ impl Exchange<'_> {
     }
 
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
-        let wanted = self.up.state == UpState::Done && !self.client.inbox.is_empty();
+        let wanted = self.up.state == UpState::Done
+            && matches!(self.beyond, Beyond::Request)
+            && !self.rest().is_empty();
         if !self.down.endless || !wanted {
             return Poll::Pending;
         }

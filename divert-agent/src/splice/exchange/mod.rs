@@ -4,6 +4,7 @@
 //! Both directions follow their message's framing to know where it ends; nothing is built anew but
 //! the head of a request that offers h2c, and the head of a response that is to name its target.
 
+mod beyond;
 mod down;
 mod up;
 
@@ -16,6 +17,7 @@ use divert_http::{BodyLength, BodyReader, Method};
 use super::buffer::Buffer;
 use super::conn::{Conn, ShortRead};
 use super::counts::Counts;
+pub(super) use beyond::Beyond;
 use down::Down;
 use up::{Up, UpError};
 
@@ -48,6 +50,11 @@ pub(in crate::splice) struct Outgoing {
     pub(in crate::splice) close: bool,
     /// `x-divert-target` for the response.
     pub(in crate::splice) target: Option<String>,
+    /// No length is announced, and yet content may follow a 100.
+    pub(in crate::splice) may_go_on: bool,
+    /// Two readers could find different ends of it: all that the client sends goes with it, and its response is the
+    /// last thing on the connection.
+    pub(in crate::splice) single: bool,
     /// Keep the head in the inbox until the response begins, so that it can be sent once more.
     pub(in crate::splice) retain: bool,
 }
@@ -57,8 +64,10 @@ pub(in crate::splice) struct Outgoing {
 pub(in crate::splice) enum Outcome {
     /// Both messages are complete and the upstream may carry another request.
     Complete,
-    /// Both messages are complete, and one of them said that it is the last.
-    Last,
+    /// Both messages are complete, and one of them said that it is the last. What the client may go on with.
+    Last(Beyond),
+    /// The response to a request of which the end is not known is complete.
+    Single,
     /// The upstream ended its stream, which ends what can be said on this connection; what it sent has
     /// been passed on.
     ServerEnded,
@@ -69,6 +78,9 @@ pub(in crate::splice) enum Outcome {
     /// The connection has become a tunnel (101, or 2xx to CONNECT). The buffer holds what the upstream
     /// has sent since.
     Tunnel(Buffer),
+    /// What both sides send from here on goes to the other as it comes: the answer ends with its connection, or the
+    /// client has sent what is no request. The buffer holds what the upstream has sent and was not passed on.
+    Relay(Buffer),
     /// The request's chunks cannot be followed. Whether a response has begun.
     BadChunk { answered: bool },
 }
@@ -98,7 +110,10 @@ pub(in crate::splice) struct Exchange<'a> {
     version: u8,
     offered: Vec<u8>,
     close: bool,
+    may_go_on: bool,
+    single: bool,
     target: Option<String>,
+    beyond: Beyond,
     up: Up,
     down: Down,
 }
@@ -133,6 +148,10 @@ impl<'a> Exchange<'a> {
             version: request.version,
             offered: request.offered,
             close: request.close,
+            may_go_on: request.may_go_on,
+            single: request.single,
+            // Who has said that this is the last request has none behind it.
+            beyond: if request.close { Beyond::open() } else { Beyond::Request },
             target: request.target,
             up: Up {
                 lead,
@@ -166,9 +185,17 @@ impl<'a> Exchange<'a> {
 }
 
 impl Downstream {
-    /// Reads into the inbox, taking memory only when there is something to read. 0 is the end of the stream.
+    /// Whether what was read and not passed on begins nothing (RFC 9112 2.2).
+    pub(in crate::splice) fn is_blank(&self) -> bool {
+        is_blank(self.inbox.bytes())
+    }
+
+    /// Reads into the inbox, which grows where it is full, taking memory only when there is something to read. 0 is the end of the stream.
     pub(in crate::splice) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         ready!(self.conn.poll_readable(cx))?;
+        if self.inbox.is_full() {
+            self.inbox.grow();
+        }
         let got = match self.conn.poll_recv(cx, self.inbox.space(), ShortRead::Drained) {
             Poll::Ready(got) => got,
             Poll::Pending => {
@@ -187,4 +214,9 @@ impl Downstream {
         }
         Poll::Ready(Ok(got))
     }
+}
+
+/// Whether bytes begin no request: CR and LF do not (RFC 9112 2.2).
+fn is_blank(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
 }

@@ -4,7 +4,7 @@ use std::task::{Context, Poll, ready};
 
 use divert_http::BodyReader;
 
-use super::{Exchange, Lead};
+use super::{Exchange, Lead, is_blank};
 use crate::splice::buffer::BLOCK;
 use crate::splice::pump::{BodySplice, Moved, SPLICE_FROM};
 
@@ -66,6 +66,13 @@ enum UpStep {
 pub(super) enum UpError {
     Client,
     BadChunk,
+}
+
+impl Up {
+    /// What of the request is on its way through us, and was taken from the inbox, has left.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.state == UpState::Cut || (self.lead.sent == self.lead.bytes.len() && !self.splice.holds())
+    }
 }
 
 impl Exchange<'_> {
@@ -141,20 +148,30 @@ impl Exchange<'_> {
         Poll::Ready(Ok(()))
     }
 
-    /// The request is on its way: what the client does now is an end, a reset, or the next request early.
+    /// What has come behind the request.
+    pub(super) fn rest(&self) -> &[u8] {
+        &self.client.inbox.bytes()[self.up.pass..]
+    }
+
+    /// The request is on its way: what the client does now is an end, a reset, or to send more. Its inbox may hold a
+    /// head that is retained, which is no reason to look away.
     fn poll_client_while_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpError>> {
-        let Self { client, server, up, .. } = self;
-        while !client.ended && client.inbox.len() < BLOCK / 2 {
-            match client.poll_read(cx) {
+        while !self.client.ended && self.rest().len() < BLOCK / 2 {
+            match self.client.poll_read(cx) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(UpError::Client)),
                 Poll::Pending => break,
             }
         }
         // No request follows, so the upstream may know, as it would without us.
-        if client.ended && client.inbox.len() == up.sent && !up.finished {
-            server.shutdown_write();
-            up.finished = true;
+        if self.client.ended && !self.up.finished && is_blank(self.rest()) {
+            if !self.rest().is_empty() && self.up.state == UpState::Done {
+                self.up.pass = self.client.inbox.len();
+                self.up.state = UpState::Sending;
+                return self.poll_up(cx);
+            }
+            self.server.shutdown_write();
+            self.up.finished = true;
         }
         Poll::Pending
     }
