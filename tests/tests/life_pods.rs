@@ -209,3 +209,21 @@ fn a_pod_that_is_found_before_it_has_all_its_addresses_is_served_by_both_familie
     }
     Ok(())
 }
+
+#[test]
+fn an_address_that_another_pod_has_by_now_gets_no_requests() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    // Of alice's pod nothing is left but an endpoint on its way out, at what is bob's pod's address by now.
+    let mut slice =
+        manifest::endpoint_slice("alice", "web", "1", &[(town.lab.pod("bob/web").v4.into(), false)], PORT);
+    slice["endpoints"][0]["conditions"] = json!({"ready": false, "serving": true, "terminating": true});
+    slice["endpoints"][0]["targetRef"] = json!({"kind": "Pod", "namespace": "alice", "name": "web-gone"});
+    town.manifests.put("slice", &[slice])?;
+    let _agent = town.agent()?;
+    let mut connection = town.connect()?;
+    let answer = connection.get("/", &[ALICE])?;
+    assert_eq!((answer.status, answer.served_by()), (503, None), "{}", answer.text());
+    assert_eq!(town.connect()?.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+    Ok(())
+}

@@ -20,11 +20,12 @@ fn service_counts(settings: &Settings, service: &Service) -> bool {
 fn counts(settings: &Settings, slice: &EndpointSlice, endpoint: &Endpoint) -> bool {
     match settings.endpoint_trust {
         EndpointTrust::All => true,
-        EndpointTrust::PodsOfController => slice.by_controller && endpoint.is_pod,
+        EndpointTrust::PodsOfController => slice.by_controller && endpoint.pod.is_some(),
     }
 }
 
-/// Endpoints of a Service that count, with each TCP port of their slice.
+/// Endpoints of a Service that count, with each TCP port of their slice. Those whose address is another Pod's by now
+/// do not.
 pub(super) fn endpoints<'a>(
     world: &'a World,
     settings: &'a Settings,
@@ -35,7 +36,9 @@ pub(super) fn endpoints<'a>(
         .filter(|_| service_counts(settings, service))
         .flat_map(move |slice| {
             slice.ports.iter().flat_map(move |port| {
-                let counting = slice.endpoints.iter().filter(|endpoint| counts(settings, slice, endpoint));
+                let counting = slice.endpoints.iter().filter(move |endpoint| {
+                    counts(settings, slice, endpoint) && !world.is_strangers(&service.service, endpoint)
+                });
                 counting.map(move |endpoint| (port, endpoint))
             })
         })
@@ -85,6 +88,14 @@ pub(super) fn available(
     let mut endpoints = collect(|endpoint| endpoint.ready);
     if endpoints.is_empty() {
         endpoints = collect(|endpoint| endpoint.serving_terminating);
+        let leaving = having_port().filter(|(_, endpoint)| endpoint.serving_terminating);
+        let named = leaving.filter_map(|(port, endpoint)| {
+            Some((SocketAddr::new(endpoint.address, port.number), endpoint.pod.as_ref()?))
+        });
+        let trusted =
+            |slice: &EndpointSlice| settings.endpoint_trust == EndpointTrust::All || slice.by_controller;
+        let others = world.named_by_others(&developer.service.namespace, named, trusted);
+        endpoints.retain(|(address, _)| !others.contains(address));
     }
     if endpoints.is_empty() {
         return Err(match only_foreign(world, settings, developer) {

@@ -127,6 +127,7 @@ impl Judge {
         for change in changes {
             self.world.apply(change, &mut judged.touched);
         }
+        self.world.touch_endpoints(&mut judged.touched);
         // By the pairs of before and of after: one batch can hold a Service and the last Divert about it.
         self.mark_services(&mut judged);
         self.judge_pairs(&mut judged);

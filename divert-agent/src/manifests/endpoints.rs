@@ -68,6 +68,6 @@ fn of_pod<'a>(service: &'a Service, pod: &'a Pod) -> impl Iterator<Item = Endpoi
         ready: service.publish_not_ready || (pod.ready && !pod.terminating),
         serving_terminating: pod.ready && pod.terminating,
         hostname: pod.hostname.clone().filter(|_| named),
-        is_pod: true,
+        pod: Some(pod.pod.name.clone()),
     })
 }

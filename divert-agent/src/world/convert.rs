@@ -149,10 +149,10 @@ impl Convert for discovery::EndpointSlice {
                 serving_terminating: conditions.terminating == Some(true)
                     && conditions.serving.unwrap_or(ready),
                 hostname: endpoint.hostname.as_deref().map(Arc::from),
-                is_pod: target.is_some_and(|target| {
-                    target.kind.as_deref() == Some("Pod")
-                        && target.namespace.as_deref().is_none_or(|namespace| *namespace == *own_namespace)
-                }),
+                pod: target
+                    .filter(|target| target.kind.as_deref() == Some("Pod"))
+                    .filter(|target| target.namespace.as_deref().is_none_or(|it| *it == *own_namespace))
+                    .and_then(|target| target.name.as_deref().map(Arc::from)),
             });
         }
         Ok(Object::EndpointSlice(EndpointSlice {

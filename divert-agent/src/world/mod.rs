@@ -5,11 +5,13 @@
 //! and decides nothing; it answers questions of [`compile`](crate::compile) and says what a change touches.
 
 mod convert;
+mod holders;
 mod intern;
 mod object;
 mod selector;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use convert::{Convert, ConvertError};
@@ -21,6 +23,7 @@ pub use object::{
 pub use selector::{Selector, SelectorError};
 
 use crate::plan::{PodRef, ServiceRef};
+use holders::Holders;
 use intern::Interner;
 
 /// One object came, changed or went.
@@ -54,6 +57,8 @@ pub struct Touched {
     pub pairs: BTreeSet<Pair>,
     /// Ingresses that came, went or changed.
     pub ingresses: BTreeSet<IngressRef>,
+    /// Addresses that are another Pod's than before; which services that touches, [`World::touch_endpoints`] finds out.
+    addresses: HashSet<IpAddr>,
 }
 
 /// All objects, by namespace.
@@ -62,6 +67,7 @@ pub struct World {
     contents: HashMap<Arc<str>, Contents>,
     /// Diverts by the pair they are about.
     pairs: BTreeMap<Pair, BTreeSet<DivertRef>>,
+    holders: Holders,
     strings: Interner,
 }
 
@@ -117,7 +123,7 @@ impl World {
 
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.contents.is_empty() && self.pairs.is_empty()
+        self.contents.is_empty() && self.pairs.is_empty() && self.holders.is_empty()
     }
 
     /// The Namespace of that name.
@@ -233,7 +239,8 @@ impl World {
             return;
         }
         // Its label may have moved it to another Service.
-        remove_slice(contents, &slice.service.namespace, &slice.name, touched);
+        remove_slice(contents, &slice.service.namespace, &slice.name, &mut self.holders, touched);
+        self.holders.set_slice(&slice, true, touched);
         touched.services.insert(slice.service.clone());
         contents.slice_service.insert(slice.name.clone(), service.clone());
         contents.slices.entry(service.clone()).or_default().insert(slice.name.clone(), slice);
@@ -245,6 +252,7 @@ impl World {
             return;
         }
         touched.pods.insert(pod.pod.clone());
+        self.holders.set_pod(contents.pods.get(&pod.pod.name), Some(&pod), touched);
         contents.pods.insert(pod.pod.name.clone(), pod);
     }
 
@@ -284,9 +292,12 @@ impl World {
                     touched.services.insert(old.service);
                 }
             }
-            ObjectKind::EndpointSlice => remove_slice(contents, &object.namespace, &object.name, touched),
+            ObjectKind::EndpointSlice => {
+                remove_slice(contents, &object.namespace, &object.name, &mut self.holders, touched);
+            }
             ObjectKind::Pod => {
                 if let Some(old) = contents.pods.remove(&object.name) {
+                    self.holders.set_pod(Some(&old), None, touched);
                     touched.pods.insert(old.pod);
                 }
             }
@@ -323,10 +334,18 @@ fn touch_selected(contents: &Contents, service: &Service, touched: &mut Touched)
     touched.pods.extend(selected.map(|pod| pod.pod.clone()));
 }
 
-fn remove_slice(contents: &mut Contents, namespace: &Arc<str>, slice: &Arc<str>, touched: &mut Touched) {
+fn remove_slice(
+    contents: &mut Contents,
+    namespace: &Arc<str>,
+    slice: &Arc<str>,
+    holders: &mut Holders,
+    touched: &mut Touched,
+) {
     let Some(service) = contents.slice_service.remove(slice) else { return };
     if let Some(slices) = contents.slices.get_mut(&service) {
-        slices.remove(slice);
+        if let Some(old) = slices.remove(slice) {
+            holders.set_slice(&old, false, touched);
+        }
         if slices.is_empty() {
             contents.slices.remove(&service);
         }

@@ -281,8 +281,8 @@ pub struct Endpoint {
     pub serving_terminating: bool,
     /// Name of its own under a headless Service.
     pub hostname: Option<Arc<str>>,
-    /// Whether it is a Pod of the Service's namespace.
-    pub is_pod: bool,
+    /// The Pod of the Service's namespace that it is, by name; none when it is something else.
+    pub pod: Option<Arc<str>>,
 }
 
 /// A Pod.

@@ -1,6 +1,7 @@
 //! Which endpoints of a developer's service take requests.
 
 use super::*;
+use crate::world::WorldChange;
 
 const PORT: &str = "addressType: IPv4\nports: [{name: http, port: 8080}]\n";
 
@@ -158,4 +159,132 @@ fn in_a_cluster_only_pods_of_the_controllers_slices_count() {
         assert_eq!(route_with(Settings::default(), spec, &[slice]), "10.0.1.1:8080");
     }
     assert_eq!(route_with(settings(), selecting, &[]), "NoReadyEndpoints");
+}
+
+/// A slice of the endpoint slice controller's, whose one endpoint at 10.0.1.1 is a Pod; `leaving`: on its way out.
+fn of_pod(namespace: &str, service: &str, pod: &str, leaving: bool) -> String {
+    let conditions = match leaving {
+        true => "{ready: false, serving: true, terminating: true}",
+        false => "{ready: true}",
+    };
+    let target = format!("targetRef: {{kind: Pod, name: {pod}, namespace: {namespace}}}");
+    let endpoint = format!("{{addresses: [10.0.1.1], conditions: {conditions}, {target}}}");
+    slice(namespace, service, &format!("{service}-{pod}"), &format!("{PORT}endpoints: [{endpoint}]"))
+}
+
+const GONE: &str = "NoReadyEndpoints";
+const THERE: &str = "10.0.1.1:8080";
+
+#[test]
+fn an_address_that_another_pod_has_by_now_does_not_count() {
+    let finished = |namespace, name| {
+        let done = "status: {podIP: 10.0.1.1, phase: Succeeded}";
+        document(
+            "v1",
+            "Pod",
+            &format!("name: {name}, namespace: {namespace}"),
+            &format!("spec: {{}}\n{done}"),
+        )
+    };
+    let host =
+        |namespace, name| pod(namespace, name, "10.0.1.1").replace("spec: {}", "spec: {hostNetwork: true}");
+    for leaving in [true, false] {
+        let own = || of_pod("alice", "catalog", "catalog-1", leaving);
+        for (who, others, expected) in [
+            ("nobody else", vec![], THERE),
+            ("its own Pod", vec![pod("alice", "catalog-1", "10.0.1.1")], THERE),
+            ("a Pod of staging by its name", vec![pod("staging", "catalog-1", "10.0.1.1")], GONE),
+            ("another Pod of alice", vec![pod("alice", "catalog-2", "10.0.1.1")], GONE),
+            ("a Pod elsewhere", vec![pod("staging", "catalog-1", "10.0.1.9")], THERE),
+            ("a Pod that has ended", vec![finished("staging", "job-1")], THERE),
+            ("a Pod of the host's network", vec![host("staging", "node-1")], THERE),
+            (
+                "its own Pod and another's",
+                vec![pod("alice", "catalog-1", "10.0.1.1"), pod("staging", "catalog-1", "10.0.1.1")],
+                THERE,
+            ),
+        ] {
+            let slices = std::iter::once(own()).chain(others).collect::<Vec<_>>();
+            assert_eq!(route(&slices), expected, "{who}, leaving: {leaving}");
+        }
+    }
+}
+
+#[test]
+fn on_its_way_out_it_does_not_where_a_ready_endpoint_names_another_pod() {
+    let own = of_pod("alice", "catalog", "catalog-1", true);
+    for (who, other, expected) in [
+        ("bob's", of_pod("bob", "cart", "cart-1", false), GONE),
+        ("bob's by the same name", of_pod("bob", "catalog", "catalog-1", false), GONE),
+        ("another of alice's", of_pod("alice", "cart", "cart-1", false), GONE),
+        ("itself, in another Service", of_pod("alice", "cart", "catalog-1", false), THERE),
+        ("bob's that leaves as well", of_pod("bob", "cart", "cart-1", true), THERE),
+        ("another port's", of_pod("bob", "cart", "cart-1", false).replace("8080", "9090"), THERE),
+        ("no Pod's", of_pod("bob", "cart", "cart-1", false).replace("kind: Pod", "kind: Node"), THERE),
+    ] {
+        assert_eq!(route(&[own.clone(), other]), expected, "{who}");
+    }
+    // A ready one is corrected within moments, and its word stands as long against the other's.
+    let ready = of_pod("alice", "catalog", "catalog-1", false);
+    assert_eq!(route(&[ready, of_pod("bob", "cart", "cart-1", false)]), THERE);
+}
+
+#[test]
+fn in_a_cluster_only_the_controllers_slices_are_believed() {
+    let label = |slice: String| {
+        let managed = "labels: {endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io, ";
+        slice.replace("labels: {", managed)
+    };
+    let settings = || Settings { endpoint_trust: EndpointTrust::PodsOfController, ..Settings::default() };
+    let spec = "selector: {app: catalog}, ports: [{name: http, port: 8080}]";
+    let own = label(of_pod("alice", "catalog", "catalog-1", true));
+    let other = of_pod("bob", "cart", "cart-1", false);
+    assert_eq!(route_with(settings(), spec, &[own.clone(), other.clone()]), THERE);
+    assert_eq!(route_with(settings(), spec, &[own, label(other)]), GONE);
+}
+
+#[test]
+fn who_has_an_address_may_change() {
+    let documents = [
+        shared_namespace("staging"),
+        namespace("alice"),
+        service("staging", "catalog", "clusterIP: 10.96.0.12, ports: [{name: http, port: 8080}]"),
+        service("alice", "catalog", "ports: [{name: http, port: 8080}]"),
+        divert("alice", "d", "sharedNamespace: staging"),
+        of_pod("alice", "catalog", "catalog-1", true),
+        pod("alice", "catalog-1", "10.0.1.1"),
+    ];
+    let mut planner = planner(&documents);
+    let at = |planner: &Planner| {
+        capture_at(planner, "10.96.0.12:8080").unwrap().split_once("alice>").unwrap().1.to_owned()
+    };
+    let stranger = incremental::object(&pod("bob", "cart-1", "10.0.1.1"));
+    let own = incremental::object(&documents[6]);
+    let slice = incremental::object(&of_pod("bob", "cart", "cart-1", false));
+    for (change, expected) in [
+        (WorldChange::Delete(own.reference()), THERE),
+        (WorldChange::Upsert(stranger.clone()), GONE),
+        (WorldChange::Delete(stranger.reference()), THERE),
+        (WorldChange::Upsert(slice.clone()), GONE),
+        (WorldChange::Delete(slice.reference()), THERE),
+    ] {
+        let what = format!("{change:?}");
+        planner.update([change]);
+        assert_eq!(at(&planner), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_shared_services_address_that_another_pod_has_is_not_captured() {
+    let documents = [
+        shared_namespace("staging"),
+        namespace("alice"),
+        service("staging", "catalog", "clusterIP: None, ports: [{name: http, port: 8080}]"),
+        service("alice", "catalog", "ports: [{name: http, port: 8080}]"),
+        divert("alice", "d", "sharedNamespace: staging"),
+        of_pod("staging", "catalog", "catalog-1", false),
+    ];
+    assert!(capture_at(&planner(&documents), THERE).is_some());
+    let stranger = pod("bob", "cart-1", "10.0.1.1");
+    assert_eq!(capture_at(&planner(&[&documents[..], &[stranger]].concat()), THERE), None);
 }

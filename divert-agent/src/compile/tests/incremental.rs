@@ -39,16 +39,23 @@ pub(crate) fn any_document() -> impl Strategy<Value = String> {
         };
         service(namespace, name, &spec)
     });
-    let slices = (any_namespace(), name(), name(), 0..3_u8, any::<bool>(), any::<bool>()).prop_map(
-        |(namespace, service, name, host, ready, named)| {
-            let (net, hostname) = (namespace.len(), if named { ", hostname: h-0" } else { "" });
+    let slices = (any_namespace(), name(), name(), 0..3_u8, 0..3_u8, any::<bool>(), 0..4_u8).prop_map(
+        |(namespace, service, name, host, state, named, pod)| {
+            let hostname = if named { ", hostname: h-0" } else { "" };
+            let conditions = ["ready: false", "ready: true", "ready: false, serving: true, terminating: true"]
+                [usize::from(state)];
+            // Those that are Pods are where Pods are, and others' too.
+            let (net, target) = match ["a", "b", "c"].get(usize::from(pod)) {
+                Some(pod) => (9, format!(", targetRef: {{kind: Pod, name: {pod}}}")),
+                None => (namespace.len(), String::new()),
+            };
             slice(
                 namespace,
                 service,
                 name,
                 &format!(
                     "addressType: IPv4\nports: [{{name: http, port: 8080}}]\n\
-                     endpoints: [{{addresses: [10.0.{net}.{host}], conditions: {{ready: {ready}}}{hostname}}}]"
+                     endpoints: [{{addresses: [10.0.{net}.{host}], conditions: {{{conditions}}}{hostname}{target}}}]"
                 ),
             )
         },

@@ -39,7 +39,7 @@ fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2]
         ready: true,
         serving_terminating: false,
         hostname: None,
-        is_pod: true,
+        pod: Some(format!("{number}-{i}").into()),
     };
     [
         Object::Service(Service {
