@@ -125,7 +125,8 @@ fn a_source_address_besides_the_pods_own_is_the_servers_peer() -> Result<()> {
     let client = town.client();
     let second = town.lab.cluster_ips(&client)?;
     let _agent = town.agent()?;
-    for family in FAMILIES {
+    let servers = [(&listener, ""), (&alices, "baggage: okteto-divert=alice\r\n")];
+    for ((listener, key), family) in servers.into_iter().flat_map(|it| FAMILIES.map(|family| (it, family))) {
         let socket = client.socket(family)?;
         let source = second.address(family, 0);
         socket.bind(&source.into())?;
@@ -133,11 +134,9 @@ fn a_source_address_besides_the_pods_own_is_the_servers_peer() -> Result<()> {
         ensure!(is_captured(&socket, &client)? == Some(true));
         ensure!(socket.local_addr()?.as_socket().is_some_and(|it| it.ip() == source.ip()));
         let mut stream = patient(socket.into())?;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\n\r\n")?;
-        for listener in [&listener, &alices] {
-            let (_, peer) = accept(listener)?;
-            ensure!(peer.ip().to_canonical() == source.ip(), "{peer} instead of {source}");
-        }
+        write!(stream, "GET / HTTP/1.1\r\nHost: web\r\n{key}\r\n")?;
+        let (_, peer) = accept(listener)?;
+        ensure!(peer.ip().to_canonical() == source.ip(), "{peer} instead of {source}");
     }
     Ok(())
 }

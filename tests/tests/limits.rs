@@ -197,6 +197,10 @@ fn a_server_whose_address_vanishes_is_noticed() -> Result<()> {
         .filter(|leg| leg.peer_addr().is_ok_and(|peer| peer.as_socket().is_some_and(|it| it.port() == PORT)))
         .collect();
     assert_eq!((clients.len(), upstreams.len()), (1, 2));
+    // Connections get these once they have lived for a while.
+    wait::until("all legs to be watched", || {
+        clients.iter().chain(&upstreams).all(|leg| leg.keepalive().is_ok_and(|on| on))
+    })?;
     // 60 s and four probes 15 s apart: two minutes, where nothing is under way.
     let keep_alive = (Duration::from_secs(60), Duration::from_secs(15), 4);
     for leg in clients.iter().chain(&upstreams) {
@@ -239,7 +243,10 @@ fn a_server_that_does_not_read_for_long_keeps_its_connection() -> Result<()> {
         .filter(|leg| leg.peer_addr().is_ok_and(|it| it.as_socket() != Some(own)))
         .collect();
     assert_eq!(upstream.len(), 1);
-    // The same socket, with the limit turned down.
+    // The same socket, with the limit turned down, once it has lived long enough to have one.
+    wait::until("the connection to get its limit", || {
+        upstream[0].tcp_user_timeout().is_ok_and(|limit| limit.is_some())
+    })?;
     upstream[0].set_tcp_user_timeout(Some(LIMIT))?;
 
     let mut client = connection.stream().try_clone()?;

@@ -1,6 +1,7 @@
 //! Accepting captured connections: the local address of an accepted socket says which service was meant.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use super::conn::Conn;
 use super::counts::Count;
 use super::session::Session;
 use super::worker::Worker;
-use super::{Listeners, Pod, dial};
+use super::{Listeners, Pod, age, dial};
 
 /// Longest wait for a descriptor before accept looks again: others than this worker free some, too.
 const RETRY: Duration = Duration::from_millis(100);
@@ -30,7 +31,8 @@ pub(super) fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Listeners) -
         .filter_map(|listener| {
             let listener = Socket::from(listener);
             // Accepted sockets inherit the options, which spares the calls for each.
-            let registered = dial::tune(&listener).and_then(|()| {
+            let tuned = listener.set_tcp_nodelay(true).and_then(|()| age::keep_alive(&listener));
+            let registered = tuned.and_then(|()| {
                 // SAFETY: a Socket owns its descriptor and lives in the AsyncFd until that is dropped.
                 Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? })
             });
@@ -49,15 +51,19 @@ pub(super) fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Listeners) -
         .collect()
 }
 
-fn accept_one(listener: &Socket) -> io::Result<Socket> {
-    Ok(rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)?.into())
+/// A connection, and the client's address.
+fn accept_one(listener: &Socket) -> io::Result<(Socket, IpAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (socket, client) = rustix::net::acceptfrom_with(listener, flags)?;
+    let client = client.and_then(|address| SocketAddr::try_from(address).ok());
+    Ok((socket.into(), client.ok_or(io::ErrorKind::AddrNotAvailable)?.ip()))
 }
 
 /// Accepts what has come before the hooks let go: closed with the listener, it would be reset.
 fn accept_queued(worker: &Rc<Worker>, pod: &Arc<Pod>, listener: &Socket) {
-    while let Ok(socket) = accept_one(listener) {
+    while let Ok((socket, client)) = accept_one(listener) {
         // One that was gone before it was served is none.
-        let _ = serve(worker, pod, socket);
+        let _ = serve(worker, pod, socket, client);
     }
 }
 
@@ -73,12 +79,13 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
             return;
         }
         let accepted = tokio::select! {
+            biased;
             accepted = listener.async_io(Interest::READABLE, accept_one) => accepted,
             () = drain_begun => continue,
         };
         match accepted {
-            Ok(socket) => {
-                if let Err(error) = serve(&worker, &pod, socket) {
+            Ok((socket, client)) => {
+                if let Err(error) = serve(&worker, &pod, socket, client) {
                     tracing::debug!(pod = %pod.pod, %error, "a connection was gone before it was served");
                 }
             }
@@ -97,18 +104,15 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
     }
 }
 
-fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, socket: Socket) -> io::Result<()> {
-    let conn = Conn::new(socket)?;
-    // A connection that was reset in the queue has no peer any more.
-    let (Some(local), Some(peer)) = (conn.local_addr()?, conn.peer_addr()?) else {
-        return Err(io::ErrorKind::AddrNotAvailable.into());
-    };
+fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, socket: Socket, client: IpAddr) -> io::Result<()> {
+    let conn = Conn::downstream(socket)?;
+    let Some(local) = conn.local_addr()? else { return Err(io::ErrorKind::AddrNotAvailable.into()) };
     // From here on nothing fails: what is counted here is counted as ended, too.
     worker.counts.add(Count::Accepted);
     let ranges = &worker.config.ranges;
     let label: Option<Label> = match local.ip() {
-        std::net::IpAddr::V4(address) => ranges.label_of_v4(address),
-        std::net::IpAddr::V6(address) => ranges.label_of_v6(address),
+        IpAddr::V4(address) => ranges.label_of_v4(address),
+        IpAddr::V6(address) => ranges.label_of_v6(address),
     };
     let Some(claim) = label.and_then(|label| worker.table.claim(label)) else {
         worker.counts.add(Count::NoLabel);
@@ -117,6 +121,6 @@ fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, socket: Socket) -> io::Result<()> 
         return Ok(());
     };
     let (owner, pod) = (Rc::clone(worker), Arc::clone(pod));
-    worker.spawn(pod.netns.id(), move |seat| Session::new(owner, seat, pod, claim, conn, peer.ip()).run());
+    worker.spawn(pod.netns.id(), move |seat| Session::new(owner, seat, pod, claim, conn, client).run());
     Ok(())
 }

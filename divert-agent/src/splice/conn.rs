@@ -9,8 +9,9 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::{SpliceFlags, splice};
@@ -18,17 +19,43 @@ use socket2::Socket;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 use tokio::io::{Interest, Ready};
 
+use super::age::{self, Young};
 use super::pipe::Pipe;
 use super::stall::Stall;
 
 /// A connected (or connecting) TCP socket.
 #[derive(Debug)]
 pub(super) struct Conn {
+    /// Above the socket, as it must be dropped first.
+    _young: Option<Young>,
     fd: AsyncFd<Socket>,
+    /// What can be tried before the event loop has said so: see [`Fresh`].
+    fresh: Cell<Fresh>,
+    /// Small writes may wait for an acknowledgement (Nagle), as there was only one so far.
+    delays: Cell<Delays>,
     /// The kernel has told that the connection broke, which it does once: who reads after that would see an end of
     /// stream, behind the bytes that came before.
     broke: Cell<bool>,
     stall: Stall,
+}
+
+/// A socket is registered with the event loop when it is made, and the loop tells what it is ready for only when it has
+/// turned. What is likely to succeed at once is tried without waiting for that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Fresh {
+    /// Accepted: clients send their request behind the connect.
+    read: bool,
+    /// Connected: there is room.
+    write: bool,
+}
+
+/// Nagle's algorithm holds small data back while what was sent before is not acknowledged. The first write is never
+/// held back, so the option that turns it off is set with the second: many connections have but one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Delays {
+    Unwritten,
+    Written,
+    Never,
 }
 
 /// Whether a short read proves that the socket is drained.
@@ -42,12 +69,26 @@ pub(super) enum ShortRead {
 }
 
 impl Conn {
+    /// An accepted socket; its listener's options are its own.
+    pub(super) fn downstream(socket: Socket) -> io::Result<Self> {
+        Self::register(socket, None, Fresh { read: true, write: true }, Delays::Never)
+    }
+
+    /// A socket that is connecting.
+    pub(super) fn upstream(socket: Socket) -> io::Result<Self> {
+        let young = Young::new(&socket, Instant::now());
+        let fresh = Fresh { read: false, write: true };
+        Self::register(socket, Some(young), fresh, Delays::Unwritten)
+    }
+
     /// Registers a non-blocking socket with the runtime of this thread.
-    pub(super) fn new(socket: Socket) -> io::Result<Self> {
+    fn register(socket: Socket, young: Option<Young>, fresh: Fresh, delays: Delays) -> io::Result<Self> {
         // SAFETY: a Socket owns its descriptor, is never replaced in here, and closes after the AsyncFd
         // has deregistered it.
         let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)? };
-        Ok(Self { fd, broke: Cell::new(false), stall: Stall::default() })
+        let stall = Stall::new(young.is_some().then_some(age::USER_TIMEOUT));
+        let (fresh, delays) = (Cell::new(fresh), Cell::new(delays));
+        Ok(Self { _young: young, fd, fresh, delays, broke: Cell::new(false), stall })
     }
 
     /// The socket, for options.
@@ -57,11 +98,19 @@ impl Conn {
 
     /// Ready when there is something to read, an end of stream or an error.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.fresh.get().read {
+            return Poll::Ready(Ok(()));
+        }
         self.fd.poll_read_ready(cx).map_ok(drop)
     }
 
     /// Ready when a connect has ended, either way.
     pub(super) fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // With a neighbour it is open by the time connect(2) has returned.
+        if self.fresh.get().write && self.is_connected_now() {
+            return Poll::Ready(Ok(()));
+        }
+        self.fresh.set(Fresh { write: false, ..self.fresh.get() });
         // A fresh socket is first writable when its connect has ended, and stays so: nothing to clear.
         if !ready!(self.fd.poll_write_ready(cx))?.ready().is_write_closed() {
             return Poll::Ready(Ok(()));
@@ -80,6 +129,13 @@ impl Conn {
         Poll::Ready(Err(error))
     }
 
+    /// Whether a connect has ended well, without waiting for the event loop.
+    fn is_connected_now(&self) -> bool {
+        let mut asked = [PollFd::new(self.socket(), PollFlags::OUT)];
+        let answered = rustix::event::poll(&mut asked, Some(&Timespec::default()));
+        answered.is_ok() && asked[0].revents() == PollFlags::OUT
+    }
+
     /// Reads; 0 is the end of the stream.
     pub(super) fn poll_recv(
         &self,
@@ -88,41 +144,68 @@ impl Conn {
         short: ShortRead,
     ) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let mut guard = if self.fresh.get().read {
+                self.fresh.set(Fresh { read: false, ..self.fresh.get() });
+                None
+            } else {
+                Some(ready!(self.fd.poll_read_ready(cx))?)
+            };
             match rustix::net::recv(self.socket(), &mut *space, RecvFlags::DONTWAIT) {
                 Ok((0, _)) if self.broke.get() => return Poll::Ready(Err(Errno::CONNRESET.into())),
                 Ok((got, _)) => {
-                    if short == ShortRead::Drained && got > 0 && got < space.len() {
+                    if short == ShortRead::Drained
+                        && got > 0
+                        && got < space.len()
+                        && let Some(guard) = &mut guard
+                    {
                         guard.clear_ready_matching(Ready::READABLE);
                     }
                     return Poll::Ready(Ok(got));
                 }
-                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::AGAIN) => clear(guard),
                 Err(Errno::INTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
     }
 
-    /// Ready when there is room to write, or an error.
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<AsyncFdReadyGuard<'_, Socket>>> {
+    /// Ready when there is room to write, or may be, or an error.
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<AsyncFdReadyGuard<'_, Socket>>>> {
+        if self.fresh.get().write {
+            self.fresh.set(Fresh { write: false, ..self.fresh.get() });
+            return Poll::Ready(Ok(None));
+        }
         let ready = self.fd.poll_write_ready(cx);
         if ready.is_pending() {
             self.stall.poll_blocked(cx, self.socket());
         }
-        ready
+        ready.map_ok(Some)
+    }
+
+    /// Before a write.
+    fn undelay(&self) {
+        match self.delays.get() {
+            Delays::Never => {}
+            Delays::Unwritten => self.delays.set(Delays::Written),
+            Delays::Written => {
+                self.delays.set(Delays::Never);
+                // Refused, small data may wait for an acknowledgement.
+                let _ = self.socket().set_tcp_nodelay(true);
+            }
+        }
     }
 
     /// Writes some of `bytes`, at least one.
     pub(super) fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.poll_writable(cx))?;
+            let guard = ready!(self.poll_writable(cx))?;
+            self.undelay();
             match rustix::net::send(self.socket(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(sent) => {
                     self.stall.sent(self.socket());
                     return Poll::Ready(Ok(sent));
                 }
-                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::AGAIN) => clear(guard),
                 Err(Errno::INTR) => {}
                 Err(error) => {
                     self.broke.set(true);
@@ -161,14 +244,15 @@ impl Conn {
     /// Moves bytes from a pipe that holds some into the send queue.
     pub(super) fn poll_drain_pipe(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
         loop {
-            let mut guard = ready!(self.poll_writable(cx))?;
+            let guard = ready!(self.poll_writable(cx))?;
+            self.undelay();
             match splice(&pipe.read, None, self.socket(), None, pipe.held, SPLICE) {
                 Ok(sent) => {
                     pipe.held -= sent;
                     self.stall.sent(self.socket());
                     return Poll::Ready(Ok(sent));
                 }
-                Err(Errno::AGAIN) => guard.clear_ready(),
+                Err(Errno::AGAIN) => clear(guard),
                 Err(Errno::INTR) => {}
                 Err(error) => {
                     self.broke.set(true);
@@ -247,6 +331,13 @@ impl Conn {
         // SAFETY: both requests write one int through the pointer, which points to one.
         let done = unsafe { libc::ioctl(self.socket().as_fd().as_raw_fd(), request, &mut count) };
         if done == 0 { usize::try_from(count).unwrap_or(0) } else { 0 }
+    }
+}
+
+/// The socket was not ready. What was tried without asking the event loop is waited for from now on.
+fn clear(guard: Option<AsyncFdReadyGuard<'_, Socket>>) {
+    if let Some(mut guard) = guard {
+        guard.clear_ready();
     }
 }
 

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::{Instant, timeout_at};
 
 use super::conn::Conn;
@@ -23,13 +23,6 @@ use divert_common::netns::NetNs;
 pub(super) const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for all endpoints of a service.
 pub(super) const SERVICE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A dead peer is noticed on an idle leg after 60 s + 4 * 15 s.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_PROBES: u32 = 4;
-/// ... and with unacknowledged data after this. One that acknowledges and does not read is spared (`stall`).
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Where connections are opened from.
 #[derive(Clone, Copy, Debug)]
@@ -61,8 +54,6 @@ impl Dial {
             })
         })??;
         socket.set_mark(from.mark | from.owner.map_or(0, |owner| owner.mark))?;
-        tune(&socket)?;
-        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
         if from.source.is_ipv4() == to.is_ipv4() {
             bind_source(&socket, from.source)?;
         }
@@ -71,7 +62,7 @@ impl Dial {
             Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
             Err(error) => return Err(error),
         }
-        Ok(Self(Some(Conn::new(socket)?)))
+        Ok(Self(Some(Conn::upstream(socket)?)))
     }
 
     /// Ready with the connection, once.
@@ -95,17 +86,6 @@ impl Dial {
     pub(super) async fn wait(mut self) -> io::Result<Conn> {
         poll_fn(|cx| self.poll(cx)).await
     }
-}
-
-/// Options that every leg has. Listeners get them too: accepted sockets inherit them.
-pub(super) fn tune(socket: &Socket) -> io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(
-        &TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_PROBES),
-    )
 }
 
 /// Binds to the client's address, leaving the port to connect(), which can then share ports between destinations.

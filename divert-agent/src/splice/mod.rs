@@ -24,6 +24,7 @@ use crate::plan::{PodRef, Sender};
 use crate::table::Table;
 
 mod accept;
+mod age;
 mod answer;
 mod buffer;
 mod captured;

@@ -20,16 +20,13 @@ use super::conn::tcp_info;
 const UNANSWERED: u8 = 2;
 
 /// What is known of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stall(RefCell<State>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 enum State {
-    /// Sending was never blocked.
-    #[default]
-    New,
-    /// It has no such limit: the client's leg.
-    Unlimited,
+    /// Sending was never blocked; with the limit, which a client's leg has not.
+    New(Option<Duration>),
     Watched(Watch),
 }
 
@@ -44,16 +41,18 @@ struct Watch {
 }
 
 impl Stall {
+    /// A connection that has, or is to get, this TCP_USER_TIMEOUT.
+    pub(super) fn new(limit: Option<Duration>) -> Self {
+        Self(RefCell::new(State::New(limit)))
+    }
+
     /// Sending is blocked.
     pub(super) fn poll_blocked(&self, cx: &mut Context<'_>, socket: &Socket) {
         let mut state = self.0.borrow_mut();
-        if let State::New = *state {
-            *state = match socket.tcp_user_timeout() {
-                Ok(Some(limit)) => {
-                    State::Watched(Watch { limit, look: Box::pin(sleep(limit / 2)), spared: false })
-                }
-                Ok(None) | Err(_) => State::Unlimited,
-            };
+        if let State::New(Some(limit)) = *state {
+            // The one it has, if it has lived long enough to have one.
+            let limit = socket.tcp_user_timeout().ok().flatten().unwrap_or(limit);
+            *state = State::Watched(Watch { limit, look: Box::pin(sleep(limit / 2)), spared: false });
         }
         let State::Watched(watch) = &mut *state else { return };
         while watch.look.as_mut().poll(cx).is_ready() {

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
 use super::tally::{Tallies, WorkerTallies};
-use super::{Listeners, Pod, SpliceConfig, accept};
+use super::{Listeners, Pod, SpliceConfig, accept, age};
 use crate::splice::counts::Counts;
 use crate::table::Table;
 
@@ -164,7 +164,10 @@ pub(super) fn run(
         let mut accepting: HashMap<NetNsId, Vec<AbortHandle>> = HashMap::new();
         loop {
             tokio::select! {
-                _ = pace.tick() => beat(number),
+                now = pace.tick() => {
+                    beat(number);
+                    age::mature(now.into_std());
+                }
                 command = commands.recv() => match command {
                     Some(Command::Open(pod, listeners)) => {
                         let netns = pod.netns.id();
