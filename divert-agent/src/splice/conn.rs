@@ -268,12 +268,6 @@ impl Conn {
         let _ = self.fd.ready(Interest::ERROR).await;
     }
 
-    /// The peer has sent FIN, or the connection is over.
-    pub(super) fn peer_has_ended(&self) -> bool {
-        // TCP_ESTABLISHED, FIN_WAIT1 and FIN_WAIT2 (include/net/tcp_states.h): its stream is open.
-        tcp_info(self.socket()).is_ok_and(|info| !matches!(info.tcpi_state, 1 | 4 | 5))
-    }
-
     /// Sends FIN. An error means that the peer is gone already, which reads and writes will tell.
     pub(super) fn shutdown_write(&self) {
         let _ = self.socket().shutdown(Shutdown::Write);

@@ -242,16 +242,17 @@ impl Original {
 
 /// Returns when the client has reset the connection, or has closed it for good.
 ///
-/// Its FIN alone does not say so: a client may end its requests and wait for the answer. But a socket that no
-/// application holds any more can be told from one that is half-closed, since it is in the pod as we are: sock_diag(7)
-/// gives it no inode. Where the kernel does not answer, the client is taken to be there, as long as the dial lasts.
+/// Its FIN does not say so: a client may end its requests and wait for the answer. Nor would it be seen behind more bytes
+/// than are read here. But a socket that no application holds any more can be told from one that is half-closed, since
+/// it is in the pod as we are: sock_diag(7) gives it no inode. Where the kernel does not answer, the client is taken to be
+/// there, as long as the dial lasts.
 pub(super) async fn abandoned(client: &Conn, captured: &Captured) {
     loop {
         tokio::select! {
             () = client.failed() => return,
             () = sleep(LOOK) => {}
         }
-        if client.peer_has_ended() && is_closed(client, captured).unwrap_or(false) {
+        if is_closed(client, captured).unwrap_or(false) {
             return;
         }
     }
