@@ -88,6 +88,16 @@ struct Scene {
 }
 
 impl Scene {
+    fn new(plan: &Plan, places: &Places) -> Self {
+        Self {
+            plan: plan.clone(),
+            places: places.clone(),
+            journal: Arc::new(Journal::new()),
+            ledger: Ledger::default(),
+            stop: AtomicBool::new(false),
+        }
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
@@ -114,8 +124,13 @@ pub fn run(plan: &Plan) -> Result<Verdict> {
     unrest.extend(played.journal.about(&places.words(&left)));
 
     let ready = town.agent.get("/readyz").map(|response| response.status);
-    drop(servers);
+    // It ends as well as ever while rogues are at it.
+    let scene = Arc::new(Scene::new(plan, &places));
+    let rogues = rogue::Rogues::start(&scene, plan.seed)?;
+    std::thread::sleep(Duration::from_secs(2).min(plan.length));
     let ended = town.agent.stop();
+    rogues.stop();
+    drop(servers);
     if !matches!(ready, Ok(200)) {
         unrest.push(format!("the agent is not ready any more: {ready:?}"));
     }
@@ -136,13 +151,7 @@ struct Played {
 
 /// All players at once, for so long. Regular clients end after an answer; rogues are torn away.
 fn play(plan: &Plan, town: &Town, places: &Places, seed: u64, length: Duration) -> Result<Played> {
-    let scene = Arc::new(Scene {
-        plan: plan.clone(),
-        places: places.clone(),
-        journal: Arc::new(Journal::new()),
-        ledger: Ledger::default(),
-        stop: AtomicBool::new(false),
-    });
+    let scene = Arc::new(Scene::new(plan, places));
     let began = Instant::now();
     let strain = Strain::watch(town.agent.process().pid());
     let rogues = rogue::Rogues::start(&scene, seed)?;

@@ -1,4 +1,4 @@
-//! Ordinary servers: `staging/web` and `alice/web`. They say who they are, bring back the nonce of a request, and say
+//! Ordinary servers: `staging/web`, and alice's. They say who they are, bring back the nonce of a request, and say
 //! how much of a body came. Whatever rogues send them, they go on.
 
 use std::convert::Infallible;
@@ -47,7 +47,7 @@ impl Servers {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let lab = &town.fixture.lab;
         let inside = runtime.enter();
-        for name in ["staging/web", "alice/web"] {
+        for name in ["staging/web", "alice/web", "alice/deaf"] {
             let pod = lab.pod(name);
             let by = HeaderValue::from_str(name)?;
             runtime.spawn(accept(wire::listen(&pod, HTTP)?, by.clone(), http1));

@@ -39,6 +39,12 @@ pub(super) fn start(scene: &Arc<Scene>, seed: u64, players: &mut JoinSet<()>) {
     for _ in 0..TALKING {
         players.spawn(talk::kept(Arc::clone(scene), random.fork()));
     }
+    if scene.plan.allows(http1::DEAF) {
+        players.spawn(http1::of_deaf(Arc::clone(scene), random.fork()));
+    }
+    if scene.plan.allows(http2::DEAF) {
+        players.spawn(http2::of_deaf(Arc::clone(scene), random.fork()));
+    }
     players.spawn(talk::new(Arc::clone(scene), random.fork()));
     players.spawn(http1::control(Arc::clone(scene), random.fork()));
 }
@@ -51,13 +57,15 @@ enum Key {
     /// Of nobody.
     Carol,
     Bob,
+    /// Alice's, for a service whose shared copy does not answer a SYN: hers is not to wait for that.
+    AliceOfDeaf,
 }
 
 impl Key {
     fn value(self) -> Option<&'static str> {
         match self {
             Self::None => None,
-            Self::Alice => Some("alice"),
+            Self::Alice | Self::AliceOfDeaf => Some("alice"),
             Self::Carol => Some("carol"),
             Self::Bob => Some("bob"),
         }
@@ -68,6 +76,7 @@ impl Key {
         match self {
             Self::None | Self::Carol => Some("staging/web"),
             Self::Alice => Some("alice/web"),
+            Self::AliceOfDeaf => Some("alice/deaf"),
             Self::Bob => None,
         }
     }

@@ -57,7 +57,7 @@ pub(super) struct Places {
 
 impl Town {
     pub(super) fn new(plan: &Plan) -> Result<Self> {
-        let more = ["staging/rogue", "staging/odd", "staging/deaf", "bob/odd", "bob/deaf"];
+        let more = ["staging/rogue", "staging/odd", "staging/deaf", "bob/odd", "bob/deaf", "alice/deaf"];
         let fixture = Fixture::with_pods(&more)?;
         let ports =
             [Port::from(HTTP).named("http"), Port::from(HTTP2).named("grpc"), Port::from(TALK).named("any")];
@@ -71,9 +71,10 @@ impl Town {
             Ok(ips)
         };
         let (odd, deaf) = (service("staging/odd")?, service("staging/deaf")?);
-        // Bob has them too, so they are captured.
+        // Developers have them too, so they are captured.
         service("bob/odd")?;
         service("bob/deaf")?;
+        service("alice/deaf")?;
         fixture.manifests.put("odd", &services)?;
         let (listener, queued) = deaf_server(&fixture.lab.pod("staging/deaf"))?;
         // One worker: whoever holds it up holds all up.

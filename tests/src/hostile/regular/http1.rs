@@ -18,6 +18,8 @@ use crate::lab::{Family, Pod};
 /// Longest bodies.
 const MOST: usize = 60_000;
 
+pub(super) const DEAF: &str = "HTTP/1 new, alice beside the deaf";
+
 fn kind(kept: bool, key: Key) -> &'static str {
     match (kept, key) {
         (true, Key::None) => "HTTP/1 kept, no key",
@@ -26,6 +28,7 @@ fn kind(kept: bool, key: Key) -> &'static str {
         (false, Key::None) => "HTTP/1 new, no key",
         (false, Key::Alice) => "HTTP/1 new, alice",
         (false, Key::Carol) => "HTTP/1 new, key of nobody",
+        (_, Key::AliceOfDeaf) => DEAF,
         (_, Key::Bob) => "bob's own, not judged",
     }
 }
@@ -159,6 +162,20 @@ pub(super) async fn new(scene: Arc<Scene>, mut random: fastrand::Rng) {
             judge(&scene, &Asked { kind, began, key, ask: &ask }, came, &Suspects::default());
         }
         pause(&mut random).await;
+    }
+}
+
+/// Requests for alice's copy of what does not answer in staging.
+pub(super) async fn of_deaf(scene: Arc<Scene>, mut random: fastrand::Rng) {
+    while !scene.stopped() {
+        let (began, key) = (Instant::now(), Key::AliceOfDeaf);
+        let to = scene.places.deaf(Family::V4, HTTP);
+        if let Some(mut http) = open(&scene, &scene.places.client, to, DEAF, began).await {
+            let ask = key.ask(&mut random, MOST);
+            let came = timeout(GIVE_UP, http.ask(&ask)).await.map_err(drop);
+            judge(&scene, &Asked { kind: DEAF, began, key, ask: &ask }, came, &Suspects::default());
+        }
+        tokio::time::sleep(Duration::from_millis(random.u64(300..600))).await;
     }
 }
 

@@ -2,19 +2,21 @@
 //! up none of the others.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::super::answering::{BY, GOT, NONCE, WANT};
 use super::super::asking::{Answer, Ask};
-use super::super::town::HTTP2;
+use super::super::town::{HTTP, HTTP2};
 use super::super::verdict::Fault;
 use super::super::{Scene, wire};
 use super::{GIVE_UP, Key, Suspects, pause};
@@ -27,11 +29,14 @@ const UPLOADS: [(usize, usize); 2] = [(1_300_000, LARGE), (2_000, 1)];
 /// As much in a frame as there is room for.
 const LARGE: usize = usize::MAX;
 
+pub(super) const DEAF: &str = "HTTP/2 new, alice beside the deaf";
+
 fn kind(key: Key) -> &'static str {
     match key {
         Key::None => "HTTP/2, no key",
         Key::Alice => "HTTP/2, alice",
         Key::Carol => "HTTP/2, key of nobody",
+        Key::AliceOfDeaf => DEAF,
         Key::Bob => "bob's own, not judged",
     }
 }
@@ -43,23 +48,7 @@ pub(super) async fn streams(scene: Arc<Scene>, mut random: fastrand::Rng) {
         let family = if random.bool() { Family::V4 } else { Family::V6 };
         let to = scene.places.web(family, HTTP2);
         let suspects = Suspects::default();
-        let opened = async {
-            let stream = wire::connect(&scene.places.client, to).await.map_err(|it| it.to_string())?;
-            // What waits in there for a slow reader, others wait behind: that is TCP's, and none of the agent's doing.
-            let _ = socket2::SockRef::from(&stream).set_send_buffer_size(32 << 10);
-            h2::client::handshake(stream).await.map_err(|it| it.to_string())
-        };
-        let (send, connection) = match timeout(GIVE_UP, opened).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) => {
-                scene.fault(kind(Key::None), began, Fault::Broken(format!("connecting: {error}")), &suspects);
-                continue;
-            }
-            Err(_) => {
-                scene.given_up(kind(Key::None), began, &suspects);
-                continue;
-            }
-        };
+        let Some((send, connection)) = open(&scene, to, kind(Key::None), began).await else { continue };
         let mut driver = tokio::spawn(connection);
         let ended = AtomicBool::new(false);
         let rounds = random.usize(5..60);
@@ -78,6 +67,46 @@ pub(super) async fn streams(scene: Arc<Scene>, mut random: fastrand::Rng) {
         let _ = timeout(Duration::from_millis(500), &mut driver).await;
         driver.abort();
         pause(&mut random).await;
+    }
+}
+
+/// Connects, or says that it could not.
+async fn open(
+    scene: &Scene,
+    to: SocketAddr,
+    kind: &'static str,
+    began: Instant,
+) -> Option<(SendRequest<Bytes>, Connection<TcpStream>)> {
+    let opened = async {
+        let stream = wire::connect(&scene.places.client, to).await.map_err(|it| it.to_string())?;
+        // What waits in there for a slow reader, others wait behind: that is TCP's, and none of the agent's doing.
+        let _ = socket2::SockRef::from(&stream).set_send_buffer_size(32 << 10);
+        h2::client::handshake(stream).await.map_err(|it| it.to_string())
+    };
+    let none = Suspects::default();
+    match timeout(GIVE_UP, opened).await {
+        Ok(Ok(opened)) => return Some(opened),
+        Ok(Err(error)) => scene.fault(kind, began, Fault::Broken(format!("connecting: {error}")), &none),
+        Err(_) => scene.given_up(kind, began, &none),
+    }
+    None
+}
+
+/// Requests for alice's copy of what does not answer in staging.
+pub(super) async fn of_deaf(scene: Arc<Scene>, mut random: fastrand::Rng) {
+    while !scene.stopped() {
+        let began = Instant::now();
+        let to = scene.places.deaf(Family::V4, HTTP);
+        if let Some((send, connection)) = open(&scene, to, DEAF, began).await {
+            let driver = tokio::spawn(connection);
+            let (ended, suspects) = (AtomicBool::new(false), Suspects::default());
+            let random = random.fork();
+            Client { scene: &scene, send, random, ended: &ended, suspects: &suspects }
+                .run(&[Key::AliceOfDeaf], 3)
+                .await;
+            driver.abort();
+        }
+        tokio::time::sleep(Duration::from_millis(random.u64(300..600))).await;
     }
 }
 
