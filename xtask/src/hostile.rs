@@ -15,7 +15,7 @@ use crate::{interrupt, workspace};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How long it is played.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     minutes: u64,
     /// Plays what a run with this seed has played.
     #[arg(long)]
