@@ -8,15 +8,13 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::hostile::{self, Plan};
 
 /// What the agent does not stand up to yet.
-const NOT_YET: [&str; 8] = [
+const NOT_YET: [&str; 6] = [
     "HTTP/2 new, alice beside the deaf",
-    "server/h1",
-    "server/h2",
     "client/h2",
-    "client/h1/a large upload",
-    "client/h1/chunks without end",
-    "client/h1/trailers without end",
-    "client/h1/a chunk extension without end",
+    "server/h1/one more answer",
+    "server/h1/unasked 101 and an answer",
+    "server/h1/a chunk without its end",
+    "server/h2",
 ];
 
 #[test]
@@ -34,7 +32,7 @@ fn nobody_else_notices_who_misbehaves() -> Result<()> {
     verdict.judge()?;
     eprintln!("{verdict}");
     let ways = verdict.misbehaved().len();
-    ensure!(!plan.only.is_empty() || ways > 20, "only {ways} kinds of misbehaviour were tried");
+    ensure!(!plan.only.is_empty() || ways > 60, "only {ways} kinds of misbehaviour were tried");
     Ok(())
 }
 

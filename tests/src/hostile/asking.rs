@@ -107,7 +107,7 @@ async fn receive(stream: &mut (impl AsyncReadExt + Unpin), buffer: &mut Vec<u8>)
         if (100..200).contains(&answer.status) && answer.status != 101 {
             continue;
         }
-        let (mut length, mut chunked) = (None, false);
+        let (mut length, mut chunked, mut coded) = (None, false, false);
         for (name, value) in fields(&head) {
             match name.as_str() {
                 BY => answer.by = Some(value),
@@ -115,7 +115,12 @@ async fn receive(stream: &mut (impl AsyncReadExt + Unpin), buffer: &mut Vec<u8>)
                 GOT => answer.got = value.parse().ok(),
                 "x-divert-error" => answer.agent = Some(value),
                 "content-length" => length = length.or(value.parse::<usize>().ok()),
-                "transfer-encoding" => chunked |= value.contains("chunked"),
+                // What is not chunked at its end lasts until the connection ends (RFC 9112 6.3): everybody reads that so.
+                "transfer-encoding" => {
+                    chunked =
+                        value.rsplit(',').next().is_some_and(|it| it.trim().eq_ignore_ascii_case("chunked"));
+                    coded = true;
+                }
                 "connection" => answer.close |= value.contains("close"),
                 _ => {}
             }
@@ -123,8 +128,8 @@ async fn receive(stream: &mut (impl AsyncReadExt + Unpin), buffer: &mut Vec<u8>)
         answer.length = match (answer.status, chunked, length) {
             (101 | 204 | 304, ..) => 0,
             (_, true, _) => take_chunks(stream, buffer).await?,
-            (_, false, Some(length)) => take(stream, buffer, length).await.map(|()| length)?,
-            (_, false, None) => {
+            (_, false, Some(length)) if !coded => take(stream, buffer, length).await.map(|()| length)?,
+            (_, false, _) => {
                 answer.close = true;
                 take_all(stream, buffer).await?
             }

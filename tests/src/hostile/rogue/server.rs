@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest head or frame that is read.
 const MOST: usize = 300 << 10;
 
+/// How a plan names that an answer of HTTP/1 is followed by one more after a moment.
+const AGAIN: &str = "server/h1/one more answer";
+
 /// A service that misbehaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Who {
@@ -153,6 +156,7 @@ impl Server {
     async fn misbehave(mut self, mut stream: TcpStream, line: Line, id: u32, nonce: &str, why: &str) {
         let (manner, then) = (Manner::draw(&mut self.random), Then::draw(&mut self.random));
         let again = line.name.starts_with("server/h1") && self.random.u8(..3) == 0;
+        let again = again && self.scene.plan.allows(AGAIN);
         let peer = stream.peer_addr().map_or(0, |peer| peer.port());
         let more = if again { ", and one more answer" } else { "" };
         self.scene.journal.note(
