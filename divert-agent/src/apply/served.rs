@@ -322,7 +322,8 @@ impl PodRoutes {
             Rules::None => {}
             Rules::RoutesByHost(chain) => return Err(Direct::RoutedByHost { chain }.into()),
             Rules::Some => {
-                let known = SockDiag::open(netns).and_then(|mut it| it.connected());
+                // A list of listeners is short, wherever the kernel has one.
+                let known = SockDiag::open(netns).and_then(|mut it| it.listeners(0));
                 known.map_err(|error| match sockets::is_missing(&error) {
                     true => Amiss::Known(Direct::OwnersUnknown),
                     false => unseen("listing the sockets in its namespace")(error),

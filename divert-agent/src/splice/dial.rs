@@ -53,7 +53,7 @@ impl Dial {
                 )
             })
         })??;
-        socket.set_mark(from.mark | from.owner.map_or(0, |owner| owner.mark))?;
+        socket.set_mark(from.mark | from.owner.map_or(0, Owner::mark))?;
         if from.source.is_ipv4() == to.is_ipv4() {
             bind_source(&socket, from.source)?;
         }

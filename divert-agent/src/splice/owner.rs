@@ -22,13 +22,17 @@
 //! ours in the proxy's own name is led to the proxy as well, and this would go on without end. That is recognised at the
 //! first such connection: it is reset, and the pod is left direct.
 //!
-//! Nothing of this is done for pods without rules, as most are: one flag is read. Rules that nobody has seen yet (they
-//! came since the last look, or are none of netfilter's) show as many connections at once, and then it is looked.
+//! Nothing of this is done for pods without rules, as most are: one flag is read. With rules each connection costs one
+//! question, who made it. All sockets are listed, which takes milliseconds, when a user is met for the first time, and again
+//! after a while; who was seen to be a proxy is taken for one from then on. Rules that nobody has seen yet (they came since
+//! the last look, or are none of netfilter's) show as many connections at once, and then the sockets are listed, too.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use divert_common::netns::NetNsId;
 use tracing::{debug, info, warn};
@@ -39,11 +43,15 @@ use super::conn::Conn;
 use crate::kernel::credentials::{group_of, in_the_name_of};
 use crate::kernel::sock_diag::{Row, SockDiag};
 
-/// So many connections of a pod at once are worth a look where no rules are known; and then each power of two.
+/// So many connections of a pod at once are worth a look where no rules are known; and then twice as many.
 const MANY: usize = 32;
+/// How often the sockets are listed for connections of one user that is no proxy.
+const AGAIN: Duration = Duration::from_secs(60);
+/// How often they are for a proxy's, in all: what goes round in circles shows in the second round.
+const ROUNDS: u32 = 3;
 
 /// What a pod's rules have to do with its connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rules {
     /// There are some.
     present: AtomicBool,
@@ -51,14 +59,57 @@ pub struct Rules {
     endless: AtomicBool,
     /// Connections of the pod that are served now.
     open: AtomicUsize,
-    /// The group of each user that has been asked about.
-    groups: Mutex<HashMap<u32, Option<u32>>>,
+    /// With so many the sockets are listed.
+    many: AtomicUsize,
+    /// Who has connected so far.
+    users: Mutex<HashMap<Name, User>>,
+}
+
+/// What tells the owner of a socket from others: user, and the bits of SO_MARK that are not the agent's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Name {
+    uid: u32,
+    mark: u32,
+}
+
+/// What is known of a user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct User {
+    gid: Option<u32>,
+    /// Connections of the agent's were led to it.
+    is_proxy: bool,
+    /// How often the sockets were listed for it, and when that was last.
+    listed: u32,
+    last: Instant,
+}
+
+impl User {
+    /// Whether to list the sockets for a connection of its.
+    fn is_to_be_listed(&self, now: Instant) -> bool {
+        match self.is_proxy {
+            true => self.listed < ROUNDS,
+            false => now.duration_since(self.last) >= AGAIN,
+        }
+    }
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            present: AtomicBool::default(),
+            endless: AtomicBool::default(),
+            open: AtomicUsize::default(),
+            many: AtomicUsize::new(MANY),
+            users: Mutex::default(),
+        }
+    }
 }
 
 impl Rules {
     /// Whether there are rules, from the next connection on.
     pub fn set_present(&self, present: bool) {
         self.present.store(present, Ordering::Relaxed);
+        self.many.store(MANY.max(2 * self.open.load(Ordering::Relaxed)), Ordering::Relaxed);
     }
 
     /// Whether serving the pod would go round in circles.
@@ -66,14 +117,26 @@ impl Rules {
         self.endless.load(Ordering::Relaxed)
     }
 
-    fn are_to_be_asked(&self) -> bool {
-        let open = self.open.load(Ordering::Relaxed);
-        self.present.load(Ordering::Relaxed) || (open >= MANY && open.is_power_of_two())
+    /// Whether there are more connections than there were so far. True once for each doubling between two looks.
+    fn are_many(&self) -> bool {
+        let (open, many) = (self.open.load(Ordering::Relaxed), self.many.load(Ordering::Relaxed));
+        let next = 2 * open;
+        open >= many && self.many.compare_exchange(many, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    fn group_of(&self, uid: u32, netns: NetNsId) -> Option<u32> {
-        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        *groups.entry(uid).or_insert_with(|| group_of(uid, netns))
+    fn user(&self, name: Name) -> Option<User> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner).get(&name).copied()
+    }
+
+    /// Notes what a list has shown about a user.
+    fn note(&self, name: Name, is_proxy: bool, netns: NetNsId, now: Instant) -> User {
+        let gid = self.user(name).map_or_else(|| group_of(name.uid, netns), |user| user.gid);
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let user = users.entry(name).or_insert(User { gid, is_proxy, listed: 0, last: now });
+        user.is_proxy |= is_proxy;
+        user.listed += 1;
+        user.last = now;
+        *user
     }
 }
 
@@ -97,20 +160,23 @@ impl Drop for Present {
 /// What a pod's rules see of a socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Owner {
-    uid: u32,
+    name: Name,
     /// None where no process of that user was found.
     gid: Option<u32>,
-    /// Bits of SO_MARK that are not the agent's.
-    pub(super) mark: u32,
 }
 
 impl Owner {
     /// Makes a socket in the name of its owner, where there is one.
     pub(super) fn make<T>(owner: Option<Self>, socket: impl FnOnce() -> T) -> T {
         match owner {
-            Some(Self { uid, gid, .. }) => in_the_name_of(uid, gid, socket),
+            Some(Self { name, gid }) => in_the_name_of(name.uid, gid, socket),
             None => socket(),
         }
+    }
+
+    /// Bits of SO_MARK that are not the agent's.
+    pub(super) fn mark(self) -> u32 {
+        self.name.mark
     }
 }
 
@@ -137,39 +203,51 @@ impl Marks {
         row.mark.is_some_and(|mark| mark & self.mask == self.own)
     }
 
-    /// What identifies a socket's owner: user, and the rest of the mark.
-    fn name(self, row: &Row) -> (u32, u32) {
-        (row.uid, row.mark.unwrap_or(0) & !self.mask)
+    fn name(self, row: &Row) -> Name {
+        Name { uid: row.uid, mark: row.mark.unwrap_or(0) & !self.mask }
     }
 }
 
-/// Finds out where a connection comes from and in whose name its upstreams are to be made. Blocks for some tens of
-/// microseconds, where the pod has rules.
+/// Finds out where a connection comes from and in whose name its upstreams are to be made. Where the pod has rules it
+/// blocks for some microseconds, and sometimes for milliseconds.
 pub(super) fn ask(captured: &Captured, client: &Conn) -> (Option<Owner>, Came) {
-    let (pod, config) = (&captured.pod, &captured.worker.config);
-    if !pod.rules.are_to_be_asked() {
+    let rules = &captured.pod.rules;
+    let are_many = rules.are_many();
+    if !are_many && !rules.present.load(Ordering::Relaxed) {
         return (None, Came::First);
     }
-    let listed = SockDiag::open(&pod.netns).and_then(|mut it| it.connected());
-    let rows = match listed {
-        Ok(rows) => rows,
+    match asked(captured, client, are_many) {
+        Ok(Some((owner, came))) => (owner, came),
+        // The client is gone by now.
+        Ok(None) => (None, Came::First),
         Err(error) => {
             // Where that is not to be had at all, a pod with rules is not served.
-            debug!(pod = %pod.pod, "sockets cannot be listed, connecting in the agent's name: {error}");
-            return (None, Came::First);
+            debug!(pod = %captured.pod.pod, "sockets cannot be listed, connecting in the agent's name: {error}");
+            (None, Came::First)
         }
-    };
-    let (Ok(Some(ours)), Ok(Some(theirs))) = (client.local_addr(), client.peer_addr()) else {
-        return (None, Came::First);
-    };
+    }
+}
+
+fn asked(captured: &Captured, client: &Conn, list: bool) -> io::Result<Option<(Option<Owner>, Came)>> {
+    let (pod, config, now) = (&captured.pod, &captured.worker.config, Instant::now());
+    let (Some(ours), Some(theirs)) = (client.local_addr()?, client.peer_addr()?) else { return Ok(None) };
     let marks = Marks { own: config.mark, mask: config.mark_mask };
+    let mut sockets = SockDiag::open(&pod.netns)?;
+    if !list {
+        let Some(row) = sockets.socket(theirs, ours)? else { return Ok(None) };
+        let name = marks.name(&row);
+        if let Some(user) = pod.rules.user(name).filter(|user| !user.is_to_be_listed(now)) {
+            let came = if user.is_proxy { Came::Back } else { Came::First };
+            return Ok(Some((Some(Owner { name, gid: user.gid }), came)));
+        }
+    }
+    let rows = sockets.connected()?;
     let Some((row, came)) = where_from(&rows, (theirs, ours), captured.claim.original, marks) else {
-        // The client is gone by now.
-        return (None, Came::First);
+        return Ok(None);
     };
-    let (uid, mark) = marks.name(row);
+    let (name, uid) = (marks.name(row), row.uid);
     match came {
-        Came::First if !pod.rules.present.load(Ordering::Relaxed) => return (None, came),
+        Came::First if !pod.rules.present.load(Ordering::Relaxed) => return Ok(Some((None, came))),
         Came::First => {}
         Came::Back => {
             if !pod.rules.present.swap(true, Ordering::Relaxed) {
@@ -182,7 +260,8 @@ pub(super) fn ask(captured: &Captured, client: &Conn) -> (Option<Owner>, Came) {
             }
         }
     }
-    (Some(Owner { uid, gid: pod.rules.group_of(uid, pod.netns.id()), mark }), came)
+    let user = pod.rules.note(name, came != Came::First, pod.netns.id(), now);
+    Ok(Some((Some(Owner { name, gid: user.gid }), came)))
 }
 
 /// The client's socket among all of its pod, and where it comes from. `client` is its local and remote address.
@@ -296,16 +375,34 @@ mod tests {
     }
 
     #[test]
-    fn without_known_rules_it_is_looked_at_powers_of_two() {
+    fn without_known_rules_it_is_looked_at_each_doubling() {
         let rules = Rules::default();
-        let looked: Vec<_> = (0..200)
-            .filter(|open| {
-                rules.open.store(*open, Ordering::Relaxed);
-                rules.are_to_be_asked()
-            })
-            .collect();
-        assert_eq!(looked, [32, 64, 128]);
-        rules.set_present(true);
-        assert!(rules.are_to_be_asked());
+        let looked = |open: &usize| {
+            rules.open.store(*open, Ordering::Relaxed);
+            rules.are_many()
+        };
+        let so_many = |from: usize, to: usize| (from..to).filter(looked).collect::<Vec<_>>();
+        assert_eq!(so_many(0, 200), [32, 64, 128]);
+        assert!(so_many(0, 200).is_empty(), "as many as there were");
+        // A look at the pod begins anew, above what is usual there.
+        rules.open.store(32, Ordering::Relaxed);
+        rules.set_present(false);
+        assert_eq!(so_many(0, 200), [64, 128]);
+    }
+
+    #[test]
+    fn sockets_are_listed_seldom() {
+        let (rules, now) = (Rules::default(), Instant::now());
+        let name = Name { uid: 1000, mark: 0 };
+        let netns = NetNsId { device: 0, inode: 0 };
+        assert_eq!(rules.user(name), None);
+        let app = rules.note(name, false, netns, now);
+        assert!(!app.is_to_be_listed(now + AGAIN / 2) && app.is_to_be_listed(now + AGAIN));
+        let proxy = Name { uid: 1337, mark: 0 };
+        for _ in 1..ROUNDS {
+            assert!(rules.note(proxy, true, netns, now).is_to_be_listed(now));
+        }
+        assert!(!rules.note(proxy, false, netns, now).is_to_be_listed(now + 2 * AGAIN), "a proxy for good");
+        assert!(rules.user(proxy).unwrap().is_proxy && !rules.user(name).unwrap().is_proxy);
     }
 }
