@@ -112,6 +112,20 @@ pub struct RunArgs {
     /// families together.
     #[arg(long, value_name = "N", default_value_t = 1 << 18)]
     pub max_captures: u32,
+    /// Most captured connections of one pod at a time. With more, its new connections go direct.
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_pod_connections: u64,
+    /// Most captured connections of all pods at a time, likewise; fewer where the limit of open files has not room for as
+    /// many.
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_connections: u64,
+    /// Most MiB held for the connections of one pod, beside the 16 KiB each way that every connection may have: for long
+    /// heads, and for streams of HTTP/2 that wait.
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub max_pod_held: u64,
+    /// Likewise for those of all pods.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub max_held: u64,
     /// Baggage members that carry the key, in order.
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["okteto-divert", "divert"])]
     pub key: Vec<String>,

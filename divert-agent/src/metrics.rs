@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use crate::apply::Status;
 use crate::control;
 use crate::kernel::counters::Counters;
+use crate::splice::budget::Account;
 use crate::splice::counts::{Count, Counts};
 use crate::splice::tally::{FATES, Tallies};
 
@@ -25,6 +26,8 @@ use crate::splice::tally::{FATES, Tallies};
 pub struct Sources {
     /// Each worker's counters.
     pub workers: Vec<Arc<Counts>>,
+    /// What is used of the agent's budget.
+    pub agent: Arc<Account>,
     /// Requests by service and key.
     pub tallies: Arc<Tallies>,
     /// The hooks' counters.
@@ -202,11 +205,11 @@ impl Collector for Sources {
         )?;
         family(
             e,
-            counter,
-            "accept_waits",
-            "Times that accepting waited for a descriptor",
+            gauge,
+            "held_bytes",
+            "Bytes held for connections beside their blocks",
             None,
-            &[("", count(C::AcceptWaited))],
+            &[("", self.agent.held())],
         )?;
         family(
             e,
@@ -254,6 +257,22 @@ impl Collector for Sources {
             "Pods that should be served and are left direct",
             Some("reason"),
             &direct,
+        )?;
+        family(
+            e,
+            gauge,
+            "pods_full",
+            "Served pods whose new connections go direct, as they have as many as they may",
+            None,
+            &[("", apply.full.len() as u64)],
+        )?;
+        family(
+            e,
+            gauge,
+            "agent_full",
+            "1 while new connections of all pods go direct, as the agent has as many as it can",
+            None,
+            &[("", u64::from(self.agent.is_full()))],
         )?;
         family(
             e,

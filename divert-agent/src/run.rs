@@ -23,12 +23,14 @@ use crate::apply::{self, Applier, Status};
 use crate::cli::RunArgs;
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
+use crate::kernel::pod_slots::PodSlots;
 use crate::kernel::ports::DEFAULT_PORTS;
 use crate::kernel::{cgroup, preflight};
 use crate::kubernetes::Cluster;
 use crate::metrics::Sources;
 use crate::node_lock::{LockError, Place};
 use crate::plan::PlanChange;
+use crate::splice::budget::{self, Account, Limits};
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
 use crate::watchdog::{self, Watchdog};
@@ -142,7 +144,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let identity: Arc<str> = args.identity.unwrap_or_else(host_name).into();
     let node = source.node().map(Arc::from);
     preflight::check()?;
-    preflight::raise_open_files()?;
+    let descriptors = preflight::raise_open_files()?;
     let root = cgroup::mount(args.cgroup_root.as_deref())?;
     let (cgroup, attach_at) = cgroup::open(&root, args.cgroup.as_deref())?;
 
@@ -163,6 +165,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let counters = hooks.counters();
     let heartbeat = hooks.heartbeat();
     let beats = hooks.heartbeat();
+    let account =
+        agent_account(args.max_connections, args.max_held << 20, descriptors, workers, hooks.pod_slots());
     let table = Arc::new(Table::default());
     let config = SpliceConfig {
         ranges,
@@ -171,6 +175,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         names: names.clone(),
         head_wait: Duration::from_millis(args.head_wait),
         head_timeout: Duration::from_secs(args.head_timeout),
+        agent: Arc::clone(&account),
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Workers::start(workers as usize, &table, config).map_err(system("starting workers"))?;
@@ -190,6 +195,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
             mark: args.mark,
             mark_mask: args.mark_mask,
         },
+        limits: Limits { connections: args.max_pod_connections, held: args.max_pod_held << 20 },
+        agent: Arc::clone(&account),
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;
@@ -209,6 +216,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         place: place.clone(),
         metrics: Sources {
             workers: counts,
+            agent: account,
             tallies,
             hooks: counters,
             apply: driver.status(),
@@ -338,6 +346,20 @@ impl Source {
         let node = node.filter(|node| !node.is_empty()).ok_or(RunError::NoNode)?;
         Ok(Self::Cluster { cluster, node })
     }
+}
+
+/// What all pods together may use, told to the hooks.
+fn agent_account(wanted: u64, held: u64, descriptors: u64, workers: u32, slots: PodSlots) -> Arc<Account> {
+    let within = budget::connections_within(descriptors, workers.into());
+    let connections = wanted.min(within);
+    if connections < wanted {
+        tracing::warn!(
+            "{descriptors} open files have room for {connections} connections, fewer than --max-connections {wanted}: \
+             raise the hard limit (LimitNOFILE of the container runtime)"
+        );
+    }
+    let limits = Limits { connections, held };
+    Arc::new(Account::new(limits, Box::new(move |full| slots.set_agent_full(full))))
 }
 
 fn host_name() -> String {

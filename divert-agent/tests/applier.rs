@@ -21,6 +21,7 @@ use divert_agent::kernel::sock_diag::SockDiag;
 use divert_agent::plan::{
     Capture, CaptureSet, PlanChange, PodPlan, PodRef, ServiceRef, SharedService, Target,
 };
+use divert_agent::splice::budget::{Account, Limits};
 use divert_agent::splice::{SpliceConfig, Workers};
 use divert_agent::table::Table;
 use divert_common::label::{Label, LabelRanges};
@@ -43,6 +44,8 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
             .unwrap();
     let heartbeat = hooks.heartbeat();
     let table = Arc::new(Table::default());
+    let limits = Limits { connections: 1_000, held: 1 << 20 };
+    let agent = Arc::new(Account::new(limits, Box::new(|_| {})));
     let config = SpliceConfig {
         ranges,
         mark: MARK,
@@ -50,6 +53,7 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
         names: divert_http::KeyNames::default(),
         head_wait: Duration::from_secs(1),
         head_timeout: Duration::from_secs(120),
+        agent: Arc::clone(&agent),
         beat: Arc::new(move |worker| heartbeat.beat(worker)),
     };
     let workers = Arc::new(Workers::start(workers as usize, &table, config).unwrap());
@@ -59,6 +63,8 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
         netns_folders: vec![folder.path().to_owned()],
         reconnect: Policy { idle: Duration::from_secs(10), mark: MARK, mark_mask: u32::MAX },
         pod_cgroups: None,
+        limits,
+        agent,
     };
     (Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers)), table, workers)
 }

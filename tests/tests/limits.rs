@@ -50,8 +50,9 @@ fn memory_that_only_the_start_needed_is_given_back() -> Result<()> {
     Ok(())
 }
 
+/// What is lacking is lacking for everybody: who comes next goes direct, and nobody waits for it.
 #[test]
-fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -> Result<()> {
+fn without_descriptors_new_connections_go_direct_and_the_agent_does_not_spin() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;
     let options = Options { workers: 1, ..Options::default() };
@@ -59,13 +60,9 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
     let pid = pid_of(&agent)?;
     // What a worker opens once, it opens here.
     town.connect()?.get("/", &[ALICE])?;
-    let (mut all_reset, mut waited, began) = (0, 0, Instant::now());
     // A connection takes two: with an odd number left, the last client has no upstream, with an even one it
     // is not accepted. Which of both it is this time depends on what else the agent has open for a moment.
-    for more in [0, 1].into_iter().cycle().take(10) {
-        if waited > 0 && all_reset > 0 {
-            break;
-        }
+    for more in [0, 1] {
         wait::until("earlier connections to end", || {
             agent.metric("divert_connections_active").is_ok_and(|active| active == 0.0)
         })?;
@@ -73,66 +70,49 @@ fn without_descriptors_clients_are_reset_or_wait_and_the_agent_does_not_spin() -
         let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
         let limit = |current| Rlimit { current: Some(current), maximum };
         let before = rustix::process::prlimit(Some(pid), Resource::Nofile, limit(highest + 9 + more))?;
-        let (mut held, mut waiting, mut reset) = (Vec::new(), None, 0);
-        // A client that is reset leaves as much room as it found.
-        while waiting.is_none() && reset < 5 {
-            let asked = town.connect().and_then(|mut connection| {
-                // Long enough for a busy machine: who is not answered by then waits for a descriptor.
-                connection.stream().set_read_timeout(Some(Duration::from_secs(2)))?;
-                let response = connection.get("/", &[]);
-                connection.stream().set_read_timeout(Some(wait::PATIENCE))?;
-                Ok((connection, response))
-            });
+        let (mut held, mut direct, mut reset) = (Vec::new(), Vec::new(), 0);
+        while direct.len() < 5 {
             // A reset may come before connect returns.
-            let (connection, response) = match asked {
-                Ok((connection, response)) => (Some(connection), response),
-                Err(error) => (None, Err(error)),
-            };
-            let kind =
-                |error: &anyhow::Error| error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            match response {
-                Ok(response) => {
-                    assert_eq!(response.served_by().as_deref(), Some("staging/web"));
-                    held.extend(connection);
+            let asked = town.connect().and_then(|mut connection| {
+                let captured = is_captured(connection.stream(), &town.client())? == Some(true);
+                let response = connection.get("/", &[])?;
+                assert_eq!(response.served_by().as_deref(), Some("staging/web"));
+                Ok((connection, captured))
+            });
+            match asked {
+                Ok((connection, true)) => held.push(connection),
+                Ok((connection, false)) => direct.push(connection),
+                Err(error) => {
+                    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+                    let is_reset = matches!(kind, Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe));
+                    assert!(is_reset && reset < 10, "nobody waits: {error:#}, {reset} were reset");
+                    reset += 1;
                 }
-                Err(error) => match kind(&error) {
-                    Some(ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => reset += 1,
-                    Some(ErrorKind::WouldBlock) => waiting = connection,
-                    _ => return Err(error),
-                },
             }
         }
-        all_reset += reset;
-        assert!(held.len() >= 3, "{} connections, {reset} reset", held.len());
-        if let Some(mut waiting) = waiting {
-            waited += 1;
-            // Accepting waits for a descriptor: it does not try all the time.
-            let (began, used) = (Instant::now(), usage::cpu_time(agent.process().pid())?);
-            waiting.stream().set_read_timeout(Some(Duration::from_millis(700)))?;
-            assert!(waiting.read_exact(1).is_err(), "there is still no descriptor");
-            let share = (usage::cpu_time(agent.process().pid())? - used).as_secs_f64()
-                / began.elapsed().as_secs_f64();
-            eprintln!("without a descriptor the agent takes {:.1} % of a core", share * 100.0);
-            assert!(share < 0.15, "{share}");
-            // Those who have a connection are served as ever; and when one leaves, there is room.
-            assert_eq!(held[0].get("/", &[])?.served_by().as_deref(), Some("staging/web"));
-            drop(held);
-            waiting.stream().set_read_timeout(Some(wait::PATIENCE))?;
-            assert_eq!(waiting.response()?.served_by().as_deref(), Some("staging/web"));
+        assert!(held.len() >= 3, "{} connections", held.len());
+        // The one by which it was noticed, and perhaps one that came by the gate meanwhile.
+        assert!((1..=2).contains(&reset), "{reset} were reset");
+        // Those who have a connection are served as ever.
+        assert_eq!(held[0].get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+        // The agent looks for descriptors, but not all the time.
+        let (began, used) = (Instant::now(), usage::cpu_time(agent.process().pid())?);
+        while began.elapsed() < Duration::from_millis(700) {
+            std::thread::yield_now();
         }
+        let share =
+            (usage::cpu_time(agent.process().pid())? - used).as_secs_f64() / began.elapsed().as_secs_f64();
+        eprintln!("without a descriptor the agent takes {:.1} % of a core", share * 100.0);
+        assert!(share < 0.15, "{share}");
         rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;
+        wait::until("new connections to be captured again", || {
+            let connection = town.connect();
+            connection
+                .is_ok_and(|it| is_captured(it.stream(), &town.client()).is_ok_and(|it| it == Some(true)))
+        })?;
+        drop((held, direct));
     }
-    assert!(waited > 0 && all_reset > 0, "{waited} waited, {all_reset} were reset");
-    let metrics = agent.get("/metrics")?.text();
-    let counted = metrics
-        .lines()
-        .find_map(|it| it.strip_prefix("divert_connections_reset_total{reason=\"exhausted\"} "));
-    assert_eq!(counted, Some(all_reset.to_string().as_str()));
-    // On a machine so busy that the share of a core says little, the number of attempts does: ten a second, and
-    // one for each connection that ends.
-    let (waits, most) =
-        (agent.metric("divert_accept_waits_total")?, 100.0 + began.elapsed().as_secs_f64() * 20.0);
-    assert!(waits > 0.0 && waits < most, "{waits} attempts, most {most}");
+    assert!(agent.passed("agent_full")? >= 10.0);
     Ok(())
 }
 
@@ -335,7 +315,8 @@ fn thousands_of_idle_connections_cost_little_and_are_served_when_they_wake() -> 
 
     let town = Fixture::new()?;
     let listener = town.server().listen_with_backlog(PORT, 4096)?;
-    let agent = town.agent()?;
+    let arguments = vec!["--max-pod-connections=20000".into(), "--max-connections=20000".into()];
+    let agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
     let pid = agent.process().pid();
     let talk = |connection: &mut Http, server: &mut TcpStream| -> Result<()> {
         use std::io::{Read, Write};

@@ -57,6 +57,10 @@ pub struct AgentStatus {
     pub ready: bool,
     /// Served pods.
     pub served: Vec<String>,
+    /// Of these, pods whose new connections go direct, as they have as many as they may.
+    pub full: Vec<String>,
+    /// Whether new connections of all pods go direct, as the agent has as many as it can.
+    pub agent_full: bool,
     /// Pods that are left direct.
     pub direct: Vec<LeftDirect>,
     /// Captured destinations.
@@ -114,6 +118,8 @@ impl Agent {
             standing_by: self.place.as_ref().is_some_and(|place| !place.is_serving()),
             ready: status.ready,
             served: status.served.keys().map(ToString::to_string).collect(),
+            full: status.full.iter().map(ToString::to_string).collect(),
+            agent_full: status.agent_full,
             direct: direct.collect(),
             captures: status.captures,
             unsettled: status.unsettled,
@@ -173,6 +179,12 @@ fn ready(status: &Status, troubles: &[String]) -> Answer {
         status.served.len(),
         status.captures
     );
+    if status.agent_full {
+        body.push_str("the agent has as many connections as it can: new ones go direct\n");
+    }
+    for pod in &status.full {
+        body.push_str(&format!("{pod} has as many connections as it may: new ones go direct\n"));
+    }
     for (pod, why) in &status.direct {
         body.push_str(&format!("{pod} is left direct: {why}\n"));
     }

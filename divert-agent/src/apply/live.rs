@@ -18,6 +18,8 @@ pub struct Live {
     pub found: Option<Found>,
     /// Hosts whose requests get a key now.
     pub hosts: Arc<Hosts>,
+    /// Whether new connections of all pods go direct, as the agent has as many as it can.
+    pub agent_full: bool,
 }
 
 /// A pod of the plan.
@@ -31,6 +33,8 @@ pub enum Served {
         registered: bool,
         /// Whose key its requests get.
         sender: Option<Sender>,
+        /// It has as many connections as it may, this number: new ones go direct.
+        full: Option<u64>,
     },
     /// They go direct.
     No(Direct),
@@ -53,7 +57,7 @@ impl Applier {
     pub fn look_up(&self, pod: &PodRef, addresses: &[SocketAddr]) -> Result<Live, HookError> {
         let hosts = Arc::clone(&self.table.hosts());
         let Some((set, served)) = self.pods.look_up(pod, &self.hooks)? else {
-            return Ok(Live { pod: None, found: None, hosts });
+            return Ok(Live { pod: None, found: None, hosts, agent_full: self.agent.is_full() });
         };
         let mut found = None;
         for address in addresses {
@@ -65,6 +69,6 @@ impl Applier {
                 }
             }
         }
-        Ok(Live { pod: Some(served), found, hosts })
+        Ok(Live { pod: Some(served), found, hosts, agent_full: self.agent.is_full() })
     }
 }

@@ -51,6 +51,7 @@ use crate::kernel::pod_cgroups::PodCgroups;
 use crate::kernel::routes::{Prefix, RouteSocket, label_range_of};
 use crate::plan::{PlanChange, PodRef};
 use crate::splice::Workers;
+use crate::splice::budget::{Account, Limits};
 use crate::table::Table;
 
 /// Pace of thorough looks: all addresses, listeners and routes.
@@ -60,7 +61,7 @@ const THOROUGH: Duration = Duration::from_secs(5);
 const LONGEST_STEP: Duration = Duration::from_secs(2);
 
 /// What apply has to be told.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Where label addresses are taken from; the same as the hooks'.
     pub ranges: LabelRanges,
@@ -73,6 +74,10 @@ pub struct Settings {
     pub netns_folders: Vec<PathBuf>,
     /// Which connections made before their capture are closed.
     pub reconnect: reconnect::Policy,
+    /// What each pod may use of the data plane.
+    pub limits: Limits,
+    /// What all of them use of what the agent may.
+    pub agent: Arc<Account>,
 }
 
 /// Why apply cannot begin.
@@ -111,6 +116,7 @@ pub struct Applier {
     overlapping: BTreeMap<PodRef, IpAddr>,
     reconnect: Reconnect,
     counters: Counters,
+    agent: Arc<Account>,
     passed: Passed,
     planned: bool,
     /// How long steps of the plan have taken so far.
@@ -149,7 +155,14 @@ impl Applier {
         let now = Instant::now();
         let ranges = settings.ranges;
         Ok(Self {
-            common: Common { ranges, ports: settings.ports, first_port: uptime_seconds(), workers },
+            common: Common {
+                ranges,
+                ports: settings.ports,
+                first_port: uptime_seconds(),
+                limits: settings.limits,
+                workers,
+            },
+            agent: settings.agent,
             counters: hooks.counters(),
             captures: Captures::new(ranges, hooks.labels()),
             hooks,
@@ -245,13 +258,14 @@ impl Applier {
             stale: read(Counter::PassedStale),
             no_listener: read(Counter::PassedNoListener),
             foreign: read(Counter::PassedForeign),
+            full: read(Counter::PassedPodFull) + read(Counter::PassedAgentFull),
         };
         let before = std::mem::replace(&mut self.passed, passed);
         if passed != before {
             self.pods.search_again();
         }
-        if passed.stale != before.stale {
-            // A gap for all pods. While it lasts, who is asked to reconnect would come back direct.
+        // While the gap lasts, who is asked to reconnect would come back direct.
+        if passed.stale != before.stale || self.agent.is_full() {
             return;
         }
         let captures = &self.captures;
@@ -300,6 +314,7 @@ impl Applier {
             reconnects: self.reconnect.closed,
             reconnects_failed: self.reconnect.failed,
             applying: self.applying,
+            agent_full: self.agent.is_full(),
             ..Status::default()
         };
         self.pods.report(&mut status);
@@ -422,6 +437,8 @@ struct Passed {
     no_listener: u64,
     /// As a capture was just ending.
     foreign: u64,
+    /// As there was no room.
+    full: u64,
 }
 
 /// A clock that stands still while the agent does.

@@ -265,7 +265,10 @@ impl Pods {
     ) {
         let now = Instant::now();
         for (name, entry) in &mut self.pods {
-            if let State::Served { served, .. } = &mut entry.state {
+            // Who is asked to reconnect while there is no room would come back direct.
+            if let State::Served { served, .. } = &mut entry.state
+                && !served.account().is_full()
+            {
                 let (v4, v6) = served.families();
                 let may_reconnect = |address: SocketAddr| {
                     // Of a family that is not served it would come back direct, and be closed again and again.
@@ -298,6 +301,7 @@ impl Pods {
                 port: served.port(),
                 registered: served.is_registered(hooks)?,
                 sender: entry.plan.sender(),
+                full: served.account().is_full().then(|| served.account().limits().connections),
             },
             State::Direct { why, .. } => live::Served::No(why.clone()),
         };
@@ -311,6 +315,9 @@ impl Pods {
                 State::Served { served, .. } => {
                     status.served.insert(name.clone(), served.port());
                     status.old_connections += served.old_connections();
+                    if served.account().is_full() {
+                        status.full.insert(name.clone());
+                    }
                 }
                 State::Direct { why, .. } => drop(status.direct.insert(name.clone(), why.clone())),
             }

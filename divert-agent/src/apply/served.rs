@@ -31,6 +31,7 @@ use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use crate::kernel::sock_diag::SockDiag;
 use crate::kernel::{loopback, sockets};
 use crate::plan::{PodPlan, PodRef, Sender};
+use crate::splice::budget::{Account, Limits};
 use crate::splice::{Pod, Workers};
 
 /// What does not differ between pods.
@@ -40,6 +41,8 @@ pub(super) struct Common {
     pub(super) ports: Vec<u16>,
     /// Entry of `ports` to begin with where no trace of a predecessor is found.
     pub(super) first_port: usize,
+    /// What each pod may use of the data plane.
+    pub(super) limits: Limits,
     pub(super) workers: Arc<Workers>,
 }
 
@@ -120,7 +123,7 @@ impl Served {
         let first = listeners.first().ok_or(Direct::NoFreePort)?;
 
         let slot = Arc::new(hooks.pod_slot().map_err(failed("registering it with the hooks"))?);
-        let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender()));
+        let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender(), common.limits, Arc::clone(&slot)));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
         for range in Prefix::of_labels(&common.ranges) {
             // IPv6 may be switched off though there are addresses.
@@ -290,6 +293,11 @@ impl Served {
     pub(super) fn families(&self) -> (bool, bool) {
         let routed = |is_v4| self.routes.routes.iter().any(|it| it.range.address.is_ipv4() == is_v4);
         (routed(true), routed(false))
+    }
+
+    /// What the pod uses of what it may.
+    pub(super) fn account(&self) -> &Account {
+        &self.pod.account
     }
 
     /// Connections made before their capture that are left.

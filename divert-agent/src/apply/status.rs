@@ -1,6 +1,6 @@
 //! What apply has to say: to the one on call, to /readyz and /metrics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,6 +16,10 @@ pub struct Status {
     pub ready: bool,
     /// Served pods, with the port of the listeners there.
     pub served: BTreeMap<PodRef, u16>,
+    /// Served pods whose new connections go direct, as they have as many as they may.
+    pub full: BTreeSet<PodRef>,
+    /// Whether new connections of all pods go direct, as the agent has as many as it can.
+    pub agent_full: bool,
     /// Pods of the plan whose connections are left direct, and why.
     pub direct: BTreeMap<PodRef, Direct>,
     /// Captured destinations, over all sets.

@@ -165,6 +165,22 @@ impl Path<'_> {
                 self.direct();
                 return None;
             }
+            Some(Served::Yes { full: Some(connections), .. }) => {
+                let says = format!(
+                    "it has {connections} captured connections, as many as it may (--max-pod-connections): new ones go \
+                     direct until some have ended"
+                );
+                self.step(About::Served, false, says);
+                self.direct();
+                return None;
+            }
+            Some(Served::Yes { .. }) if live.agent_full => {
+                let says = "the agent has as many connections as it can (--max-connections, and its limit of open \
+                            files): new ones go direct until some have ended";
+                self.step(About::Served, false, says);
+                self.direct();
+                return None;
+            }
             Some(Served::Yes { port, .. }) => {
                 self.step(About::Served, true, format!("the agent listens on port {port} of its loopback"));
             }

@@ -179,6 +179,14 @@ fn overview(statuses: &[AgentStatus]) -> String {
         for pod in &status.direct {
             direct.row([node.clone(), pod.pod.clone(), pod.reason.clone(), pod.why.clone()]);
         }
+        for pod in &status.full {
+            let why = "it has as many connections as it may (--max-pod-connections): new ones go direct";
+            direct.row([node.clone(), pod.clone(), "pod_full".to_owned(), why.to_owned()]);
+        }
+        if status.agent_full {
+            let full = "the agent has as many connections as it can (--max-connections): new ones go direct";
+            troubles.push_str(&format!("\n{node}: {full}\n"));
+        }
         for trouble in &status.troubles {
             troubles.push_str(&format!("\n{node}: {trouble}\n"));
         }

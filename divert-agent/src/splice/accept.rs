@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use divert_common::label::Label;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use socket2::Socket;
@@ -90,7 +92,9 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
                 }
             }
             Err(error) if dial::is_exhausted(&error) => {
-                worker.counts.add(Count::AcceptWaited);
+                // New ones go direct from now on, and those that came by before do not wait for ever.
+                worker.config.agent.exhausted();
+                refuse_queued(&worker, listener.get_ref());
                 let _ = tokio::time::timeout(RETRY, ended).await;
             }
             // What accept(2) reports of a connection that died in the queue is no reason to stop.
@@ -101,6 +105,41 @@ async fn accept(worker: Rc<Worker>, pod: Arc<Pod>, listener: AsyncFd<Socket>) {
                 }
             }
         }
+    }
+}
+
+/// Descriptors that must be there before connections are captured again.
+const ROOM: usize = 32;
+
+/// A descriptor of nothing; `None` where there is none left.
+pub(super) fn spare() -> Option<OwnedFd> {
+    eventfd(0, EventfdFlags::CLOEXEC).ok()
+}
+
+/// Whether there are descriptors again, more than one connection needs.
+pub(super) fn has_room(worker: &Worker) -> bool {
+    let mut kept = worker.spare.borrow_mut();
+    if kept.is_none() {
+        *kept = spare();
+    }
+    let room: Vec<_> = std::iter::repeat_with(spare).map_while(|it| it).take(ROOM).collect();
+    kept.is_some() && room.len() == ROOM
+}
+
+/// Resets what is queued, each accepted by the descriptor in reserve.
+fn refuse_queued(worker: &Worker, listener: &Socket) {
+    let mut kept = worker.spare.borrow_mut();
+    while kept.take().is_some()
+        && let Ok((socket, _)) = accept_one(listener)
+    {
+        worker.counts.add(Count::Exhausted);
+        // It is closed all the same.
+        let _ = socket.set_linger(Some(Duration::ZERO));
+        drop(socket);
+        *kept = spare();
+    }
+    if kept.is_none() {
+        *kept = spare();
     }
 }
 
@@ -121,6 +160,6 @@ fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, socket: Socket, client: IpAddr) ->
         return Ok(());
     };
     let (owner, pod) = (Rc::clone(worker), Arc::clone(pod));
-    worker.spawn(pod.netns.id(), move |seat| Session::new(owner, seat, pod, claim, conn, client).run());
+    worker.spawn(&Arc::clone(&pod), move |seat| Session::new(owner, seat, pod, claim, conn, client).run());
     Ok(())
 }

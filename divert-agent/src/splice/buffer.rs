@@ -6,6 +6,8 @@
 
 use std::cell::RefCell;
 
+use super::budget::Hold;
+
 /// Size of a pooled block, in bytes.
 pub(super) const BLOCK: usize = 16 * 1024;
 /// Blocks that an idle worker keeps: 1 MiB.
@@ -15,12 +17,18 @@ thread_local! {
     static IDLE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// There is no room to hold more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Tight;
+
 /// A queue of bytes: read at the front, filled at the back.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
     block: Box<[u8]>,
     start: usize,
     end: usize,
+    /// On whose account it is, where it is longer than a block.
+    held: Option<Hold>,
 }
 
 impl Buffer {
@@ -73,14 +81,25 @@ impl Buffer {
         }
     }
 
-    /// Doubles the capacity of a full queue.
-    pub(super) fn grow(&mut self) {
+    /// Doubles the capacity of a full queue, on this account.
+    ///
+    /// # Errors
+    /// When no more is to be held.
+    pub(super) fn grow(&mut self, hold: impl FnOnce() -> Hold) -> Result<(), Tight> {
+        let mut hold = self.held.take().unwrap_or_else(hold);
+        if hold.is_tight() {
+            self.held = Some(hold);
+            return Err(Tight);
+        }
         let mut larger = vec![0; (self.block.len() * 2).max(BLOCK)].into_boxed_slice();
         let held = self.len();
         larger[..held].copy_from_slice(self.bytes());
         self.release();
+        hold.set(larger.len());
         self.block = larger;
         self.end = held;
+        self.held = Some(hold);
+        Ok(())
     }
 
     /// Gives back all room that holds nothing, and is full then.
@@ -98,6 +117,7 @@ impl Buffer {
     pub(super) fn release(&mut self) {
         self.start = 0;
         self.end = 0;
+        self.held = None;
         let block = std::mem::take(&mut self.block);
         if block.len() == BLOCK {
             IDLE.with_borrow_mut(|idle| {
@@ -117,11 +137,40 @@ impl Drop for Buffer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use super::super::budget::{Account, Accounts, Limits};
     use super::*;
 
     fn push(buffer: &mut Buffer, bytes: &[u8]) {
         buffer.space()[..bytes.len()].copy_from_slice(bytes);
         buffer.filled(bytes.len());
+    }
+
+    fn accounts(held: u64) -> Accounts {
+        let account = || Arc::new(Account::new(Limits { connections: 1, held }, Box::new(|_| {})));
+        Accounts { pod: account(), agent: account() }
+    }
+
+    #[test]
+    fn what_is_longer_than_a_block_is_on_an_account_as_long_as_it_is() {
+        let accounts = accounts(100 << 10);
+        let hold = || Hold::new(&accounts);
+        let (mut one, mut other) = (Buffer::default(), Buffer::default());
+        for _ in 0..3 {
+            let space = one.space().len();
+            one.filled(space);
+            one.grow(hold).unwrap();
+        }
+        assert_eq!(accounts.pod.held(), 128 << 10);
+        push(&mut other, &vec![0; BLOCK]);
+        assert_eq!(other.grow(hold), Err(Tight));
+        assert_eq!(other.len(), BLOCK, "nothing of it is lost");
+        one.consume(one.len());
+        assert_eq!(accounts.pod.held(), 0);
+        other.grow(hold).unwrap();
+        drop(other);
+        assert_eq!(accounts.agent.held(), 0);
     }
 
     #[test]
@@ -149,7 +198,7 @@ mod tests {
         buffer.shrink();
         assert!(buffer.is_full());
         assert_eq!((buffer.bytes(), buffer.block.len()), (&b"ab"[..], 2));
-        buffer.grow();
+        buffer.grow(|| Hold::new(&accounts(1 << 20))).unwrap();
         push(&mut buffer, b"c");
         assert_eq!(buffer.bytes(), b"abc");
         buffer.consume(3);
@@ -163,7 +212,7 @@ mod tests {
         let whole: Vec<u8> = (0..BLOCK).map(|i| i as u8).collect();
         push(&mut buffer, &whole);
         assert!(buffer.is_full());
-        buffer.grow();
+        buffer.grow(|| Hold::new(&accounts(1 << 20))).unwrap();
         assert!(!buffer.is_full());
         assert_eq!(buffer.bytes(), whole);
         push(&mut buffer, b"more");

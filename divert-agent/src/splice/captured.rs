@@ -1,6 +1,7 @@
 //! What a captured connection is: who made it, and to where. Every dial and every decision about it rests on this.
 
 use std::cell::Cell;
+use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -47,6 +48,14 @@ impl Captured {
             source: self.source,
             mark: self.worker.config.mark,
             owner: self.owner.get(),
+        }
+    }
+
+    /// A descriptor or a port was lacking. Without descriptors new connections go direct.
+    pub(super) fn exhausted(&self, error: &io::Error) {
+        self.count(Count::Exhausted);
+        if dial::lacks_descriptors(error) {
+            self.worker.config.agent.exhausted();
         }
     }
 

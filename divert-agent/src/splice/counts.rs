@@ -27,8 +27,6 @@ pub enum Count {
     OriginalFailed,
     /// Clients reset because a descriptor or a port was lacking.
     Exhausted,
-    /// Times that accepting waited for a descriptor.
-    AcceptWaited,
     /// Connections reset because their address was no live label.
     NoLabel,
     /// Connections reset because a head took too long to arrive.

@@ -126,6 +126,11 @@ impl Unreachable {
     }
 }
 
+/// Whether an error says that this process, or the machine, has run out of descriptors.
+pub(super) fn lacks_descriptors(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
 /// Whether an error says that this process or the pod has run out of descriptors, memory or ports.
 pub(super) fn is_exhausted(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| {

@@ -16,6 +16,7 @@ use divert_http::{
 };
 
 use super::answer::Answer;
+use super::budget::Hold;
 use super::buffer::{BLOCK, Buffer};
 use super::conn::{Conn, Unfinished};
 use super::counts::Count;
@@ -126,7 +127,14 @@ impl Session {
         let worker = Rc::clone(&self.worker);
         let bytes = self.client.inbox.bytes();
         match parse_request(bytes, &mut self.scan, &worker.config.names) {
-            Request::Partial => Ok(None),
+            Request::Partial => {
+                let accounts = &self.client.accounts;
+                // What may not be held is answered, where there is an answer.
+                if self.client.inbox.is_full() && self.client.inbox.grow(|| Hold::new(accounts)).is_err() {
+                    return Err(self.refuse(&Answer::HeadTooLarge));
+                }
+                Ok(None)
+            }
             Request::Head(head) => {
                 let decided = self.decide(head.key.as_deref(), head.host, head.debug);
                 let rewritten = rewrite(&head, bytes, decided.inject.as_deref(), &worker.config.names);

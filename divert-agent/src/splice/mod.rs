@@ -15,17 +15,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use divert_common::label::LabelRanges;
+use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::{NetNs, NetNsId};
 use divert_http::KeyNames;
 use tokio::sync::mpsc;
 
+use crate::kernel::pod_slots::PodSlot;
 use crate::plan::{PodRef, Sender};
 use crate::table::Table;
 
 mod accept;
 mod age;
 mod answer;
+pub mod budget;
 mod buffer;
 mod captured;
 mod conn;
@@ -46,6 +48,7 @@ pub mod tally;
 mod upstream;
 mod worker;
 
+use budget::{Account, Limits};
 use counts::Counts;
 use owner::Rules;
 use tally::Tallies;
@@ -65,12 +68,29 @@ pub struct Pod {
     pub rules: Rules,
     /// Whose key its requests get, and towards whom.
     sender: ArcSwap<Option<Sender>>,
+    /// What it uses of what it may.
+    pub account: Arc<Account>,
+    /// Its place in the hooks' memory.
+    slot: Arc<PodSlot>,
 }
 
 impl Pod {
     /// A pod whose requests get the sender's key, if there is one, where they carry none.
-    pub fn new(pod: PodRef, netns: NetNs, sender: Option<Sender>) -> Self {
-        Self { pod, netns, rules: Rules::default(), sender: ArcSwap::from_pointee(sender) }
+    pub fn new(
+        pod: PodRef,
+        netns: NetNs,
+        sender: Option<Sender>,
+        limits: Limits,
+        slot: Arc<PodSlot>,
+    ) -> Self {
+        let gate = Arc::clone(&slot);
+        let account = Arc::new(Account::new(limits, Box::new(move |full| gate.set_full(full))));
+        Self { pod, netns, rules: Rules::default(), sender: ArcSwap::from_pointee(sender), account, slot }
+    }
+
+    /// Has its connections to what `label` stands for go direct for some seconds, as it was just refused there.
+    pub fn refused(&self, label: Label) {
+        self.slot.refused(label);
     }
 
     /// What it gives its requests now.
@@ -107,6 +127,8 @@ pub struct SpliceConfig {
     pub head_wait: Duration,
     /// How long a request's head may take from its first byte to its last.
     pub head_timeout: Duration,
+    /// What all pods together use of what the agent may.
+    pub agent: Arc<Account>,
     /// Says that a worker's event loop is alive.
     pub beat: Arc<dyn Fn(u32) + Send + Sync>,
 }
@@ -272,6 +294,7 @@ mod tests {
             names: KeyNames::new(["key"], std::iter::empty::<&str>()).unwrap(),
             head_wait: Duration::from_secs(1),
             head_timeout: Duration::from_secs(1),
+            agent: Arc::new(Account::new(Limits { connections: 1, held: 0 }, Box::new(|_| {}))),
             beat: Arc::new(beat),
         };
         let workers = Workers::start(2, &Arc::new(Table::default()), config).unwrap();

@@ -115,7 +115,7 @@ impl Original {
             return Ok(State::Absent);
         }
         if dial::is_exhausted(error) {
-            self.captured.count(Count::Exhausted);
+            self.captured.exhausted(error);
             return Err(End::Reset);
         }
         let divertable = self.captured.claim.target().services.iter().any(|shared| {
@@ -199,8 +199,10 @@ impl Original {
             Err(error) => Err(error),
         };
         dialled.map_err(|error| {
-            let exhausted = dial::is_exhausted(&error);
-            self.captured.count(if exhausted { Count::Exhausted } else { Count::OriginalFailed });
+            match dial::is_exhausted(&error) {
+                true => self.captured.exhausted(&error),
+                false => self.captured.count(Count::OriginalFailed),
+            }
             End::Reset
         })
     }

@@ -18,6 +18,7 @@ use divert_http::{ClientBytes, ClientDetector, HeadScan, ServerBytes, detect_ser
 use tokio::time::{Sleep, sleep};
 
 use super::Pod;
+use super::budget::Hold;
 use super::buffer::Buffer;
 use super::captured::Captured;
 use super::conn::{Conn, ShortRead, Unfinished};
@@ -92,12 +93,13 @@ impl Session {
         client: Conn,
         source: IpAddr,
     ) -> Self {
+        let accounts = worker.accounts(&pod);
         let captured = Rc::new(Captured::new(Rc::clone(&worker), pod, claim, source));
         Self {
             worker,
             original: Original::new(Rc::clone(&captured)),
             captured,
-            client: Downstream { conn: client, inbox: Buffer::default(), ended: false },
+            client: Downstream { conn: client, inbox: Buffer::default(), ended: false, accounts },
             kept: KeptList::default(),
             scan: HeadScan::new(),
             limit: None,
@@ -193,7 +195,13 @@ impl Session {
                 ClientBytes::Http1 | ClientBytes::Opaque => {
                     return opaque(server, false);
                 }
-                ClientBytes::Undecided if self.client.inbox.is_full() => self.client.inbox.grow(),
+                // What begins like a request goes on like one, or not at all.
+                ClientBytes::Undecided if self.client.inbox.is_full() => {
+                    let accounts = &self.client.accounts;
+                    if self.client.inbox.grow(|| Hold::new(accounts)).is_err() {
+                        return opaque(server, false);
+                    }
+                }
                 ClientBytes::Undecided => {}
             }
         }

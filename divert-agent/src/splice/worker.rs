@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -17,6 +18,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 
+use super::budget::{Accounts, Admitted};
 use super::tally::{Tallies, WorkerTallies};
 use super::{Listeners, Pod, SpliceConfig, accept, age};
 use crate::splice::counts::Counts;
@@ -49,6 +51,8 @@ pub(super) struct Worker {
     /// The next round-robin position; starts anywhere.
     pub(super) turn: Cell<usize>,
     draining: Cell<bool>,
+    /// A descriptor in reserve, to accept and refuse by where there is none left.
+    pub(super) spare: RefCell<Option<OwnedFd>>,
     sessions: RefCell<HashMap<u64, Entry>>,
     next_session: Cell<u64>,
 }
@@ -65,6 +69,7 @@ struct Entry {
 pub(super) struct Seat {
     worker: Rc<Worker>,
     id: u64,
+    _admitted: Admitted,
 }
 
 impl Seat {
@@ -90,15 +95,21 @@ impl Worker {
         self.draining.get()
     }
 
+    /// Those that a connection of this pod is on.
+    pub(super) fn accounts(&self, pod: &Pod) -> Accounts {
+        Accounts { pod: Arc::clone(&pod.account), agent: Arc::clone(&self.config.agent) }
+    }
+
     /// Runs a connection's task and lists it under its namespace.
-    pub(super) fn spawn<F, S>(self: &Rc<Self>, netns: NetNsId, session: S)
+    pub(super) fn spawn<F, S>(self: &Rc<Self>, pod: &Pod, session: S)
     where
         S: FnOnce(Seat) -> F,
         F: Future<Output = ()> + 'static,
     {
         let id = self.next_session.get();
         self.next_session.set(id + 1);
-        let seat = Seat { worker: Rc::clone(self), id };
+        let netns = pod.netns.id();
+        let seat = Seat { worker: Rc::clone(self), id, _admitted: Admitted::new(self.accounts(pod)) };
         let task = tokio::task::spawn_local(session(seat)).abort_handle();
         // The task first runs after this returns, so the entry is there before the seat is dropped.
         self.sessions.borrow_mut().insert(id, Entry { netns, task, waker: None });
@@ -154,6 +165,7 @@ pub(super) fn run(
         drain_begun: Notify::new(),
         turn: Cell::new(number as usize * 7919 + std::process::id() as usize),
         draining: Cell::new(false),
+        spare: RefCell::new(accept::spare()),
         sessions: RefCell::default(),
         next_session: Cell::new(0),
     });
@@ -167,6 +179,7 @@ pub(super) fn run(
                 now = pace.tick() => {
                     beat(number);
                     age::mature(now.into_std());
+                    worker.config.agent.look(|| accept::has_room(&worker));
                 }
                 command = commands.recv() => match command {
                     Some(Command::Open(pod, listeners)) => {

@@ -18,8 +18,9 @@ const TITLE: &str = "memory: of an idle agent, and of each idle connection";
 /// Connections, where descriptors suffice: each takes two in its contender.
 fn connections() -> usize {
     match getrlimit(Resource::Nofile).current {
-        Some(limit) if limit < 20_500 => (limit as usize).saturating_sub(2000) / 2,
-        _ => 10_000,
+        Some(limit) if limit < 10_000 => (limit as usize).saturating_sub(2000) / 2,
+        // As many as a pod may have by default.
+        _ => 4_000,
     }
 }
 

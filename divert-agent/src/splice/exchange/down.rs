@@ -10,6 +10,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::up::UpState;
 use super::{Beyond, Exchange, Lead, Outcome, Reset};
+use crate::splice::budget::Hold;
 use crate::splice::buffer::Buffer;
 use crate::splice::conn::ShortRead;
 use crate::splice::counts::Count;
@@ -201,8 +202,14 @@ impl Exchange<'_> {
                 self.beyond = Beyond::open();
             }
             Response::Partial => {
-                if down.outbox.is_full() {
-                    down.outbox.grow();
+                let accounts = &self.client.accounts;
+                if down.outbox.is_full() && down.outbox.grow(|| Hold::new(accounts)).is_err() {
+                    tracing::debug!(
+                        "a long head is not waited for, as too much is held: relayed to the end of stream"
+                    );
+                    self.counts.add(Count::ResponseIrregular);
+                    down.until_close();
+                    return Poll::Ready(Ok(None));
                 }
                 match ready!(self.poll_read_response(cx)) {
                     Ok(0) if !self.down.begun && self.up.state != UpState::Sending => {

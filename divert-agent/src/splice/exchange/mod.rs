@@ -14,7 +14,8 @@ use std::task::{Context, Poll, ready};
 
 use divert_http::{BodyLength, BodyReader, Method};
 
-use super::buffer::Buffer;
+use super::budget::{Accounts, Hold};
+use super::buffer::{Buffer, Tight};
 use super::conn::{Conn, ShortRead};
 use super::counts::Counts;
 pub(super) use beyond::Beyond;
@@ -29,6 +30,8 @@ pub(in crate::splice) struct Downstream {
     pub(in crate::splice) inbox: Buffer,
     /// It has sent FIN.
     pub(in crate::splice) ended: bool,
+    /// On which more is held for it than a block each way.
+    pub(in crate::splice) accounts: Accounts,
 }
 
 /// What of a request its exchange needs to know.
@@ -190,11 +193,13 @@ impl Downstream {
         is_blank(self.inbox.bytes())
     }
 
-    /// Reads into the inbox, which grows where it is full, taking memory only when there is something to read. 0 is the end of the stream.
+    /// Reads into the inbox, which grows where it is full, taking memory only when there is something to read. 0 is the
+    /// end of the stream. An error as well where no more may be held.
     pub(in crate::splice) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         ready!(self.conn.poll_readable(cx))?;
         if self.inbox.is_full() {
-            self.inbox.grow();
+            let accounts = &self.accounts;
+            self.inbox.grow(|| Hold::new(accounts)).map_err(|Tight| io::ErrorKind::OutOfMemory)?;
         }
         let got = match self.conn.poll_recv(cx, self.inbox.space(), ShortRead::Drained) {
             Poll::Ready(got) => got,
