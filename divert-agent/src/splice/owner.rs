@@ -280,8 +280,11 @@ fn where_from(
         .map(|row| (canonical(row.local), marks.name(row)))
         .collect();
     // A server in the pod itself has the destination for its own address: that is nobody who was led astray.
-    let led_to_client =
-        rows.iter().filter(|it| it.uid == row.uid && !marks.is_own(it) && canonical(it.local) != original);
+    // Nor is our own end of a client's connection, whose port one of our upstreams to elsewhere may have as well.
+    let led_to_client = rows.iter().filter(|it| {
+        let elsewhere = canonical(it.local) != original && it.local.port() != client.1.port();
+        it.uid == row.uid && !marks.is_own(it) && elsewhere
+    });
     let mut came = Came::First;
     for name in led_to_client.filter_map(|it| ours.get(&canonical(it.remote))) {
         came = if *name == marks.name(row) { Came::Endless } else { Came::Back };
@@ -352,6 +355,9 @@ mod tests {
         let itself = [row("10.0.0.1:2", SERVICE, 1000, MARKS.own), row(SERVICE, "10.0.0.1:2", 1337, 0)];
         assert_eq!(came(&[itself, client(3, 1337, 0)].concat(), 3), Came::First);
         assert_eq!(came(&[led(2, 1000, 0, 1337), client(3, 1338, 0)].concat(), 3), Came::First);
+        // A client and an upstream of ours that happen to have one port.
+        let same_port = row("10.0.0.1:1", SERVICE, 0, MARKS.own);
+        assert_eq!(came(&[&client(1, 0, 0)[..], &[same_port]].concat(), 1), Came::First);
         let gone = where_from(
             &[],
             ("10.0.0.1:1".parse().unwrap(), LABEL.parse().unwrap()),
