@@ -4,7 +4,7 @@
 //! kinds of streams go on: those that were never sent, and those whose request has no body, is idempotent and of whose
 //! response nothing has come; these once.
 
-use super::stream::{Again, Waiting};
+use super::stream::{Again, Request, Waiting};
 use super::{Host, Leg, MAX_AGAIN, Mux, Up, UpId};
 
 impl<T> Mux<T> {
@@ -59,7 +59,7 @@ impl<T> Mux<T> {
             let Some(again) = stream.again.take() else { continue };
             let Again { block, credit } = *again;
             self.again -= block.len();
-            stream.up_closed = false;
+            stream.request = Request::Ended;
             stream.waiting = Some(Box::new(Waiting {
                 block,
                 end: true,

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::stream::Stream;
-use super::{Mux, rst_stream};
+use super::stream::{Request, Stream};
+use super::{Leg, Mux, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, code, flag, kind};
 use crate::h2::hpack::encode;
 
@@ -29,7 +29,7 @@ impl<T> Mux<T> {
         let mut field = |name: &str, value: &[u8]| encode::field(&mut block, name.as_bytes(), value, false);
         let body = format!("{}\n", answer.sentence);
         let fits = body.len() <= FRAME_SIZE
-            && body.len() as i64 <= self.window
+            && body.len() <= self.ledger.room()
             && body.len() <= self.certain_initial() as usize;
         let has_body = !stream.grpc && !stream.head && fits;
         if stream.grpc {
@@ -50,11 +50,10 @@ impl<T> Mux<T> {
         self.send_block_down(id, &block, !has_body);
         self.scratch = block;
         if has_body {
-            self.window -= body.len() as i64;
-            self.debt += body.len() as i64;
+            self.ledger.sent(Leg::Client, body.len());
             super::frame(self.client_queue(), kind::DATA, flag::END_STREAM, id, body.as_bytes());
         }
-        if !stream.client_ended {
+        if stream.request == Request::Open {
             rst_stream(self.client_queue(), id, code::NO_ERROR);
         }
     }

@@ -1,6 +1,7 @@
 //! Frames of the client.
 
 use super::data::DataIn;
+use super::stream::Request;
 use super::{
     Drain, Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Unacked, Whose, is_clients, rst_stream,
     well_formed, window_update,
@@ -87,7 +88,7 @@ impl<T> Mux<T> {
                 return Err(code::FRAME_SIZE_ERROR);
             }
             kind::DATA => {
-                self.unreturned += frame.len as i64;
+                self.ledger.sent_original(frame.len);
                 self.client.handling = Handling::Pass;
             }
             kind::PRIORITY..=kind::WINDOW_UPDATE => {}
@@ -274,17 +275,16 @@ impl<T> Mux<T> {
             if credit == 0 {
                 return Err(code::PROTOCOL_ERROR);
             }
-            self.window += i64::from(credit);
-            if self.window > i64::from(STREAM_MASK) {
-                return Err(code::FLOW_CONTROL_ERROR);
+            let rest = self.ledger.granted(credit)?;
+            if self.mode == Mode::Mixed {
+                if rest > 0 && self.original_alive {
+                    window_update(&mut self.original.out, 0, rest);
+                }
+                return Ok(());
             }
         }
         if self.mode == Mode::Transparent {
             self.pass_up(payload);
-            return Ok(());
-        }
-        if frame.stream == 0 {
-            self.share_credit(credit);
             return Ok(());
         }
         if is_clients(frame.stream) && frame.stream > self.last_client {
@@ -327,8 +327,9 @@ impl<T> Mux<T> {
     /// have crossed it, so it is no error of the connection.
     pub(super) fn refuse_closed(&mut self, id: u32) {
         match self.streams.get(&id) {
-            Some(stream) if stream.dead || stream.unwanted => {}
-            Some(stream) if stream.client_ended => self.break_stream(id, code::STREAM_CLOSED),
+            Some(stream) if matches!(stream.request, Request::Ended | Request::Closed) => {
+                self.break_stream(id, code::STREAM_CLOSED);
+            }
             None if id >= self.first_mixed && is_clients(id) => {
                 rst_stream(self.client_queue(), id, code::STREAM_CLOSED);
             }

@@ -1,7 +1,7 @@
 //! Streams and legs that end.
 
 use super::client::DRAIN_PING;
-use super::stream::{Chunk, Stream};
+use super::stream::{Chunk, Request, Response, Stream};
 use super::{Answer, Drain, Fate, Host, Leg, Mode, Mux, Order, UpId, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{STREAM_MASK, code, kind};
 
@@ -9,8 +9,9 @@ impl<T> Mux<T> {
     /// The client's side of a stream has ended, and the upstream has been told.
     pub(super) fn passed_up_end(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.client_ended = true;
-            stream.up_closed = true;
+            if stream.request != Request::Unwanted {
+                stream.request = Request::Closed;
+            }
             if stream.is_over() {
                 self.forget(id);
             }
@@ -20,8 +21,9 @@ impl<T> Mux<T> {
     /// The server's side of a stream has ended, and the client has been told.
     pub(super) fn passed_down_end(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            stream.server_ended = true;
-            stream.down_closed = true;
+            if stream.response != Response::Cut {
+                stream.response = Response::Closed;
+            }
             if stream.is_over() {
                 self.forget(id);
             }
@@ -39,7 +41,7 @@ impl<T> Mux<T> {
                 if let Some(up) = self.ups.get_mut(&up_id) {
                     if stream.waiting.is_some() {
                         up.waiting.retain(|waiting| *waiting != id);
-                    } else if !stream.dead {
+                    } else {
                         up.streams -= 1;
                     }
                     if !up.waiting.is_empty() {
@@ -69,7 +71,7 @@ impl<T> Mux<T> {
             self.forget(id);
             return;
         }
-        stream.dead = true;
+        (stream.request, stream.response) = (Request::Unwanted, Response::Cut);
         let held = stream.held();
         let mut down = 0;
         // Only the original's blocks are kept, so what is dropped was for it.
@@ -101,10 +103,10 @@ impl<T> Mux<T> {
             }
             return;
         };
-        if stream.dead {
+        if stream.response == Response::Cut {
             return;
         }
-        let whole = stream.server_ended && !stream.held_nothing_down();
+        let whole = stream.response == Response::Ended;
         let blocks = stream.holds_frames();
         if !whole && !blocks {
             rst_stream(self.client_queue(), id, code);
@@ -126,7 +128,7 @@ impl<T> Mux<T> {
     pub(super) fn refuse_above(&mut self, id: UpId, last: u32) {
         let lost: Vec<u32> = (self.streams.iter())
             .filter(|(stream_id, stream)| {
-                stream.leg == Leg::Up(id) && !stream.dead && (stream.waiting.is_some() || **stream_id > last)
+                stream.leg == Leg::Up(id) && (stream.waiting.is_some() || **stream_id > last)
             })
             .map(|(id, _)| *id)
             .collect();
@@ -148,9 +150,7 @@ impl<T> Mux<T> {
                 }
                 self.original_alive = false;
                 self.mode = Mode::Mixed;
-                // What it was sent counts against the window that others use now.
-                let unreturned = std::mem::take(&mut self.unreturned);
-                self.give_back(Leg::Client, usize::try_from(unreturned).unwrap_or(0));
+                self.ledger.original_ended();
                 // It will not do so any more.
                 while let Some(unacked) = self.unacked_client.pop_front() {
                     self.held_acks.push_back(unacked.settings);
@@ -163,7 +163,7 @@ impl<T> Mux<T> {
             self.move_all(id, host);
         }
         let lost: Vec<u32> = (self.streams.iter())
-            .filter(|(_, stream)| stream.leg == leg && (!stream.server_ended || stream.held_nothing_down()))
+            .filter(|(_, stream)| stream.leg == leg && stream.response != Response::Ended)
             .map(|(id, _)| *id)
             .collect();
         let answer = (!lost.is_empty()).then(|| host.lost(leg));
@@ -171,7 +171,7 @@ impl<T> Mux<T> {
             // The client needs the blocks of the original that are under way, to read those that come after them.
             if let Some(stream) = self.streams.get(&id).filter(|stream| stream.holds_frames()) {
                 // Of what was reset before the client knows, or will hear.
-                let told = stream.dead;
+                let told = stream.response == Response::Cut;
                 if !told {
                     self.cut(id);
                 }
@@ -185,10 +185,12 @@ impl<T> Mux<T> {
                 host.settle(token, Fate::Unavailable);
             }
             match &answer {
-                _ if stream.dead => {}
+                _ if stream.response == Response::Cut => {}
                 // The response is whole, and no more of the request is needed (RFC 9113 8.1).
-                _ if stream.server_ended => rst_stream(self.client_queue(), id, code::NO_ERROR),
-                Some(answer) if !stream.answered && is_clients(id) => self.answer(id, &stream, answer),
+                _ if stream.response.has_ended() => rst_stream(self.client_queue(), id, code::NO_ERROR),
+                Some(answer) if stream.response == Response::Awaited && is_clients(id) => {
+                    self.answer(id, &stream, answer)
+                }
                 _ => rst_stream(self.client_queue(), id, code::INTERNAL_ERROR),
             }
         }
@@ -216,17 +218,16 @@ impl<T> Mux<T> {
     /// needed any more.
     fn keep_responses(&mut self, leg: Leg) {
         let kept: Vec<u32> = (self.streams.iter())
-            .filter(|(_, stream)| stream.leg == leg && stream.server_ended && !stream.held_nothing_down())
+            .filter(|(_, stream)| stream.leg == leg && stream.response == Response::Ended)
             .map(|(id, _)| *id)
             .collect();
         for id in kept {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            if stream.client_ended {
-                stream.up_closed = true;
-            } else {
-                stream.client_ended = true;
-                stream.unwanted = true;
+            if stream.request == Request::Open {
+                stream.request = Request::Unwanted;
                 self.held_down += stream.held().push_reset(code::NO_ERROR);
+            } else if stream.request == Request::Ended {
+                stream.request = Request::Closed;
             }
             let held = stream.held();
             let (dropped, unreturned) = (held.up.len(), held.unreturned(leg));

@@ -1,20 +1,13 @@
-//! Whose credit is given to whom.
+//! Credit for streams, and when the two sides' settings count.
 //!
-//! The client's windows for what it sends were granted by the original destination, those for what it receives are
-//! shared by all servers. So:
-//!
-//! - What it sends to a diverted upstream was never the original's: credit for the connection is given back. What it may
-//!   send on the stream is made what the upstream takes.
-//! - Windows of streams for what it receives are end to end. That of the connection is accounted truly; what a diverted
-//!   upstream has used of it is withheld from the original, whose own window is then at most that much larger than the
-//!   client's: this is what may have to be held.
+//! Windows of streams are end to end for what the client receives. What it sends on a diverted stream it sends on a window
+//! that the original announced, so what it may send is made what the upstream takes. Credit for connections is the
+//! [`ledger`](super::ledger)'s.
 
-use super::{Leg, Mux, Order, UP_WINDOW, frame, merge, window_update};
+use super::stream::{Request, Response};
+use super::{Leg, Mux, Order, frame, merge, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::{self, Settings};
-
-/// Credit is given back in pieces no smaller than this. Windows of connections have at least 65,535.
-const PIECE: u32 = 16 * 1024;
 
 impl<T> Mux<T> {
     /// The client has acknowledged settings of the original.
@@ -87,8 +80,7 @@ impl<T> Mux<T> {
             .map_or(0, i64::from);
         let coming = (announced - self.initial).max(0);
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.client_ended || stream.dead
-        {
+        if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.request != Request::Open {
             return;
         }
         let more = stream.window - stream.held_up() as i64 - (stream.credit + coming);
@@ -98,30 +90,15 @@ impl<T> Mux<T> {
         }
     }
 
-    /// The client has given credit for the connection: it makes up for what was not the original's first.
-    pub(super) fn share_credit(&mut self, credit: u32) {
-        let repaid = self.debt.min(credit.into());
-        self.debt -= repaid;
-        // Not negative, and not more than it was.
-        let rest = credit - repaid as u32;
-        if rest > 0 && self.original_alive {
-            window_update(&mut self.original.out, 0, rest);
-        }
-    }
-
     /// Bytes of a diverted upstream have left, or are dropped.
     pub(super) fn give_back(&mut self, leg: Leg, count: usize) {
-        // No more than a window of bytes is ever on its way.
-        let count = count as u32;
         match leg {
-            Leg::Client => self.client_credit = self.client_credit.saturating_add(count),
-            Leg::Original => self.original_credit = self.original_credit.saturating_add(count),
+            Leg::Client => self.ledger.owe_client(count),
+            Leg::Original => self.ledger.owe_original(count),
             Leg::Up(id) => {
                 let Some(up) = self.ups.get_mut(&id) else { return };
-                up.credit += count;
-                if up.credit >= UP_WINDOW / 4 {
-                    up.receive += i64::from(up.credit);
-                    window_update(&mut up.side.out, 0, std::mem::take(&mut up.credit));
+                if let Some(credit) = up.window.left(count) {
+                    window_update(&mut up.side.out, 0, credit);
                 }
             }
         }
@@ -139,7 +116,8 @@ impl<T> Mux<T> {
     /// Padding of a server's DATA.
     pub(super) fn padding_down(&mut self, leg: Leg, id: u32, padding: usize, end: bool) {
         self.give_back(leg, padding);
-        let stream = self.streams.get_mut(&id).filter(|stream| stream.leg == leg && !stream.dead);
+        let stream =
+            self.streams.get_mut(&id).filter(|stream| stream.leg == leg && stream.response != Response::Cut);
         let Some(stream) = stream.filter(|_| !end) else { return };
         stream.granted += padding as i64;
         if let Some(out) = self.out(leg) {
@@ -151,8 +129,7 @@ impl<T> Mux<T> {
     /// that can be told of no credit: what the client may be sent they get now.
     pub fn client_ended(&mut self) {
         for up in self.ups.values_mut().filter(|up| up.open) {
-            if let Ok(more @ 1..=STREAM_MASK) = u32::try_from(self.window - up.receive) {
-                up.receive += i64::from(more);
+            if let Some(more) = up.window.last(&self.ledger) {
                 window_update(&mut up.side.out, 0, more);
             }
         }
@@ -160,15 +137,13 @@ impl<T> Mux<T> {
 
     /// Sends the credit that has come together.
     pub(super) fn send_credit(&mut self) {
-        if self.client_credit >= PIECE {
-            let credit = std::mem::take(&mut self.client_credit).min(STREAM_MASK);
+        if let Some(credit) = self.ledger.for_client() {
             window_update(self.client_queue(), 0, credit);
         }
-        if self.original_credit >= PIECE {
-            let credit = std::mem::take(&mut self.original_credit).min(STREAM_MASK);
-            if self.original_alive {
-                window_update(&mut self.original.out, 0, credit);
-            }
+        if let Some(credit) = self.ledger.for_original()
+            && self.original_alive
+        {
+            window_update(&mut self.original.out, 0, credit);
         }
     }
 

@@ -14,7 +14,7 @@
 //! - `request`: a request's head, from its block to a leg
 //! - `data`: DATA on its way in, without padding
 //! - `pump`: what waits for a window
-//! - `flow`: whose credit is given to whom
+//! - `ledger`: credit for connections, who has used it and who is owed some; `flow`: credit for streams
 //! - `end`: streams and legs that end
 //! - `again`: streams whose upstream is lost, and that go to another connection
 //! - `answer`: answers of our own
@@ -29,6 +29,7 @@ use super::frame::{FRAME_SIZE, Frame, PREFACE, code, flag, kind};
 use super::hpack::Decoder;
 use super::queue::Queue;
 use super::settings::{self, DEFAULT_WINDOW, Settings};
+use ledger::{Ledger, UpstreamWindow};
 use side::{Block, Handling, Side};
 use stream::Stream;
 use write::{frame, goaway, headers, merge, put_table, rst_stream, window_update};
@@ -40,6 +41,7 @@ mod data;
 mod end;
 mod flow;
 mod host;
+mod ledger;
 mod original;
 mod pump;
 mod request;
@@ -97,8 +99,8 @@ struct Up {
     retired: bool,
     /// It has answered a request.
     answered: bool,
-    /// Its credit for the connection, and for new streams.
-    window: i64,
+    /// Credit for the connection, and what it gives for new streams.
+    window: UpstreamWindow,
     initial: i64,
     max_streams: u32,
     /// Its first SETTINGS have come.
@@ -107,10 +109,6 @@ struct Up {
     streams: u32,
     /// Streams that wait, in order.
     waiting: VecDeque<u32>,
-    /// Bytes received and not given back yet.
-    credit: u32,
-    /// What it may still send.
-    receive: i64,
     /// Requests go to the original destination where it cannot be connected to.
     shared: bool,
     /// The client's INITIAL_WINDOW_SIZE, as it was told, and as it keeps to for certain.
@@ -153,15 +151,8 @@ pub struct Mux<T> {
     aside: Queue,
     /// A header block of the original is passing.
     block_passing: bool,
-    /// The client's credit for the connection.
-    window: i64,
-    /// Bytes sent to the client that were not the original's, and for which it has not given credit again.
-    debt: i64,
-    /// Bytes that the original was sent beyond those that it has given credit for; negative where it gave more.
-    unreturned: i64,
-    /// Credit to give back to the client, and to the original.
-    client_credit: u32,
-    original_credit: u32,
+    /// Credit for the client's connection and the original's.
+    ledger: Ledger,
     /// What the client has announced, and what of that awaits the original's acknowledgement.
     client_settings: ClientSettings,
     unacked_client: VecDeque<Unacked>,
@@ -269,11 +260,7 @@ impl<T> Mux<T> {
             goaway: None,
             aside: Queue::default(),
             block_passing: false,
-            window: DEFAULT_WINDOW.into(),
-            debt: 0,
-            unreturned: 0,
-            client_credit: 0,
-            original_credit: 0,
+            ledger: Ledger::default(),
             client_settings: ClientSettings { initial_window: DEFAULT_WINDOW, max_header_list: None },
             unacked_client: VecDeque::new(),
             client_initial: DEFAULT_WINDOW,

@@ -1,7 +1,7 @@
 //! Frames of the original destination.
 
 use super::data::DataIn;
-use super::stream::Chunk;
+use super::stream::{Chunk, Request, Response};
 use super::{
     Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Order, Whose, frame, goaway, is_clients,
     rst_stream,
@@ -47,7 +47,7 @@ impl<T> Mux<T> {
                 self.original.handling = Handling::Data(DataIn::new(frame));
             }
             kind::DATA => {
-                self.window -= frame.len as i64;
+                self.ledger.sent(Leg::Original, frame.len);
                 self.original.handling = Handling::Pass;
             }
             kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION => {
@@ -79,8 +79,10 @@ impl<T> Mux<T> {
             Handling::Pass => {
                 self.client.out.push(part);
                 if frame.kind == kind::DATA && done {
-                    if let Some(stream) = self.streams.get_mut(&frame.stream) {
-                        stream.data = true;
+                    if let Some(stream) = self.streams.get_mut(&frame.stream)
+                        && matches!(stream.response, Response::Awaited | Response::Head)
+                    {
+                        stream.response = Response::Data;
                     }
                     if frame.ends_stream() {
                         self.passed_down_end(frame.stream);
@@ -131,7 +133,7 @@ impl<T> Mux<T> {
             kind::WINDOW_UPDATE => {
                 let credit = word(payload).ok_or(code::FRAME_SIZE_ERROR)? & STREAM_MASK;
                 if frame.stream == 0 {
-                    self.unreturned -= i64::from(credit);
+                    self.ledger.original_granted(credit);
                 }
             }
             _ => {}
@@ -196,8 +198,14 @@ impl<T> Mux<T> {
     /// without decoding: an interim response gets it too, trailers do not.
     fn named(&mut self, first: Frame) -> Option<Vec<u8>> {
         let stream = self.streams.get_mut(&first.stream)?;
-        let trailers = stream.data || stream.answered && first.has(flag::END_STREAM);
-        stream.answered = true;
+        let trailers = match stream.response {
+            Response::Awaited => false,
+            Response::Head => first.has(flag::END_STREAM),
+            Response::Data | Response::Ended | Response::Closed | Response::Cut => true,
+        };
+        if stream.response == Response::Awaited {
+            stream.response = Response::Head;
+        }
         let target = stream.target.as_ref().filter(|_| !trailers)?;
         let mut field = Vec::new();
         encode::field(&mut field, TARGET, target.as_bytes(), false);
@@ -215,11 +223,13 @@ impl<T> Mux<T> {
                 return;
             }
             let mut stream = super::Stream::new(Leg::Original, 0);
-            stream.dead = true;
+            (stream.request, stream.response) = (Request::Unwanted, Response::Cut);
             self.streams.insert(id, stream);
             return self.frames_down(id, frames, end);
         };
-        stream.server_ended |= end;
+        if end && stream.response != Response::Cut {
+            stream.response = Response::Ended;
+        }
         if self.block_order.is_empty() && stream.held_nothing_down() {
             self.client_table = None;
             self.client.out.push(&frames);
@@ -283,7 +293,7 @@ impl<T> Mux<T> {
     fn original_goaway(&mut self, payload: &[u8]) -> Result<(), u32> {
         let (last, _) = payload.split_first_chunk::<4>().ok_or(code::FRAME_SIZE_ERROR)?;
         let last = u32::from_be_bytes(*last) & STREAM_MASK;
-        let others = self.streams.values().any(|stream| stream.leg != Leg::Original && !stream.dead);
+        let others = self.streams.values().any(|stream| stream.leg != Leg::Original);
         // Those that come later are refused by it, or by nobody's asking.
         let alone = last >= self.last_client || !others;
         let told = self.lowered(if alone { last } else { self.last_client });
@@ -301,7 +311,9 @@ impl<T> Mux<T> {
             return Ok(());
         }
         let refused: Vec<u32> = (self.streams.range(last.saturating_add(1)..))
-            .filter(|(id, stream)| is_clients(**id) && stream.leg == Leg::Original && !stream.dead)
+            .filter(|(id, stream)| {
+                is_clients(**id) && stream.leg == Leg::Original && stream.response != Response::Cut
+            })
             .map(|(id, _)| *id)
             .collect();
         for id in refused {

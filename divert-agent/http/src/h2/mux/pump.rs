@@ -1,6 +1,6 @@
 //! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
 
-use super::stream::{Chunk, Stream};
+use super::stream::{Chunk, Request, Response, Stream};
 use super::{Host, Leg, MAX_HELD, Mux, Order, SOFT, frame, headers, put_table, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, code, flag, kind};
 use crate::h2::queue::Queue;
@@ -8,20 +8,23 @@ use crate::h2::queue::Queue;
 impl<T> Mux<T> {
     /// DATA of the client, in mixed mode.
     pub(super) fn data_up(&mut self, id: u32, data: &[u8], end: bool) {
-        let stream = self.streams.get_mut(&id).filter(|stream| !stream.client_ended && !stream.dead);
+        let stream = self.streams.get_mut(&id).filter(|stream| stream.request == Request::Open);
         let Some(stream) = stream else {
             // Of a stream that has ended: a reset crosses what was under way (RFC 9113 5.1).
             return self.give_back(Leg::Client, data.len());
         };
-        stream.client_ended = end;
+        if end {
+            stream.request = Request::Ended;
+        }
         let len = data.len() as i64;
         let mut direct = stream.waiting.is_none() && stream.held_up() == 0;
         match stream.leg {
             Leg::Up(up) => {
                 let Some(up) = self.ups.get_mut(&up) else { return };
-                direct &= up.side.out.len() < SOFT && (len == 0 || len <= up.window.min(stream.window));
+                direct &=
+                    up.side.out.len() < SOFT && (len == 0 || len <= up.window.room().min(stream.window));
                 if direct {
-                    up.window -= len;
+                    up.window.sent(data.len());
                     stream.window -= len;
                     data_frames(&mut up.side.out, id, data, end);
                     self.give_back(Leg::Client, data.len());
@@ -30,7 +33,7 @@ impl<T> Mux<T> {
             _ => {
                 direct &= self.original.out.len() < SOFT;
                 if direct {
-                    self.unreturned += len;
+                    self.ledger.sent_original(data.len());
                     data_frames(&mut self.original.out, id, data, end);
                 }
             }
@@ -75,23 +78,21 @@ impl<T> Mux<T> {
     /// DATA of a server, in mixed mode.
     pub(super) fn data_down(&mut self, leg: Leg, id: u32, data: &[u8], end: bool) {
         let stream = self.streams.get_mut(&id);
-        let known = stream.filter(|it| it.leg == leg && it.waiting.is_none() && !it.dead && !it.server_ended);
+        let known = stream.filter(|it| it.is_answering(leg));
         let Some(stream) = known else {
             if leg == Leg::Original && !super::is_clients(id) && !self.streams.contains_key(&id) {
                 // A stream that it has pushed.
-                self.streams
-                    .insert(id, Stream { client_ended: true, up_closed: true, ..Stream::new(leg, 0) });
+                self.streams.insert(id, Stream { request: Request::Closed, ..Stream::new(leg, 0) });
                 return self.data_down(leg, id, data, end);
             }
             return self.give_back(leg, data.len());
         };
-        stream.server_ended = end;
-        stream.data = true;
+        stream.response = if end { Response::Ended } else { Response::Data };
         if let Some(again) = stream.again.take() {
             self.again -= again.block.len();
         }
         let len = data.len();
-        if stream.held_nothing_down() && (len == 0 || len as i64 <= self.window) {
+        if stream.held_nothing_down() && (len == 0 || len <= self.ledger.room()) {
             self.spend(leg, len);
             data_frames(self.client_queue(), id, data, end);
             if end {
@@ -118,9 +119,8 @@ impl<T> Mux<T> {
 
     /// Bytes of a server go to the client.
     pub(super) fn spend(&mut self, leg: Leg, len: usize) {
-        self.window -= len as i64;
+        self.ledger.sent(leg, len);
         if leg != Leg::Original {
-            self.debt += len as i64;
             self.give_back(leg, len);
         }
     }
@@ -164,8 +164,7 @@ impl<T> Mux<T> {
                 return true;
             }
             Some(Chunk::Data { bytes, end }) => {
-                // Not negative then, and small.
-                let len = bytes.len().min(FRAME_SIZE).min(self.window.max(0) as usize);
+                let len = bytes.len().min(FRAME_SIZE).min(self.ledger.room());
                 if len == 0 && !bytes.is_empty() {
                     return false;
                 }
@@ -241,7 +240,7 @@ impl<T> Mux<T> {
         if stream.waiting.is_some() {
             return false;
         }
-        let (leg, client_ended) = (stream.leg, stream.client_ended);
+        let (leg, client_ended) = (stream.leg, stream.request != Request::Open);
         let Some(held) = &mut stream.held else { return self.up_pending.remove(&id) };
         let (out, window) = match leg {
             Leg::Up(up) => {
@@ -253,7 +252,8 @@ impl<T> Mux<T> {
         if out.len() >= room {
             return false;
         }
-        let allowed = window.as_ref().map_or(FRAME_SIZE, |(up, stream)| (**up).min(**stream).max(0) as usize);
+        let allowed =
+            window.as_ref().map_or(FRAME_SIZE, |(up, stream)| up.room().min(**stream).max(0) as usize);
         let len = held.up.len().min(FRAME_SIZE).min(allowed);
         if len == 0 && !held.up.is_empty() {
             return false;
@@ -267,10 +267,10 @@ impl<T> Mux<T> {
         }
         match window {
             Some((up, stream)) => {
-                *up -= len as i64;
+                up.sent(len);
                 *stream -= len as i64;
             }
-            None => self.unreturned += len as i64,
+            None => self.ledger.sent_original(len),
         }
         let repaid = held.owed.min(len);
         held.owed -= repaid;

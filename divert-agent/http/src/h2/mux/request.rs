@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use super::client::Raw;
-use super::stream::{Again, Stream, Waiting};
+use super::stream::{Again, Request, Stream, Waiting};
 use super::{
     FIRST_STREAMS, Fate, Host, Leg, MAX_STREAMS, MAX_WAITING, Mode, Mux, Route, Side, UP_WINDOW, Up, UpId,
-    Verdict, frame, headers, is_clients, put_table, rst_stream, window_update,
+    UpstreamWindow, Verdict, frame, headers, is_clients, put_table, rst_stream, window_update,
 };
 use crate::h2::fields::Injected;
 use crate::h2::frame::{Frame, PREFACE, code, flag, kind};
@@ -58,7 +58,9 @@ impl<T> Mux<T> {
             return Ok(());
         }
         let mut stream = Stream::new(Leg::Original, self.initial);
-        stream.client_ended = end;
+        if end {
+            stream.request = Request::Ended;
+        }
         stream.grpc = self.fields.is_grpc();
         stream.head = self.fields.is_head();
         if self.fields.too_large() {
@@ -79,7 +81,9 @@ impl<T> Mux<T> {
         match route {
             Route::Original if self.mode == Mode::Transparent => {
                 host.settle(token, Fate::Original);
-                stream.up_closed = end;
+                if end {
+                    stream.request = Request::Closed;
+                }
                 match injected {
                     None => self.pass_block(raw),
                     Some(Injected::Appended) => {
@@ -167,7 +171,7 @@ impl<T> Mux<T> {
             return;
         }
         self.refuse_closed(id);
-        let is_open = |stream: &Stream<T>| !stream.client_ended && !stream.dead;
+        let is_open = |stream: &Stream<T>| stream.request == Request::Open;
         if self.fields.too_large() && self.streams.get(&id).is_some_and(is_open) {
             // The server is not told half of them.
             return self.break_stream(id, code::ENHANCE_YOUR_CALM);
@@ -175,7 +179,9 @@ impl<T> Mux<T> {
         let block = self.encoded();
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| is_open(stream)) else { return };
         // Trailers end the stream (RFC 9113 8.1); for what does not, whoever gets it has the right error.
-        stream.client_ended = end;
+        if end {
+            stream.request = Request::Ended;
+        }
         let leg = stream.leg;
         if stream.waiting.is_some() || stream.held_up() > 0 {
             stream.held().trailers = Some(block);
@@ -295,14 +301,12 @@ impl Up {
             began: false,
             retired: false,
             answered: false,
-            window: DEFAULT_WINDOW.into(),
+            window: UpstreamWindow::default(),
             initial: DEFAULT_WINDOW.into(),
             max_streams: FIRST_STREAMS,
             settled: false,
             streams: 0,
             waiting: VecDeque::new(),
-            credit: 0,
-            receive: UP_WINDOW.into(),
             shared,
             told: DEFAULT_WINDOW,
             kept_to: DEFAULT_WINDOW,

@@ -14,19 +14,9 @@ pub(super) struct Stream<T> {
     pub(super) waiting: Option<Box<Waiting<T>>>,
     /// It was, and nothing of a response has come; the request may be sent once more.
     pub(super) again: Option<Box<Again>>,
-    /// The client has ended its side, and that was passed on.
-    pub(super) client_ended: bool,
-    pub(super) up_closed: bool,
-    /// The server has ended its side, and that was passed on.
-    pub(super) server_ended: bool,
-    pub(super) down_closed: bool,
-    /// The head of a response has come, and data.
-    pub(super) answered: bool,
-    pub(super) data: bool,
-    /// Its server has gone after a whole response: what the client still sends goes nowhere, and breaks no rule.
-    pub(super) unwanted: bool,
-    /// It was reset, and only what others need of it is left.
-    pub(super) dead: bool,
+    /// How far the request has come, and the response.
+    pub(super) request: Request,
+    pub(super) response: Response,
     /// How an answer of ours is written.
     pub(super) grpc: bool,
     pub(super) head: bool,
@@ -42,6 +32,43 @@ pub(super) struct Stream<T> {
     pub(super) window: i64,
     /// What waits for windows.
     pub(super) held: Option<Box<Held>>,
+}
+
+/// The direction from the client to the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Request {
+    /// The client may send more.
+    Open,
+    /// The client has ended it, and some of that has not been passed on.
+    Ended,
+    /// All of it was passed on.
+    Closed,
+    /// Nobody takes it any more. What the client still sends goes nowhere, and breaks no rule.
+    Unwanted,
+}
+
+/// The direction from the server to the client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Response {
+    /// Nothing but interim responses has come.
+    Awaited,
+    /// Its head has come.
+    Head,
+    /// Data has come.
+    Data,
+    /// The server has ended it, and some of that is held.
+    Ended,
+    /// All of it was passed on.
+    Closed,
+    /// The stream was reset. What is left are header blocks that the client's decoder needs.
+    Cut,
+}
+
+impl Response {
+    /// The server has sent its end.
+    pub(super) fn has_ended(self) -> bool {
+        matches!(self, Self::Ended | Self::Closed)
+    }
 }
 
 /// A request that waits to be opened.
@@ -145,14 +172,8 @@ impl<T> Stream<T> {
             leg,
             waiting: None,
             again: None,
-            client_ended: false,
-            up_closed: false,
-            server_ended: false,
-            down_closed: false,
-            answered: false,
-            data: false,
-            unwanted: false,
-            dead: false,
+            request: Request::Open,
+            response: Response::Awaited,
             grpc: false,
             head: false,
             target: None,
@@ -164,6 +185,12 @@ impl<T> Stream<T> {
         }
     }
 
+    /// A leg has opened it and has not ended its response.
+    pub(super) fn is_answering(&self, leg: Leg) -> bool {
+        let answering = matches!(self.response, Response::Awaited | Response::Head | Response::Data);
+        self.leg == leg && self.waiting.is_none() && answering
+    }
+
     /// It may still go to the original destination instead.
     pub(super) fn may_turn(&self) -> bool {
         self.waiting.as_ref().is_some_and(|waiting| !waiting.moved)
@@ -171,7 +198,11 @@ impl<T> Stream<T> {
 
     /// Both sides have ended, and everything was passed on.
     pub(super) fn is_over(&self) -> bool {
-        (self.up_closed && self.down_closed) || self.dead && self.held_nothing_down()
+        match (self.request, self.response) {
+            (Request::Closed, Response::Closed) => true,
+            (_, Response::Cut) => self.held_nothing_down(),
+            _ => false,
+        }
     }
 
     pub(super) fn held(&mut self) -> &mut Held {

@@ -2,7 +2,7 @@
 
 use super::data::DataIn;
 use super::original::TARGET;
-use super::stream::Chunk;
+use super::stream::{Chunk, Response};
 use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Up, UpId, frame, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
 use crate::h2::hpack::encode;
@@ -35,7 +35,7 @@ impl<T> Mux<T> {
         let Some(stream) = stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none()) else { return };
         stream.used += frame.len as i64;
         let initial = up.unacked.iter().copied().fold(up.kept_to, u32::max);
-        let error = if !stream.answered {
+        let error = if stream.response == Response::Awaited {
             code::PROTOCOL_ERROR
         } else if frame.len > 0 && stream.used > i64::from(initial) + stream.granted {
             code::FLOW_CONTROL_ERROR
@@ -118,8 +118,7 @@ impl<T> Mux<T> {
         }
         if of.stream == 0 {
             let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
-            up.window += credit;
-            return if up.window > i64::from(STREAM_MASK) { Err(code::FLOW_CONTROL_ERROR) } else { Ok(()) };
+            return up.window.granted(credit as u32);
         }
         let stream = self.streams.get_mut(&of.stream);
         if let Some(stream) = stream.filter(|stream| stream.leg == Leg::Up(id) && stream.waiting.is_none()) {
@@ -202,9 +201,7 @@ impl<T> Mux<T> {
         self.drop_again(first.stream);
         let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
         let stream = self.streams.get_mut(&first.stream);
-        let Some(stream) =
-            stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none() && !it.server_ended)
-        else {
+        let Some(stream) = stream.filter(|it| it.is_answering(Leg::Up(id))) else {
             return Ok(());
         };
         if self.fields.too_large() {
@@ -215,13 +212,16 @@ impl<T> Mux<T> {
         }
         let interim = !end && self.fields.get(b":status").is_some_and(|status| status.starts_with(b"1"));
         if !interim
-            && !stream.answered
+            && stream.response == Response::Awaited
             && let Some(target) = &stream.target
         {
             self.fields.push(TARGET, target.as_bytes());
         }
-        stream.answered |= !interim;
-        stream.server_ended = end;
+        if end {
+            stream.response = Response::Ended;
+        } else if !interim && stream.response == Response::Awaited {
+            stream.response = Response::Head;
+        }
         let mut block = Vec::with_capacity(self.fields.size());
         encode::fields(&mut block, &self.fields);
         self.fields.release();
@@ -255,10 +255,7 @@ impl Up {
                 return Err(code::PROTOCOL_ERROR);
             }
             kind::DATA => {
-                self.receive -= frame.len as i64;
-                if self.receive < 0 {
-                    return Err(code::FLOW_CONTROL_ERROR);
-                }
+                self.window.received(frame.len)?;
                 self.side.handling = Handling::Data(DataIn::new(frame));
             }
             // It was told that pushing is off.
