@@ -30,7 +30,7 @@ impl<T> Mux<T> {
         let body = format!("{}\n", answer.sentence);
         let fits = body.len() <= FRAME_SIZE
             && body.len() <= self.ledger.room()
-            && body.len() <= self.certain_initial() as usize;
+            && body.len() <= self.agreement.certain_initial() as usize;
         let has_body = !stream.grpc && !stream.head && fits;
         if stream.grpc {
             // Trailers-Only, as gRPC's protocol for HTTP/2 calls it.

@@ -3,8 +3,8 @@
 use super::data::DataIn;
 use super::stream::Request;
 use super::{
-    Drain, Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Unacked, Whose, is_clients, rst_stream,
-    well_formed, window_update,
+    Drain, Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Whose, is_clients, rst_stream, well_formed,
+    window_update,
 };
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
 use crate::h2::settings::{self, Settings};
@@ -54,7 +54,7 @@ impl<T> Mux<T> {
         let mixed = self.mode == Mode::Mixed;
         well_formed(frame)?;
         let is_block = matches!(frame.kind, kind::HEADERS | kind::CONTINUATION);
-        if (mixed || is_block) && frame.len > self.max_frame {
+        if (mixed || is_block) && frame.len > self.agreement.max_frame() {
             return Err(code::FRAME_SIZE_ERROR);
         }
         match frame.kind {
@@ -236,17 +236,12 @@ impl<T> Mux<T> {
             return Err(code::PROTOCOL_ERROR);
         }
         if frame.has(flag::ACK) {
-            let Some((whose, settings)) = self.unacked_original.pop_front() else { return Ok(Whose::Theirs) };
-            self.original_settings_apply(&settings);
+            let Some((whose, more)) = self.agreement.client_acknowledged() else { return Ok(Whose::Theirs) };
+            self.change_sending_windows(more);
             return Ok(whose);
         }
         let settings = Settings::read(payload)?;
-        let before = self.client_settings;
-        if let Some(initial) = settings.initial_window_size {
-            self.client_settings.initial_window = initial;
-        }
-        self.client_settings.max_header_list =
-            settings.max_header_list_size.or(self.client_settings.max_header_list);
+        self.agreement.client_announced(settings, self.ordered_acks)?;
         if let Some(list) = settings.max_header_list_size {
             let mut told = Vec::new();
             settings::put(&mut told, settings::MAX_HEADER_LIST_SIZE, list);
@@ -256,15 +251,10 @@ impl<T> Mux<T> {
             }
         }
         if !self.original_alive {
-            super::frame(self.client_queue(), kind::SETTINGS, flag::ACK, 0, &[]);
-            self.client_settings_apply(&settings);
+            self.agreement.original_ended();
+            self.release_acks();
             return Ok(Whose::Ours);
         }
-        if self.unacked_client.len() + self.held_acks.len() + self.ordered_acks >= MAX_UNACKED {
-            return Err(code::ENHANCE_YOUR_CALM);
-        }
-        let shrinks = self.client_settings.initial_window < before.initial_window;
-        self.unacked_client.push_back(Unacked { settings, shrinks });
         self.tell_windows();
         Ok(Whose::Theirs)
     }

@@ -151,10 +151,7 @@ impl<T> Mux<T> {
                 self.original_alive = false;
                 self.mode = Mode::Mixed;
                 self.ledger.original_ended();
-                // It will not do so any more.
-                while let Some(unacked) = self.unacked_client.pop_front() {
-                    self.held_acks.push_back(unacked.settings);
-                }
+                self.agreement.original_ended();
             }
             Leg::Up(_) => {}
         }

@@ -5,21 +5,16 @@
 //! [`ledger`](super::ledger)'s.
 
 use super::stream::{Request, Response};
-use super::{Leg, Mux, Order, frame, merge, window_update};
+use super::{Leg, Mux, Order, frame, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::{self, Settings};
 
 impl<T> Mux<T> {
-    /// The client has acknowledged settings of the original.
-    pub(super) fn original_settings_apply(&mut self, settings: &Settings) {
-        self.max_streams = settings.max_concurrent_streams.unwrap_or(self.max_streams);
-        if let Some((last, least)) = settings.header_table_size {
-            let most = |size: u32| size.min(settings::DEFAULT_TABLE) as usize;
-            self.table_update = Some(merge(self.table_update, (most(least), most(last))));
+    /// The client has acknowledged settings of the original that change its windows for sending.
+    pub(super) fn change_sending_windows(&mut self, more: i64) {
+        if more == 0 {
+            return;
         }
-        let Some(initial) = settings.initial_window_size else { return };
-        let more = i64::from(initial) - self.initial;
-        self.initial = initial.into();
         let diverted: Vec<u32> = (self.streams.iter_mut())
             .filter(|(_, stream)| matches!(stream.leg, Leg::Up(_)))
             .map(|(id, stream)| {
@@ -32,34 +27,12 @@ impl<T> Mux<T> {
         }
     }
 
-    /// The client's settings are in force.
-    pub(super) fn client_settings_apply(&mut self, settings: &Settings) {
-        if let Some((last, least)) = settings.header_table_size {
-            self.client_table = Some(merge(self.client_table, (least as usize, last as usize)));
-        }
-        if let Some(initial) = settings.initial_window_size {
-            self.client_initial = initial;
-            self.tell_windows();
-        }
-    }
-
-    /// The window for new streams that the client is certain to have in mind: it may count a larger one only from the
-    /// acknowledgement on, and a smaller one too.
-    pub(super) fn certain_initial(&self) -> u32 {
-        let unacked = self.unacked_client.iter().map(|unacked| &unacked.settings).chain(&self.held_acks);
-        unacked
-            .filter_map(|settings| settings.initial_window_size)
-            .chain([self.client_initial])
-            .min()
-            .unwrap_or(0)
-    }
-
     /// Tells the upstreams how large the client's windows are: smaller at once, larger when the client counts on it.
     pub(super) fn tell_windows(&mut self) {
         if self.ups.is_empty() {
             return;
         }
-        let initial = self.certain_initial();
+        let initial = self.agreement.certain_initial();
         for up in self.ups.values_mut().filter(|up| up.open && up.told != initial) {
             let mut payload = Vec::new();
             settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
@@ -71,14 +44,7 @@ impl<T> Mux<T> {
 
     /// Lets the client send on a diverted stream what the upstream takes.
     pub(super) fn grant(&mut self, id: u32) {
-        // What the original has announced will be added by the client on its own.
-        let announced = self
-            .unacked_original
-            .iter()
-            .filter_map(|(_, it)| it.initial_window_size)
-            .max()
-            .map_or(0, i64::from);
-        let coming = (announced - self.initial).max(0);
+        let coming = self.agreement.coming();
         let Some(stream) = self.streams.get_mut(&id) else { return };
         if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.request != Request::Open {
             return;
@@ -152,11 +118,18 @@ impl<T> Mux<T> {
         self.held_down > 0 || self.ups.values().any(|up| !up.unacked.is_empty())
     }
 
+    /// The client's settings count.
+    pub(super) fn count_clients(&mut self, settings: &Settings) {
+        if self.agreement.client_counts(settings) {
+            self.tell_windows();
+        }
+    }
+
     /// Acknowledges settings of the client in the original's stead.
     pub(super) fn acknowledge(&mut self, settings: &Settings) {
         // Where the original's frames go: it is its acknowledgement.
         frame(&mut self.client.out, kind::SETTINGS, flag::ACK, 0, &[]);
-        self.client_settings_apply(settings);
+        self.count_clients(settings);
     }
 
     /// Blocks before an acknowledgement have left: so may it.
@@ -170,10 +143,15 @@ impl<T> Mux<T> {
 
     /// Acknowledges settings once everybody keeps to them.
     pub(super) fn release_acks(&mut self) {
-        while !self.held_acks.is_empty() && !self.is_owed_larger_windows() {
-            if let Some(settings) = self.held_acks.pop_front() {
-                self.acknowledge(&settings);
-            }
+        if self.agreement.holds() && !self.is_owed_larger_windows() {
+            self.acknowledge_held();
+        }
+    }
+
+    /// Acknowledges all settings whose acknowledgement was held.
+    pub(super) fn acknowledge_held(&mut self) {
+        while let Some(settings) = self.agreement.take_held() {
+            self.acknowledge(&settings);
         }
     }
 }

@@ -14,6 +14,7 @@
 //! - `request`: a request's head, from its block to a leg
 //! - `data`: DATA on its way in, without padding
 //! - `pump`: what waits for a window
+//! - `agreement`: what the two sides have announced by SETTINGS
 //! - `ledger`: credit for connections, who has used it and who is owed some; `flow`: credit for streams
 //! - `end`: streams and legs that end
 //! - `again`: streams whose upstream is lost, and that go to another connection
@@ -25,16 +26,18 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::fields::Fields;
-use super::frame::{FRAME_SIZE, Frame, PREFACE, code, flag, kind};
+use super::frame::{Frame, PREFACE, code, flag, kind};
 use super::hpack::Decoder;
 use super::queue::Queue;
-use super::settings::{self, DEFAULT_WINDOW, Settings};
+use super::settings::{self, Settings};
+use agreement::{Agreement, Whose};
 use ledger::{Ledger, UpstreamWindow};
 use side::{Block, Handling, Side};
 use stream::Stream;
-use write::{frame, goaway, headers, merge, put_table, rst_stream, window_update};
+use write::{frame, goaway, headers, put_table, rst_stream, window_update};
 
 mod again;
+mod agreement;
 mod answer;
 mod client;
 mod data;
@@ -136,11 +139,6 @@ pub struct Mux<T> {
     decoder: Decoder,
     fields: Fields,
     scratch: Vec<u8>,
-    /// A change of its table that the original destination waits to hear of, as what we write uses none of it: least,
-    /// last.
-    table_update: Option<(usize, usize)>,
-    /// A change of its own table that the client waits to hear of.
-    client_table: Option<(usize, usize)>,
     /// The highest stream that the client has opened.
     last_client: u32,
     /// Streams from here on are on no leg when they are not in `streams`.
@@ -153,21 +151,10 @@ pub struct Mux<T> {
     block_passing: bool,
     /// Credit for the client's connection and the original's.
     ledger: Ledger,
-    /// What the client has announced, and what of that awaits the original's acknowledgement.
-    client_settings: ClientSettings,
-    unacked_client: VecDeque<Unacked>,
-    /// INITIAL_WINDOW_SIZE of the client that the original destination has acknowledged.
-    client_initial: u32,
-    /// INITIAL_WINDOW_SIZE of the original as the client knows it, and changes that it has not acknowledged.
-    initial: i64,
-    unacked_original: VecDeque<(Whose, Settings)>,
-    /// Streams that the client may have open, and the largest frame that it may send.
-    max_streams: u32,
-    max_frame: usize,
+    /// What the two sides have announced.
+    agreement: Agreement,
     /// The client has been sent SETTINGS, which must come before all else (RFC 9113 3.4).
     greeted: bool,
-    /// Acknowledgements of the original that wait for data that was sent before, by larger windows.
-    held_acks: VecDeque<Settings>,
     /// Streams with something held, up and down; where the turns are; how much it is.
     up_pending: BTreeSet<u32>,
     down_pending: BTreeSet<u32>,
@@ -186,21 +173,6 @@ pub struct Mux<T> {
     drain: Drain,
 }
 
-/// What a new upstream is told of the client.
-#[derive(Clone, Copy, Debug)]
-struct ClientSettings {
-    initial_window: u32,
-    max_header_list: Option<u32>,
-}
-
-/// Settings of the client that the original destination has not acknowledged.
-#[derive(Clone, Copy, Debug)]
-struct Unacked {
-    settings: Settings,
-    /// Windows become smaller: the client holds everyone to it from the acknowledgement on.
-    shrinks: bool,
-}
-
 /// What of the original's is held in its order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Order {
@@ -208,15 +180,6 @@ enum Order {
     Block(u32),
     /// An acknowledgement, from which on blocks are written by another table.
     Ack(Settings),
-}
-
-/// Who has sent settings to the client.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Whose {
-    /// The original destination, which awaits the acknowledgement.
-    Theirs,
-    /// We.
-    Ours,
 }
 
 /// How far the end of the connection has been announced.
@@ -253,23 +216,14 @@ impl<T> Mux<T> {
             decoder: Decoder::default(),
             fields: Fields::default(),
             scratch: Vec::new(),
-            table_update: None,
-            client_table: None,
             last_client: 0,
             first_mixed: u32::MAX,
             goaway: None,
             aside: Queue::default(),
             block_passing: false,
             ledger: Ledger::default(),
-            client_settings: ClientSettings { initial_window: DEFAULT_WINDOW, max_header_list: None },
-            unacked_client: VecDeque::new(),
-            client_initial: DEFAULT_WINDOW,
-            initial: DEFAULT_WINDOW.into(),
-            unacked_original: VecDeque::new(),
-            max_streams: u32::MAX,
-            max_frame: FRAME_SIZE,
+            agreement: Agreement::default(),
             greeted: false,
-            held_acks: VecDeque::new(),
             up_pending: BTreeSet::new(),
             down_pending: BTreeSet::new(),
             up_turn: 0,
@@ -293,7 +247,8 @@ impl<T> Mux<T> {
         settings::put(&mut payload, settings::MAX_CONCURRENT_STREAMS, FIRST_STREAMS);
         frame(&mut mux.client.out, kind::SETTINGS, 0, 0, &payload);
         let settings = Settings { max_concurrent_streams: Some(FIRST_STREAMS), ..Settings::default() };
-        mux.unacked_original.push_back((Whose::Ours, settings));
+        // The first of all.
+        let _ = mux.agreement.client_told(Whose::Ours, settings);
         mux
     }
 
@@ -366,7 +321,8 @@ impl<T> Mux<T> {
         if !self.greeted {
             // The original has not said anything yet, and may never. Its own settings will come on top of these.
             self.greeted = true;
-            self.unacked_original.push_back((Whose::Ours, Settings::default()));
+            // The first of all.
+            let _ = self.agreement.client_told(Whose::Ours, Settings::default());
             frame(out, kind::SETTINGS, 0, 0, &[]);
         }
         out

@@ -1,11 +1,9 @@
 //! Frames of the original destination.
 
+use super::agreement::Acknowledged;
 use super::data::DataIn;
 use super::stream::{Chunk, Request, Response};
-use super::{
-    Handling, Host, Leg, MAX_BLOCK, MAX_UNACKED, Mode, Mux, Order, Whose, frame, goaway, is_clients,
-    rst_stream,
-};
+use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Order, Whose, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, word};
 use crate::h2::hpack::encode;
 use crate::h2::settings::Settings;
@@ -185,7 +183,7 @@ impl<T> Mux<T> {
         }
         self.original.block = super::Block::default();
         if pass {
-            self.client_table = None;
+            self.agreement.original_block_passes();
             if end {
                 self.passed_down_end(first.stream);
             }
@@ -218,7 +216,7 @@ impl<T> Mux<T> {
         let Some(stream) = self.streams.get_mut(&id) else {
             // Of a stream that the client has reset: its decoder needs the block all the same.
             if self.block_order.is_empty() {
-                self.client_table = None;
+                self.agreement.original_block_passes();
                 self.client.out.push(&frames);
                 return;
             }
@@ -231,7 +229,7 @@ impl<T> Mux<T> {
             stream.response = Response::Ended;
         }
         if self.block_order.is_empty() && stream.held_nothing_down() {
-            self.client_table = None;
+            self.agreement.original_block_passes();
             self.client.out.push(&frames);
             if end {
                 self.passed_down_end(id);
@@ -248,42 +246,31 @@ impl<T> Mux<T> {
             return Err(code::PROTOCOL_ERROR);
         }
         if frame.has(flag::ACK) {
-            let Some(unacked) = self.unacked_client.pop_front() else {
-                self.pass_down(payload);
-                return Ok(());
-            };
-            let settings = unacked.settings;
-            let late = unacked.shrinks && self.is_owed_larger_windows() || !self.held_acks.is_empty();
-            let of_table = settings.header_table_size.is_some();
-            if late && !of_table {
-                self.held_acks.push_back(settings);
-                return Ok(());
-            }
-            // Blocks before it are written by one table and those behind it by another: it keeps its place, and waits
-            // for nothing else.
-            while of_table && let Some(settings) = self.held_acks.pop_front() {
-                self.acknowledge(&settings);
-            }
-            if of_table && !self.block_order.is_empty() {
-                self.block_order.push_back(Order::Ack(settings));
-                self.ordered_acks += 1;
-            } else {
-                self.pass_down(payload);
-                self.client_settings_apply(&settings);
+            match self
+                .agreement
+                .original_acknowledged(self.is_owed_larger_windows(), !self.block_order.is_empty())
+            {
+                Acknowledged::Later => {}
+                Acknowledged::Unasked => self.pass_down(payload),
+                Acknowledged::InOrder(settings) => {
+                    self.acknowledge_held();
+                    self.block_order.push_back(Order::Ack(settings));
+                    self.ordered_acks += 1;
+                }
+                Acknowledged::Now(settings) => {
+                    self.acknowledge_held();
+                    self.pass_down(payload);
+                    self.count_clients(&settings);
+                }
             }
             return Ok(());
         }
         let settings = Settings::read(payload)?;
-        if self.unacked_original.len() >= MAX_UNACKED {
-            return Err(code::ENHANCE_YOUR_CALM);
-        }
+        self.agreement.client_told(Whose::Theirs, settings)?;
         if let Some((size, _)) = settings.header_table_size {
             self.decoder.allow(size as usize);
         }
         self.greeted = true;
-        // A client may make use of it before it says so.
-        self.max_frame = self.max_frame.max(settings.max_frame_size.map_or(0, |size| size as usize));
-        self.unacked_original.push_back((Whose::Theirs, settings));
         self.pass_down(payload);
         Ok(())
     }

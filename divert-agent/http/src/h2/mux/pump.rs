@@ -1,7 +1,7 @@
 //! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
 
 use super::stream::{Chunk, Request, Response, Stream};
-use super::{Host, Leg, MAX_HELD, Mux, Order, SOFT, frame, headers, put_table, rst_stream};
+use super::{Host, Leg, MAX_HELD, Mux, Order, SOFT, frame, headers, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, code, flag, kind};
 use crate::h2::queue::Queue;
 
@@ -189,7 +189,7 @@ impl<T> Mux<T> {
                 match held.down.pop_front() {
                     Some(Chunk::Frames { bytes, end }) => {
                         self.block_order.pop_front();
-                        self.client_table = None;
+                        self.agreement.original_block_passes();
                         self.client_queue().push(&bytes);
                         self.pass_acks();
                         ended = end;
@@ -301,7 +301,7 @@ impl<T> Mux<T> {
             };
             if open && stream.leg == Leg::Original {
                 while self.up_pending.contains(&id) && self.turn_up(id, usize::MAX) {}
-            } else if may_be && stream.held_up() as i64 > self.initial {
+            } else if may_be && stream.held_up() as i64 > self.agreement.initial() {
                 rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
                 self.forget(id);
             }
@@ -310,12 +310,10 @@ impl<T> Mux<T> {
 
     /// A block of our writing goes to the client, with what it waits to hear about its table.
     pub(super) fn send_block_down(&mut self, id: u32, block: &[u8], end: bool) {
-        let update = self.client_table.take();
-        if update.is_none() {
+        let mut whole = Vec::new();
+        if !self.agreement.put_client_table(&mut whole) {
             return headers(self.client_queue(), id, block, end);
         }
-        let mut whole = Vec::with_capacity(block.len() + 16);
-        put_table(&mut whole, update);
         whole.extend_from_slice(block);
         headers(self.client_queue(), id, &whole, end);
     }

@@ -49,7 +49,7 @@ impl<T> Mux<T> {
             return Err(code::ENHANCE_YOUR_CALM);
         }
         // The original judges what is its own; it does not see all.
-        many |= self.mode == Mode::Mixed && self.streams.len() >= self.max_streams as usize;
+        many |= self.mode == Mode::Mixed && self.streams.len() >= self.agreement.max_streams();
         self.last_client = id;
         if many || self.goaway.is_some_and(|last| id > last) {
             // The original, which would not look at it, does not get its block.
@@ -57,7 +57,7 @@ impl<T> Mux<T> {
             rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             return Ok(());
         }
-        let mut stream = Stream::new(Leg::Original, self.initial);
+        let mut stream = Stream::new(Leg::Original, self.agreement.initial());
         if end {
             stream.request = Request::Ended;
         }
@@ -91,7 +91,7 @@ impl<T> Mux<T> {
                         if let Some((name, value, sensitive)) = self.fields.last() {
                             encode::field(&mut longer, name, value, sensitive);
                         }
-                        self.table_update = None;
+                        self.agreement.client_block_passes();
                         headers(&mut self.original.out, id, &longer, end);
                     }
                     Some(Injected::Changed) => {
@@ -150,8 +150,7 @@ impl<T> Mux<T> {
         self.original.out.push(raw.frames);
         self.original.out.push(raw.header);
         self.original.out.push(raw.payload);
-        // It says itself what there is to be said.
-        self.table_update = None;
+        self.agreement.client_block_passes();
     }
 
     /// The fields read last, written without a table.
@@ -200,7 +199,7 @@ impl<T> Mux<T> {
         prefix.clear();
         let out = match leg {
             Leg::Original => {
-                put_table(&mut prefix, self.table_update.take());
+                self.agreement.put_original_table(&mut prefix);
                 &mut self.original.out
             }
             Leg::Up(up) => {
@@ -272,12 +271,12 @@ impl<T> Mux<T> {
 
     /// An upstream was connected to.
     pub fn opened<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
-        let (client, initial) = (self.client_settings, self.certain_initial());
+        let (list, initial) = (self.agreement.max_header_list(), self.agreement.certain_initial());
         let Some(up) = self.ups.get_mut(&id).filter(|up| !up.open) else { return };
         let mut payload = Vec::new();
         settings::put(&mut payload, settings::ENABLE_PUSH, 0);
         settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
-        if let Some(list) = client.max_header_list {
+        if let Some(list) = list {
             settings::put(&mut payload, settings::MAX_HEADER_LIST_SIZE, list);
         }
         let out = &mut up.side.out;

@@ -51,8 +51,3 @@ pub(super) fn put_table(block: &mut Vec<u8>, update: Option<(usize, usize)>) {
         }
     }
 }
-
-/// One change of a table after another.
-pub(super) fn merge(earlier: Option<(usize, usize)>, later: (usize, usize)) -> (usize, usize) {
-    earlier.map_or(later, |(least, _)| (least.min(later.0), later.1))
-}
