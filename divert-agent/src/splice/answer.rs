@@ -22,6 +22,8 @@ pub(super) enum Answer<'a> {
     Unreachable(&'a ServiceRef, &'a Unreachable),
     /// HTTP/2: the connection to one of its endpoints ended before it answered.
     Ended(&'a ServiceRef),
+    /// HTTP/2: an extended CONNECT, which it has not said that it takes.
+    NoExtendedConnect(&'a ServiceRef),
     /// HTTP/2: the original destination cannot be connected to, or has ended, where others serve the connection.
     OriginalFailed,
 }
@@ -33,7 +35,10 @@ impl Answer<'_> {
             Answer::HeadTooLarge => "431 Request Header Fields Too Large",
             Answer::Unavailable(..) => "503 Service Unavailable",
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "504 Gateway Timeout",
-            Answer::Unreachable(..) | Answer::Ended(_) | Answer::OriginalFailed => "502 Bad Gateway",
+            Answer::Unreachable(..)
+            | Answer::Ended(_)
+            | Answer::NoExtendedConnect(_)
+            | Answer::OriginalFailed => "502 Bad Gateway",
         }
     }
 
@@ -49,6 +54,7 @@ impl Answer<'_> {
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "ConnectTimeout",
             Answer::Unreachable(..) => "ConnectFailed",
             Answer::Ended(_) => "UpstreamEnded",
+            Answer::NoExtendedConnect(_) => "NoExtendedConnect",
             Answer::OriginalFailed => "OriginalFailed",
         }
     }
@@ -74,6 +80,9 @@ impl Answer<'_> {
             Answer::Ended(service) => {
                 format!("The connection to {service} ended before it answered; look at its pods.")
             }
+            Answer::NoExtendedConnect(service) => format!(
+                "{service} takes no extended CONNECT over HTTP/2 (RFC 8441), as WebSockets use it; the shared service does."
+            ),
             Answer::OriginalFailed => {
                 "The connection to the destination that was asked for failed, and no Divert takes this request.".into()
             }

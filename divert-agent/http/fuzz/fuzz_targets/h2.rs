@@ -1,5 +1,6 @@
-//! HTTP/2 between legs that send anything: no panic, no more held than the bounds say, frames that are whole, and as
-//! long as nothing is diverted every byte passes as it came.
+//! HTTP/2 between legs that send anything, stall, are dialled late or not at all, while memory is short at times: no
+//! panic, an account that is what the streams hold and no more than the bounds say, no stream that is lost, frames that are
+//! whole, and as long as nothing is diverted every byte passes as it came.
 #![no_main]
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 use decider::{Decider, answer};
 use divert_http::h2::frame::{Frame, FrameReader, PREFACE, Piece, kind};
 use divert_http::h2::hpack::encode;
-use divert_http::h2::mux::{MAX_HELD, MAX_HELD_STREAM};
+use divert_http::h2::mux::{MAX_ORIGINAL_DOWN, MAX_ORIGINAL_UP, MAX_UPSTREAMS, MAX_UPSTREAMS_DOWN};
 use divert_http::h2::{Fields, Leg, Mux};
 use libfuzzer_sys::fuzz_target;
 
@@ -29,6 +30,7 @@ fuzz_target!(|script: &[u8]| {
     let mut host = Decider::new(false);
     let mut mux: Mux<u32> = match script.first() {
         Some(1) => Mux::without_original(),
+        Some(3) => Mux::dialling(),
         _ => Mux::new(),
     };
     host.connects_again = script.first() != Some(&2);
@@ -79,7 +81,24 @@ fuzz_target!(|script: &[u8]| {
                     }
                 }
             }
-            11 => mux.drain(),
+            11 => match script.len() % 8 {
+                0 => mux.drain(),
+                1 => mux.original_opened(&mut host),
+                2 => mux.original_unreachable(&mut host),
+                3 => mux.greet(&mut host),
+                4 => mux.set_tight(true),
+                5 => mux.set_tight(false),
+                // All read but one, which stalls.
+                6 => {
+                    for id in host.asked.clone().into_iter().filter(|id| Leg::Up(*id) != leg) {
+                        take(&mut mux, &mut seen, Leg::Up(id));
+                    }
+                    take(&mut mux, &mut seen, Leg::Client);
+                    take(&mut mux, &mut seen, Leg::Original);
+                    mux.sent(&mut host);
+                }
+                _ => host.now += std::time::Duration::from_secs(script.len() as u64),
+            },
             12 => mux.ended(leg, &mut host),
             13 => mux.retire(host.current[0]),
             14 => {
@@ -95,10 +114,12 @@ fuzz_target!(|script: &[u8]| {
                 mux.sent(&mut host);
             }
         }
-        let (up, down) = mux.held();
+        assert!(mux.is_balanced(), "the account is not what the streams hold");
+        let (up, down) = mux.waiting();
         // What one read brings may be beyond.
-        let most = MAX_HELD + MAX_HELD_STREAM;
-        assert!(up <= most && down <= most, "{up} and {down} bytes are held");
+        assert!(up <= MAX_UPSTREAMS + MAX_ORIGINAL_UP + SLACK, "{up} bytes wait for servers");
+        assert!(down <= MAX_UPSTREAMS_DOWN + MAX_ORIGINAL_DOWN + SLACK, "{down} bytes wait for the client");
+        assert!(mux.held() <= MOST, "{} bytes are held", mux.held());
     }
     take_out(&mut mux, &host, &mut seen);
     if mux.is_transparent() || mux.is_opaque() {
@@ -117,13 +138,23 @@ fuzz_target!(|script: &[u8]| {
     }
 });
 
+/// What one read may bring beyond a bound, and queues of sockets.
+const SLACK: usize = 2 << 20;
+/// What README says that one connection holds at most.
+const MOST: usize = 24 << 20;
+
+/// Sends everything to one.
+fn take(mux: &mut Mux<u32>, seen: &mut BTreeMap<Leg, Seen>, leg: Leg) {
+    let Some(out) = mux.out(leg) else { return };
+    seen.entry(leg).or_default().got.extend_from_slice(out.bytes());
+    out.clear();
+}
+
 /// Sends everything to everyone.
 fn take_out(mux: &mut Mux<u32>, host: &Decider, seen: &mut BTreeMap<Leg, Seen>) {
     let ups = host.asked.iter().map(|id| Leg::Up(*id));
     for leg in [Leg::Client, Leg::Original].into_iter().chain(ups) {
-        let Some(out) = mux.out(leg) else { continue };
-        seen.entry(leg).or_default().got.extend_from_slice(out.bytes());
-        out.clear();
+        take(mux, seen, leg);
     }
 }
 

@@ -139,6 +139,11 @@ impl Fields {
         self.get(b":method") == Some(b"HEAD")
     }
 
+    /// Whether the request is an extended CONNECT (RFC 8441 4), as WebSockets over HTTP/2 begin with.
+    pub fn is_extended_connect(&self) -> bool {
+        self.get(b":protocol").is_some()
+    }
+
     /// Whether the request may be sent twice.
     pub fn is_idempotent(&self) -> bool {
         self.get(b":method").is_some_and(is_idempotent)

@@ -15,6 +15,9 @@ pub const MAX_FRAME_SIZE: u16 = 5;
 /// SETTINGS_MAX_HEADER_LIST_SIZE.
 pub const MAX_HEADER_LIST_SIZE: u16 = 6;
 
+/// SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441 3).
+pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
+
 /// What a window is before anybody says otherwise.
 pub const DEFAULT_WINDOW: u32 = 65_535;
 /// What a table is before anybody says otherwise.
@@ -33,6 +36,8 @@ pub struct Settings {
     pub max_frame_size: Option<u32>,
     /// Longest header list that the sender takes.
     pub max_header_list_size: Option<u32>,
+    /// 1 where the sender takes extended CONNECT.
+    pub enable_connect_protocol: Option<u32>,
 }
 
 impl Settings {
@@ -60,6 +65,8 @@ impl Settings {
                 MAX_FRAME_SIZE => read.max_frame_size = Some(value),
                 INITIAL_WINDOW_SIZE => read.initial_window_size = Some(value),
                 MAX_HEADER_LIST_SIZE => read.max_header_list_size = Some(value),
+                ENABLE_CONNECT_PROTOCOL if value > 1 => return Err(code::PROTOCOL_ERROR),
+                ENABLE_CONNECT_PROTOCOL => read.enable_connect_protocol = Some(value),
                 _ => {}
             }
         }

@@ -18,7 +18,7 @@ fn uploading() -> Town {
         assert_eq!(town.client.data(1, &[0; 10_000], false, None), 10_000);
     }
     while town.carry_in(Leg::Client, 10_000) {}
-    assert!(town.mux.held().0 > 40_000);
+    assert!(town.mux.waiting().0 > 40_000);
     assert_eq!(town.client.may_send(3), 5_535);
     town
 }
@@ -28,7 +28,7 @@ fn what_is_held_for_a_stream_that_is_reset_is_given_back() {
     let mut town = uploading();
     town.client.reset(1);
     town.settle();
-    assert_eq!(town.mux.held().0, 0);
+    assert_eq!(town.mux.waiting().0, 0);
     // But for less than is worth a frame.
     assert!(town.client.may_send(3) > 5_535 + 40_000 - 16_384, "{}", town.client.may_send(3));
 }

@@ -1,5 +1,7 @@
 //! Who decides, where HTTP/2 is played in memory. Shared by the property tests and the fuzz targets.
 
+use std::time::Duration;
+
 use divert_http::KeyNames;
 use divert_http::h2::{Answer, Fate, Host, Leg, RequestView, Route, Verdict};
 
@@ -18,6 +20,9 @@ pub(crate) struct Decider {
     pub(crate) fates: Vec<Fate>,
     /// Connections in whose place another was wanted, and for how many requests that were sent.
     pub(crate) again: Vec<(u32, usize)>,
+    /// What the clock says.
+    #[allow(dead_code, reason = "each user takes what it needs")]
+    pub(crate) now: Duration,
     /// ... and whether there is one to be had.
     pub(crate) connects_again: bool,
 }
@@ -32,6 +37,7 @@ impl Decider {
             current: [0, 1],
             fates: Vec::new(),
             again: Vec::new(),
+            now: Duration::from_secs(1000),
             connects_again: true,
         }
     }
@@ -94,6 +100,14 @@ impl Host for Decider {
         self.asked.push(next);
         self.dialled.push(next);
         Some(next)
+    }
+
+    fn no_connect(&mut self, _: u32) -> Answer {
+        Answer { status: 502, reason: "NoExtendedConnect", ..answer() }
+    }
+
+    fn now(&mut self) -> Duration {
+        self.now
     }
 
     fn lost(&mut self, _: Leg) -> Answer {

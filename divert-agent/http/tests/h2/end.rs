@@ -57,6 +57,8 @@ pub(crate) struct End {
     pub(crate) goaway: Option<(u32, u32)>,
     pub(crate) pings: usize,
     pub(crate) pongs: usize,
+    /// PINGs of the peer.
+    pub(crate) pinged: usize,
 }
 
 impl End {
@@ -91,6 +93,7 @@ impl End {
             goaway: None,
             pings: 0,
             pongs: 0,
+            pinged: 0,
         };
         if client {
             end.out.extend(PREFACE);
@@ -335,7 +338,10 @@ impl End {
                 self.frame(kind::SETTINGS, flag::ACK, 0, &[]);
             }
             kind::PING if frame.has(flag::ACK) => self.pongs += 1,
-            kind::PING => self.frame(kind::PING, flag::ACK, 0, payload),
+            kind::PING => {
+                self.pinged += 1;
+                self.frame(kind::PING, flag::ACK, 0, payload);
+            }
             kind::GOAWAY => {
                 let last = u32::from_be_bytes(payload[..4].try_into().unwrap());
                 let code = u32::from_be_bytes(payload[4..8].try_into().unwrap());

@@ -135,7 +135,7 @@ fn whole_responses_outlive_their_server_whatever_is_still_sent() {
     // This one had come whole before; and of the last nothing had.
     assert_eq!(town.client.streams[&3].reset, Some(0));
     assert_eq!(get(&town.client.streams[&7].blocks[0], ":status"), Some("502"));
-    assert_eq!((town.mux.held(), town.mux.open_streams()), ((0, 0), 1));
+    assert_eq!((town.mux.waiting(), town.mux.open_streams()), ((0, 0), 1));
 }
 
 /// It would stand in the middle of a frame.

@@ -8,4 +8,5 @@ pub(crate) mod decider;
 pub(crate) mod end;
 mod farewell;
 mod play;
+mod stalled;
 pub(crate) mod town;

@@ -147,7 +147,7 @@ fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [
         }
         town.settle();
     }
-    assert_eq!(town.mux.held(), (0, 0));
+    assert_eq!(town.mux.waiting(), (0, 0));
     assert_eq!(town.mux.open_streams(), 0, "{:?}", town.client.streams.keys());
     for (id, stream) in &town.client.streams {
         let key = keyed[id];

@@ -94,6 +94,7 @@ impl Town {
             return false;
         }
         self.mux.receive(leg, &bytes, &mut self.decider);
+        assert!(self.mux.is_balanced(), "the account is not what is held");
         self.renew();
         true
     }
@@ -153,7 +154,8 @@ impl Town {
         self.settle_legs(|leg| leg != Leg::Original);
     }
 
-    fn settle_legs(&mut self, which: impl Fn(Leg) -> bool) {
+    /// ... between some of the legs.
+    pub(crate) fn settle_legs(&mut self, which: impl Fn(Leg) -> bool) {
         loop {
             let mut moved = self.dial();
             for leg in self.legs().into_iter().filter(|leg| which(*leg)) {

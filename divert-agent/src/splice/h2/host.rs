@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use divert_http::KeyNames;
 use divert_http::h2;
@@ -17,11 +18,11 @@ use crate::splice::session::Session;
 use crate::splice::tally::{Fate, Tally};
 
 /// What decisions rest on.
-pub(super) struct Decider(pub(super) Rc<Captured>);
+pub(super) struct Decider(pub(super) Rc<Captured>, Instant);
 
 impl Decider {
     pub(super) fn new(session: &Session) -> Self {
-        Self(Rc::clone(&session.captured))
+        Self(Rc::clone(&session.captured), Instant::now())
     }
 
     /// The way to a developer's service as it is now: the key is the service's namespace.
@@ -80,6 +81,15 @@ impl Host for Legs {
         let next = self.renew(id, &route)?;
         self.decider.0.worker.counts.add_many(Count::Retried, sent as u64);
         Some(next)
+    }
+
+    fn no_connect(&mut self, id: UpId) -> h2::Answer {
+        self.service(id)
+            .map_or_else(|| Answer::OriginalFailed.h2(), |service| Answer::NoExtendedConnect(service).h2())
+    }
+
+    fn now(&mut self) -> Duration {
+        self.decider.1.elapsed()
     }
 
     fn lost(&mut self, leg: Leg) -> h2::Answer {

@@ -8,10 +8,13 @@ mod host;
 mod legs;
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use divert_http::h2::{Leg, Mux};
+use tokio::time::{Sleep, sleep};
 
 use super::answer::Answer;
 use super::buffer::Buffer;
@@ -22,6 +25,10 @@ use super::tally::Tally;
 use crate::plan::OnUnavailable;
 use host::Decider;
 use legs::Legs;
+
+/// How long the original destination may take to be connected to before its client, which may wait for a word of it, is
+/// greeted in its place. A first SYN that is lost is sent again after a second.
+const GREET: Duration = Duration::from_millis(500);
 
 /// What becomes of the connection when its frames are not followed any more.
 enum Left {
@@ -42,13 +49,21 @@ enum Read {
 impl Session {
     /// Serves streams until the connection ends. `server` holds what the original destination has sent already.
     pub(super) async fn http2(&mut self, server: Buffer) -> End {
-        let original = match self.http2_original().await {
-            Ok(original) => original,
-            Err(end) => return end,
+        if let Err(end) = self.original.start() {
+            return end;
+        }
+        let original = self.original.take_open();
+        let dialling = original.is_none() && self.original.is_dialing();
+        let mux = match &original {
+            Some(_) => Mux::new(),
+            None if dialling => Mux::dialling(),
+            None => Mux::without_original(),
         };
         let mut h2 = H2 {
-            mux: if original.is_some() { Mux::new() } else { Mux::without_original() },
+            mux,
             original,
+            dialling,
+            greet: dialling.then(|| Box::pin(sleep(GREET))),
             legs: Legs::new(Decider::new(self)),
             buffer: Buffer::default(),
             original_ended: false,
@@ -60,7 +75,21 @@ impl Session {
         drop(server);
         h2.take_inbox(self);
         let left = poll_fn(|cx| h2.poll(self, cx)).await;
-        let H2 { original, mut legs, mut original_ended, .. } = h2;
+        let H2 { mut mux, mut original, mut legs, mut original_ended, .. } = h2;
+        if matches!(left, Left::Relay { .. }) && original.is_none() && self.original.is_dialing() {
+            original = match self.original.take(&self.client.conn).await {
+                Ok(conn) => Some(conn),
+                Err(end) => return end,
+            };
+            let out = poll_fn(|cx| match &original {
+                Some(conn) => poll_send_all(cx, conn, &mut mux),
+                None => Poll::Ready(Ok(())),
+            });
+            if out.await.is_err() {
+                original.iter().for_each(Conn::reset_on_close);
+                return End::Reset;
+            }
+        }
         let end = match (left, &original) {
             (Left::Ended(end), _) => end,
             (Left::Relay { read, original_ended: ended }, Some(conn)) => {
@@ -79,25 +108,16 @@ impl Session {
         }
         end
     }
-
-    /// The connection to the original destination; none where only diverted requests can be served.
-    async fn http2_original(&mut self) -> Result<Option<Conn>, End> {
-        self.original.start()?;
-        poll_fn(|cx| {
-            self.original.poll(cx)?;
-            match self.original.take_open() {
-                None if self.original.is_dialing() => Poll::Pending,
-                conn => Poll::Ready(Ok(conn)),
-            }
-        })
-        .await
-    }
 }
 
 /// The legs of one connection, and what is known of its frames.
 struct H2 {
     mux: Mux<Arc<Tally>>,
     original: Option<Conn>,
+    /// The original destination is being dialled.
+    dialling: bool,
+    /// When the client is greeted in its place.
+    greet: Option<Pin<Box<Sleep>>>,
     legs: Legs,
     buffer: Buffer,
     original_ended: bool,
@@ -122,6 +142,10 @@ impl H2 {
             let mut moved = false;
             if session.worker.draining() {
                 self.mux.drain();
+            }
+            match self.poll_original_dial(session, cx) {
+                Ok(dialled) => moved |= dialled,
+                Err(end) => return Poll::Ready(Left::Ended(end)),
             }
             moved |= self.poll_dials(cx);
             // Before new requests are read, which a connection that has ended is not to be given.
@@ -163,7 +187,10 @@ impl H2 {
             session.original.not_needed();
             session.head_complete();
         }
-        if let Err(end) = session.original.poll(cx) {
+        // A dial that ends here would not be taken note of.
+        if !self.dialling
+            && let Err(end) = session.original.poll(cx)
+        {
             return Poll::Ready(end);
         }
         // Of several in a row each has its own time.
@@ -242,6 +269,34 @@ impl H2 {
         moved
     }
 
+    /// Takes note of the original destination having been connected to, or not; whether anything has happened.
+    fn poll_original_dial(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Result<bool, End> {
+        if !self.dialling {
+            return Ok(false);
+        }
+        if self.mux.is_mixed() {
+            // Others are served, whatever becomes of it.
+            session.original.request_read();
+        }
+        session.original.poll(cx)?;
+        if session.original.is_dialing() {
+            let late = self.greet.as_mut().is_some_and(|greet| greet.as_mut().poll(cx).is_ready());
+            if late {
+                self.greet = None;
+                self.mux.greet(&mut self.legs);
+            }
+            return Ok(late);
+        }
+        (self.dialling, self.greet) = (false, None);
+        self.original = session.original.take_open();
+        match self.original {
+            Some(_) => self.mux.original_opened(&mut self.legs),
+            None => self.mux.original_unreachable(&mut self.legs),
+        }
+        self.legs.follow(&mut self.mux);
+        Ok(true)
+    }
+
     /// Takes note of upstreams that were connected to, or cannot be.
     fn poll_dials(&mut self, cx: &mut Context<'_>) -> bool {
         let mut moved = false;
@@ -289,6 +344,11 @@ impl H2 {
     fn left(&mut self, session: &Session) -> Option<Left> {
         let client_done = self.mux.out(Leg::Client).is_none_or(|out| out.is_empty());
         let original_done = self.mux.out(Leg::Original).is_none_or(|out| out.is_empty());
+        if self.mux.is_opaque() && self.dialling {
+            // What is to be sent to it waits for the connection, as long as the client does.
+            let read = session.client.ended;
+            return client_done.then_some(Left::Relay { read, original_ended: false });
+        }
         if self.mux.is_opaque() {
             let read = session.client.ended || self.original_ended;
             return (client_done && original_done)
@@ -354,6 +414,15 @@ fn drop_out(mux: &mut Mux<Arc<Tally>>, leg: Leg) -> bool {
         out.clear();
     }
     true
+}
+
+/// Sends the original destination all that waits for it.
+fn poll_send_all(cx: &mut Context<'_>, conn: &Conn, mux: &mut Mux<Arc<Tally>>) -> Poll<std::io::Result<()>> {
+    match send(mux, Leg::Original, conn, cx) {
+        Err(error) => Poll::Ready(Err(error)),
+        Ok(_) if mux.out(Leg::Original).is_none_or(|out| out.is_empty()) => Poll::Ready(Ok(())),
+        Ok(_) => Poll::Pending,
+    }
 }
 
 fn send(mux: &mut Mux<Arc<Tally>>, leg: Leg, conn: &Conn, cx: &mut Context<'_>) -> std::io::Result<bool> {

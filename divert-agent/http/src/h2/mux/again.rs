@@ -5,24 +5,25 @@
 //! response nothing has come; these once.
 
 use super::stream::{Again, Request, Waiting};
-use super::{Host, Leg, MAX_AGAIN, Mux, Up, UpId};
+use super::{Host, Leg, Mux, Up, UpId};
 
 impl<T> Mux<T> {
     /// Keeps the head of a request that was sent and may be sent once more, if there is room.
     pub(super) fn keep_again(&mut self, id: u32, again: Again) {
-        if self.again + again.block.len() > MAX_AGAIN {
+        if !self.account.may_keep(again.block.len()) {
             return;
         }
         if let Some(stream) = self.streams.get_mut(&id) {
-            self.again += again.block.len();
             stream.again = Some(Box::new(again));
+            self.account.update(stream);
         }
     }
 
     /// A request is not to be sent once more.
     pub(super) fn drop_again(&mut self, id: u32) {
-        if let Some(again) = self.streams.get_mut(&id).and_then(|stream| stream.again.take()) {
-            self.again -= again.block.len();
+        if let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.again.is_some()) {
+            stream.again = None;
+            self.account.update(stream);
         }
     }
 
@@ -58,13 +59,13 @@ impl<T> Mux<T> {
             let Some(stream) = self.streams.get_mut(id) else { continue };
             let Some(again) = stream.again.take() else { continue };
             let Again { block, credit } = *again;
-            self.again -= block.len();
             stream.request = Request::Ended;
             stream.waiting = Some(Box::new(Waiting {
                 block,
                 end: true,
                 token: None,
                 credit,
+                extended: false,
                 repeatable: false,
                 moved: false,
             }));
@@ -77,6 +78,7 @@ impl<T> Mux<T> {
             if let Some(waiting) = &mut stream.waiting {
                 waiting.moved = true;
             }
+            self.account.update(stream);
         }
         self.ups.insert(to, next);
     }

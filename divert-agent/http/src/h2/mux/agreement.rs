@@ -36,6 +36,8 @@ struct Unacked {
     settings: Settings,
     /// Windows become smaller: the client holds everyone to it from the acknowledgement on.
     shrinks: bool,
+    /// We have acknowledged it, as the original was still being dialled.
+    early: bool,
 }
 
 /// What the original's acknowledgement means.
@@ -48,6 +50,8 @@ pub(super) enum Acknowledged {
     InOrder(Settings),
     /// It waits until everybody keeps to it.
     Later,
+    /// The client has it already.
+    Early,
     /// Of settings that nobody has sent.
     Unasked,
 }
@@ -104,16 +108,19 @@ impl Agreement {
         self.initial_window = settings.initial_window_size.unwrap_or(before);
         self.max_header_list = settings.max_header_list_size.or(self.max_header_list);
         let shrinks = self.initial_window < before;
-        self.unacked_client.push_back(Unacked { settings, shrinks });
+        self.unacked_client.push_back(Unacked { settings, shrinks, early: false });
         Ok(())
     }
 
     /// The original has acknowledged settings of the client. `owed`: somebody may still send by larger windows. `blocks`:
     /// blocks of the original are held.
     pub(super) fn original_acknowledged(&mut self, owed: bool, blocks: bool) -> Acknowledged {
-        let Some(Unacked { settings, shrinks }) = self.unacked_client.pop_front() else {
+        let Some(Unacked { settings, shrinks, early }) = self.unacked_client.pop_front() else {
             return Acknowledged::Unasked;
         };
+        if early {
+            return Acknowledged::Early;
+        }
         let of_table = settings.header_table_size.is_some();
         if of_table {
             if blocks { Acknowledged::InOrder(settings) } else { Acknowledged::Now(settings) }
@@ -123,6 +130,16 @@ impl Agreement {
         } else {
             Acknowledged::Now(settings)
         }
+    }
+
+    /// The next to be acknowledged before the original has, if that may be.
+    pub(super) fn acknowledge_early(&mut self, owed: bool) -> Option<Settings> {
+        let unacked = self.unacked_client.iter_mut().find(|unacked| !unacked.early)?;
+        if unacked.shrinks && owed || !self.held.is_empty() {
+            return None;
+        }
+        unacked.early = true;
+        Some(unacked.settings)
     }
 
     /// One whose acknowledgement was held, the oldest.
@@ -137,7 +154,8 @@ impl Agreement {
 
     /// The original will acknowledge no more.
     pub(super) fn original_ended(&mut self) {
-        self.held.extend(self.unacked_client.drain(..).map(|unacked| unacked.settings));
+        let unacked = self.unacked_client.drain(..).filter(|unacked| !unacked.early);
+        self.held.extend(unacked.map(|unacked| unacked.settings));
     }
 
     /// The client's settings count from here on. Whether its windows have changed by that.
@@ -152,7 +170,8 @@ impl Agreement {
     /// The window for new streams that the client is certain to have in mind: it may count a larger one only from the
     /// acknowledgement on, and a smaller one too.
     pub(super) fn certain_initial(&self) -> u32 {
-        let unacked = self.unacked_client.iter().map(|unacked| &unacked.settings).chain(&self.held);
+        let unacked = self.unacked_client.iter().filter(|unacked| !unacked.early);
+        let unacked = unacked.map(|unacked| &unacked.settings).chain(&self.held);
         let sizes = unacked.filter_map(|settings| settings.initial_window_size);
         sizes.chain([self.client_initial]).min().unwrap_or(0)
     }

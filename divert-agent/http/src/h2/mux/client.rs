@@ -1,13 +1,14 @@
 //! Frames of the client.
 
 use super::data::DataIn;
-use super::stream::Request;
+use super::ping::{Open, Ping};
+use super::stream::{Request, Response, Stream};
 use super::{
-    Drain, Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Whose, is_clients, rst_stream, well_formed,
-    window_update,
+    Destination, Drain, Handling, Host, Leg, MAX_BLOCK, Mode, Mux, SOFT, Whose, is_clients, rst_stream,
+    well_formed, window_update,
 };
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
-use crate::h2::settings::{self, Settings};
+use crate::h2::settings::Settings;
 
 /// What a PING of ours says.
 pub(super) const DRAIN_PING: &[u8] = b"divert\x00\x01";
@@ -25,12 +26,16 @@ impl<T> Mux<T> {
         if self.preface > 0 {
             let (preface, rest) = bytes.split_at(bytes.len().min(self.preface));
             self.preface -= preface.len();
-            if self.original_alive {
+            if self.original_alive() {
                 self.original.out.push(preface);
             }
             bytes = rest;
         }
         while matches!(self.mode, Mode::Transparent | Mode::Mixed) {
+            // A few bytes can stand for many.
+            if self.mode == Mode::Mixed && !self.has_room(Leg::Client) {
+                return self.client.rest.push(bytes);
+            }
             let Some(piece) = self.client.reader.next(&mut bytes) else { return };
             let handled = match piece {
                 Piece::Begin(frame) => self.client_begins(frame),
@@ -160,7 +165,7 @@ impl<T> Mux<T> {
             }
             kind::WINDOW_UPDATE => return self.client_window(frame, payload),
             kind::RST_STREAM => return self.client_reset(frame, payload),
-            kind::PING if self.client_ping(frame, payload) => return Ok(()),
+            kind::PING if self.client_ping(frame, payload, host) => return Ok(()),
             kind::PRIORITY if self.mode == Mode::Mixed && depends_on(payload) == Some(frame.stream) => {
                 return Err(code::PROTOCOL_ERROR);
             }
@@ -174,7 +179,7 @@ impl<T> Mux<T> {
 
     /// Passes a frame on to the original destination as it came.
     fn pass_up(&mut self, payload: &[u8]) {
-        if self.original_alive {
+        if self.original_alive() {
             self.original.out.push(self.client.reader.header());
             self.original.out.push(payload);
         }
@@ -241,16 +246,8 @@ impl<T> Mux<T> {
             return Ok(whose);
         }
         let settings = Settings::read(payload)?;
-        self.agreement.client_announced(settings, self.ordered_acks)?;
-        if let Some(list) = settings.max_header_list_size {
-            let mut told = Vec::new();
-            settings::put(&mut told, settings::MAX_HEADER_LIST_SIZE, list);
-            for up in self.ups.values_mut().filter(|up| up.open) {
-                super::frame(&mut up.side.out, kind::SETTINGS, 0, 0, &told);
-                up.unacked.push_back(up.told);
-            }
-        }
-        if !self.original_alive {
+        self.agreement.client_announced(settings, self.block_order.acks())?;
+        if !self.original_alive() {
             self.agreement.original_ended();
             self.release_acks();
             return Ok(Whose::Ours);
@@ -267,7 +264,7 @@ impl<T> Mux<T> {
             }
             let rest = self.ledger.granted(credit)?;
             if self.mode == Mode::Mixed {
-                if rest > 0 && self.original_alive {
+                if rest > 0 && self.original_alive() {
                     window_update(&mut self.original.out, 0, rest);
                 }
                 return Ok(());
@@ -292,7 +289,13 @@ impl<T> Mux<T> {
                         again.credit = again.credit.saturating_add(credit).min(STREAM_MASK);
                     }
                     if let Some(up) = self.ups.get_mut(&id) {
-                        window_update(&mut up.side.out, frame.stream, credit);
+                        if up.side.out.len() < SOFT {
+                            window_update(&mut up.side.out, frame.stream, credit);
+                        } else {
+                            // As one frame, when it reads: it must not fill its queue.
+                            up.late_credit = true;
+                            stream.late_credit = stream.late_credit.saturating_add(credit).min(STREAM_MASK);
+                        }
                     }
                 }
                 (None, _) => self.pass_up(payload),
@@ -349,19 +352,40 @@ impl<T> Mux<T> {
     }
 
     /// Whether a PING is none of the original's business.
-    fn client_ping(&mut self, frame: Frame, payload: &[u8]) -> bool {
-        if frame.has(flag::ACK) && payload == DRAIN_PING && matches!(self.drain, Drain::Asked | Drain::Heard)
-        {
-            self.drain_answered();
-            return true;
+    fn client_ping<H: Host<Token = T>>(&mut self, frame: Frame, payload: &[u8], host: &mut H) -> bool {
+        if frame.has(flag::ACK) {
+            let ours = payload == DRAIN_PING && matches!(self.drain, Drain::Asked | Drain::Heard);
+            if ours {
+                self.drain_answered();
+            }
+            return ours || !self.original_alive();
         }
-        if self.original_alive {
-            return false;
-        }
-        if !frame.has(flag::ACK) && payload.len() == 8 {
+        let ping = match self.destination {
+            Destination::Gone => Ping::Answer,
+            // It is not known to be dead, and the client was told that somebody is there.
+            Destination::Dialling if self.greeted || self.mode == Mode::Mixed => Ping::Answer,
+            Destination::Open if self.mode == Mode::Mixed => {
+                let open = self.whose_are_open();
+                self.pings.received(host.now(), open)
+            }
+            Destination::Dialling | Destination::Open => Ping::Pass,
+        };
+        if ping == Ping::Answer {
             super::frame(self.client_queue(), kind::PING, flag::ACK, 0, payload);
         }
-        true
+        ping != Ping::Pass
+    }
+
+    fn whose_are_open(&self) -> Open {
+        let is_originals =
+            |stream: &Stream<T>| stream.leg == Leg::Original && stream.response != Response::Cut;
+        if self.streams.is_empty() {
+            Open::Nobody
+        } else if self.streams.values().any(is_originals) {
+            Open::Original
+        } else {
+            Open::Others
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use super::client::DRAIN_PING;
 use super::stream::{Chunk, Request, Response, Stream};
-use super::{Answer, Drain, Fate, Host, Leg, Mode, Mux, Order, UpId, frame, goaway, is_clients, rst_stream};
+use super::{
+    Answer, Destination, Drain, Fate, Host, Leg, Mode, Mux, UpId, frame, goaway, is_clients, rst_stream,
+};
 use crate::h2::frame::{STREAM_MASK, code, kind};
 
 impl<T> Mux<T> {
@@ -32,10 +34,10 @@ impl<T> Mux<T> {
 
     /// Forgets a stream, and gives back credit for what was held of it.
     pub(super) fn forget(&mut self, id: u32) -> Option<Stream<T>> {
-        self.up_pending.remove(&id);
-        self.down_pending.remove(&id);
-        self.drop_again(id);
+        self.up_turns.remove(id);
+        self.down_turns.remove(id);
         let mut stream = self.streams.remove(&id)?;
+        self.account.remove(&mut stream);
         match stream.leg {
             Leg::Up(up_id) => {
                 if let Some(up) = self.ups.get_mut(&up_id) {
@@ -52,8 +54,6 @@ impl<T> Mux<T> {
             Leg::Original | Leg::Client => {}
         }
         if let Some(held) = stream.held.take() {
-            self.held_up -= held.up.len();
-            self.held_down -= held.down_len;
             self.give_back(Leg::Client, held.unreturned(stream.leg));
             let data = held.down.iter().map(|chunk| match chunk {
                 Chunk::Data { bytes, .. } => bytes.len(),
@@ -84,11 +84,9 @@ impl<T> Mux<T> {
             }
             matches!(chunk, Chunk::Frames { .. })
         });
-        let len = held.down.iter().map(Chunk::cost).sum();
-        self.held_up -= up;
-        self.held_down = self.held_down - held.down_len + len;
-        held.down_len = len;
-        self.up_pending.remove(&id);
+        held.down_len = held.down.iter().map(Chunk::cost).sum();
+        self.account.update(stream);
+        self.up_turns.remove(id);
         self.give_back(Leg::Client, up);
         self.give_back(Leg::Original, down);
     }
@@ -119,8 +117,9 @@ impl<T> Mux<T> {
         // Behind a response that is complete, as "no more of the request is needed" is (RFC 9113 8.1), and behind
         // blocks that other responses build on.
         if let Some(stream) = self.streams.get_mut(&id) {
-            self.held_down += stream.held().push_reset(code);
-            self.down_pending.insert(id);
+            stream.held().push_reset(code);
+            self.account.update(stream);
+            self.down_turns.insert(id);
         }
     }
 
@@ -142,14 +141,14 @@ impl<T> Mux<T> {
     pub fn ended<H: Host<Token = T>>(&mut self, leg: Leg, host: &mut H) {
         match leg {
             Leg::Client => return,
-            Leg::Original if !self.original_alive => return,
+            Leg::Original if !self.original_alive() => return,
             Leg::Original => {
                 if self.is_passing() {
                     // Half of a frame cannot be taken back.
                     return self.fail(code::INTERNAL_ERROR);
                 }
-                self.original_alive = false;
-                self.mode = Mode::Mixed;
+                self.destination = Destination::Gone;
+                self.enter_mixed(self.last_client.saturating_add(1));
                 self.ledger.original_ended();
                 self.agreement.original_ended();
             }
@@ -173,7 +172,8 @@ impl<T> Mux<T> {
                     self.cut(id);
                 }
                 if let Some(stream) = self.streams.get_mut(&id).filter(|_| !told) {
-                    self.held_down += stream.held().push_reset(code::INTERNAL_ERROR);
+                    stream.held().push_reset(code::INTERNAL_ERROR);
+                    self.account.update(stream);
                 }
                 continue;
             }
@@ -191,24 +191,21 @@ impl<T> Mux<T> {
                 _ => rst_stream(self.client_queue(), id, code::INTERNAL_ERROR),
             }
         }
-        self.block_order.retain(|of| match of {
-            Order::Block(id) => self.streams.contains_key(id),
-            Order::Ack(_) => true,
-        });
+        self.block_order.retain(|id| self.streams.contains_key(&id));
         self.pass_acks();
         match leg {
             Leg::Up(id) => return self.closed(id, host),
             _ => self.leave(code::NO_ERROR),
         }
         self.release_acks();
-        self.pump(host);
+        self.go_on(host);
     }
 
     /// The connection to an upstream is closed and has no streams: nobody waits any more for what it owes.
     pub fn closed<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
         self.ups.remove(&id);
         self.release_acks();
-        self.pump(host);
+        self.go_on(host);
     }
 
     /// Responses that came whole are still delivered when their server has gone; the rest of their requests is not
@@ -222,17 +219,17 @@ impl<T> Mux<T> {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             if stream.request == Request::Open {
                 stream.request = Request::Unwanted;
-                self.held_down += stream.held().push_reset(code::NO_ERROR);
+                stream.held().push_reset(code::NO_ERROR);
             } else if stream.request == Request::Ended {
                 stream.request = Request::Closed;
             }
             let held = stream.held();
-            let (dropped, unreturned) = (held.up.len(), held.unreturned(leg));
+            let unreturned = held.unreturned(leg);
             held.owed = 0;
             held.up.clear();
             held.trailers = None;
-            self.held_up -= dropped;
-            self.up_pending.remove(&id);
+            self.account.update(stream);
+            self.up_turns.remove(id);
             self.give_back(Leg::Client, unreturned);
         }
     }
@@ -241,12 +238,13 @@ impl<T> Mux<T> {
     /// for which it is too late, as later ones have, are refused. Nobody waits to see which it will be.
     pub fn unreachable<H: Host<Token = T>>(&mut self, id: UpId, answer: &Answer, host: &mut H) {
         let Some(up) = self.ups.remove(&id) else { return };
+        let original = up.shared && self.original_alive();
         for id in up.waiting {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            let original = up.shared && self.original_alive;
             if original && stream.may_turn() && id > self.last_original {
                 stream.leg = Leg::Original;
                 stream.held().owed = 0;
+                self.account.update(stream);
                 self.open_stream(id, 0, Fate::Original, host);
                 continue;
             }
@@ -262,7 +260,7 @@ impl<T> Mux<T> {
             }
             self.answer(id, &stream, answer);
         }
-        self.pump(host);
+        self.go_on(host);
     }
 
     /// An error of the connection: the client gets a GOAWAY that says so, and nothing after it.

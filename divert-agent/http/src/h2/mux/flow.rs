@@ -5,7 +5,7 @@
 //! [`ledger`](super::ledger)'s.
 
 use super::stream::{Request, Response};
-use super::{Leg, Mux, Order, frame, window_update};
+use super::{Leg, MAX_UNACKED, Mux, SOFT, frame, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::{self, Settings};
 
@@ -32,13 +32,45 @@ impl<T> Mux<T> {
         if self.ups.is_empty() {
             return;
         }
-        let initial = self.agreement.certain_initial();
-        for up in self.ups.values_mut().filter(|up| up.open && up.told != initial) {
+        let (initial, list) = (self.agreement.certain_initial(), self.agreement.max_header_list());
+        for up in self.ups.values_mut().filter(|up| up.open) {
+            up.untold = up.told != initial || up.told_list != list;
+            // One that does not read is told once, when it does.
+            if !up.untold || up.side.out.len() >= SOFT || up.unacked.len() >= MAX_UNACKED {
+                continue;
+            }
             let mut payload = Vec::new();
             settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
+            if let Some(list) = list {
+                settings::put(&mut payload, settings::MAX_HEADER_LIST_SIZE, list);
+            }
             frame(&mut up.side.out, kind::SETTINGS, 0, 0, &payload);
-            up.told = initial;
+            (up.told, up.told_list, up.untold) = (initial, list, false);
             up.unacked.push_back(initial);
+        }
+    }
+
+    /// Tells upstreams that read again what had to wait: the client's settings, and its credit for streams.
+    pub(super) fn tell_late(&mut self) {
+        if self.ups.values().any(|up| up.untold && up.side.out.len() < SOFT) {
+            self.tell_windows();
+        }
+        for (id, up) in &mut self.ups {
+            if !up.late_credit || up.side.out.len() >= SOFT {
+                continue;
+            }
+            up.late_credit = false;
+            let late = self.streams.iter_mut().filter(|(_, it)| it.leg == Leg::Up(*id) && it.late_credit > 0);
+            for (id, stream) in late {
+                window_update(&mut up.side.out, *id, std::mem::take(&mut stream.late_credit));
+            }
+        }
+    }
+
+    /// Acknowledges settings of the client for an original that is still being dialled.
+    pub(super) fn acknowledge_early(&mut self) {
+        while let Some(settings) = self.agreement.acknowledge_early(self.is_owed_larger_windows()) {
+            self.acknowledge(&settings);
         }
     }
 
@@ -107,7 +139,7 @@ impl<T> Mux<T> {
             window_update(self.client_queue(), 0, credit);
         }
         if let Some(credit) = self.ledger.for_original()
-            && self.original_alive
+            && self.original_alive()
         {
             window_update(&mut self.original.out, 0, credit);
         }
@@ -115,7 +147,7 @@ impl<T> Mux<T> {
 
     /// Somebody has not heard yet that the client's windows are smaller, or sent what is held before it did.
     pub(super) fn is_owed_larger_windows(&self) -> bool {
-        self.held_down > 0 || self.ups.values().any(|up| !up.unacked.is_empty())
+        self.account.holds_down() || self.ups.values().any(|up| up.untold || !up.unacked.is_empty())
     }
 
     /// The client's settings count.
@@ -134,9 +166,7 @@ impl<T> Mux<T> {
 
     /// Blocks before an acknowledgement have left: so may it.
     pub(super) fn pass_acks(&mut self) {
-        while let Some(Order::Ack(settings)) = self.block_order.front().copied() {
-            self.block_order.pop_front();
-            self.ordered_acks -= 1;
+        while let Some(settings) = self.block_order.pop_ack() {
             self.acknowledge(&settings);
         }
     }

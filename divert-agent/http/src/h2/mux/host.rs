@@ -1,5 +1,7 @@
 //! Who decides, and about what.
 
+use std::time::Duration;
+
 use super::Answer;
 use crate::baggage::KeyNames;
 use crate::h2::fields::RequestView;
@@ -77,6 +79,10 @@ pub trait Host {
     /// to another, of which `sent` were sent to it. Not seen yet, as ids must rise on a connection; none where there is
     /// nobody to connect to.
     fn again(&mut self, id: UpId, sent: usize) -> Option<UpId>;
+    /// The answer to an extended CONNECT (RFC 8441) for a server that does not offer it.
+    fn no_connect(&mut self, id: UpId) -> Answer;
+    /// The time by a clock that only goes forward.
+    fn now(&mut self) -> Duration;
     /// The answer to a request whose server has gone, or never was there.
     fn lost(&mut self, leg: Leg) -> Answer;
 }

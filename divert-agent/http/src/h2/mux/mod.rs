@@ -13,29 +13,34 @@
 //! - `client`, `original`, `upstream`: frames by where they come from
 //! - `request`: a request's head, from its block to a leg
 //! - `data`: DATA on its way in, without padding
-//! - `pump`: what waits for a window
+//! - `pump`: what waits for a window; `schedule`: in which order; `account`: how much that may be
 //! - `agreement`: what the two sides have announced by SETTINGS
 //! - `ledger`: credit for connections, who has used it and who is owed some; `flow`: credit for streams
 //! - `end`: streams and legs that end
 //! - `again`: streams whose upstream is lost, and that go to another connection
 //! - `answer`: answers of our own
+//! - `ping`: which PINGs are the original's
 //! - `side`: a leg's bytes
 //! - `stream`: what is known of a stream; `state`: what is to be known from outside
 //! - `write`: frames of our own
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::fields::Fields;
 use super::frame::{Frame, PREFACE, code, flag, kind};
 use super::hpack::Decoder;
 use super::queue::Queue;
 use super::settings::{self, Settings};
+use account::Account;
 use agreement::{Agreement, Whose};
 use ledger::{Ledger, UpstreamWindow};
+use ping::Pings;
+use schedule::{BlockOrder, Turns};
 use side::{Block, Handling, Side};
 use stream::Stream;
 use write::{frame, goaway, headers, put_table, rst_stream, window_update};
 
+mod account;
 mod again;
 mod agreement;
 mod answer;
@@ -46,14 +51,20 @@ mod flow;
 mod host;
 mod ledger;
 mod original;
+mod ping;
 mod pump;
 mod request;
+mod schedule;
 mod side;
 mod state;
 mod stream;
 mod upstream;
 mod write;
 
+pub use account::{
+    MAX_AGAIN, MAX_ORIGINAL_DOWN, MAX_ORIGINAL_UP, MAX_UPSTREAM, MAX_UPSTREAM_DOWN, MAX_UPSTREAMS,
+    MAX_UPSTREAMS_DOWN, SHARE, TIGHT,
+};
 pub use answer::Answer;
 pub use host::{Fate, Host, Leg, Route, UpId, Verdict};
 
@@ -61,22 +72,17 @@ pub use host::{Fate, Host, Leg, Route, UpId, Verdict};
 pub const SOFT: usize = 64 * 1024;
 /// ... nor while more than this waits to be sent to itself: what it asks for is answered no faster than it reads.
 pub const HARD: usize = 256 * 1024;
-/// Most bytes of one stream that are held for a window, past which its sender is not read.
-pub const MAX_HELD_STREAM: usize = 1 << 20;
-/// ... and of all streams in one direction.
-pub const MAX_HELD: usize = 4 << 20;
 /// Most bytes of one header block, frame headers included.
 pub const MAX_BLOCK: usize = 2 * crate::MAX_HEAD;
-/// Most streams that wait for one upstream; one more is refused.
-pub const MAX_WAITING: usize = 100;
-/// Most bytes of heads that are kept of one connection's requests, to be sent once more.
-pub const MAX_AGAIN: usize = 256 * 1024;
 /// Most streams of one connection that are followed.
 pub const MAX_STREAMS: usize = 16 * 1024;
 /// The connection window that a diverted upstream is given.
 pub(crate) const UP_WINDOW: u32 = 256 * 1024;
-/// Streams that an upstream is taken to allow before its SETTINGS have come (RFC 9113 6.5.2 recommends no less).
-const FIRST_STREAMS: u32 = 100;
+/// Streams that a developer's service is given before its SETTINGS have come, which may allow no more: not every client
+/// tries again what is refused.
+const FIRST_STREAMS: u32 = 1;
+/// Streams that a client may have open where there is no original to say (RFC 9113 6.5.2 recommends no less).
+const STREAMS_ALONE: u32 = 100;
 /// Most SETTINGS of one side that the other has not acknowledged.
 const MAX_UNACKED: usize = 1000;
 
@@ -119,6 +125,13 @@ struct Up {
     kept_to: u32,
     /// What it was told with each of the SETTINGS that it has not acknowledged.
     unacked: VecDeque<u32>,
+    /// The longest header list of the client, as it was told; and whether it is to be told anew.
+    told_list: Option<u32>,
+    untold: bool,
+    /// It takes extended CONNECT (RFC 8441 3).
+    connects: bool,
+    /// Credit for its streams waits for room in its queue.
+    late_credit: bool,
 }
 
 /// One client connection.
@@ -131,8 +144,10 @@ pub struct Mux<T> {
     streams: BTreeMap<u32, Stream<T>>,
     /// Bytes of the client's preface that have not come.
     preface: usize,
-    /// The original destination is there.
-    original_alive: bool,
+    /// What is known of the connection to the original destination.
+    destination: Destination,
+    /// Requests for it whose fate its dial will tell.
+    unsettled: Vec<T>,
     /// The highest stream that was opened on it: ids rise on each leg.
     last_original: u32,
     /// Follows the client's encoder.
@@ -155,31 +170,26 @@ pub struct Mux<T> {
     agreement: Agreement,
     /// The client has been sent SETTINGS, which must come before all else (RFC 9113 3.4).
     greeted: bool,
-    /// Streams with something held, up and down; where the turns are; how much it is.
-    up_pending: BTreeSet<u32>,
-    down_pending: BTreeSet<u32>,
-    up_turn: u32,
-    down_turn: u32,
-    held_up: usize,
-    held_down: usize,
-    /// Bytes of heads that are kept.
-    again: usize,
-    /// Streams of the original whose blocks are held, in the order of the blocks.
-    block_order: VecDeque<Order>,
-    /// Acknowledgements among them.
-    ordered_acks: usize,
+    /// Streams with something held, up and down; the order of the original's blocks; and what it is altogether.
+    up_turns: Turns,
+    down_turns: Turns,
+    block_order: BlockOrder,
+    account: Account,
     /// Upstreams on which a stream has ended while others wait.
     freed: Vec<UpId>,
     drain: Drain,
+    pings: Pings,
 }
 
-/// What of the original's is held in its order.
+/// What is known of the connection to the original destination.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Order {
-    /// A header block of a stream, which may build on those before.
-    Block(u32),
-    /// An acknowledgement, from which on blocks are written by another table.
-    Ack(Settings),
+enum Destination {
+    /// It is being dialled. What is for it waits.
+    Dialling,
+    /// It is there.
+    Open,
+    /// It has ended, or never was there.
+    Gone,
 }
 
 /// How far the end of the connection has been announced.
@@ -211,7 +221,8 @@ impl<T> Mux<T> {
             ups: BTreeMap::new(),
             streams: BTreeMap::new(),
             preface: PREFACE.len(),
-            original_alive: true,
+            destination: Destination::Open,
+            unsettled: Vec::new(),
             last_original: 0,
             decoder: Decoder::default(),
             fields: Fields::default(),
@@ -224,44 +235,130 @@ impl<T> Mux<T> {
             ledger: Ledger::default(),
             agreement: Agreement::default(),
             greeted: false,
-            up_pending: BTreeSet::new(),
-            down_pending: BTreeSet::new(),
-            up_turn: 0,
-            down_turn: 0,
-            held_up: 0,
-            held_down: 0,
-            again: 0,
-            block_order: VecDeque::new(),
-            ordered_acks: 0,
+            up_turns: Turns::default(),
+            down_turns: Turns::default(),
+            block_order: BlockOrder::default(),
+            account: Account::default(),
             freed: Vec::new(),
             drain: Drain::No,
+            pings: Pings::default(),
         }
     }
 
     /// A connection whose original destination cannot be connected to: the client is served here, and requests that
     /// are not diverted are answered with [`Host::lost`].
     pub fn without_original() -> Self {
-        let mut mux =
-            Self { original_alive: false, mode: Mode::Mixed, first_mixed: 1, greeted: true, ..Self::new() };
-        let mut payload = Vec::new();
-        settings::put(&mut payload, settings::MAX_CONCURRENT_STREAMS, FIRST_STREAMS);
-        frame(&mut mux.client.out, kind::SETTINGS, 0, 0, &payload);
-        let settings = Settings { max_concurrent_streams: Some(FIRST_STREAMS), ..Settings::default() };
-        // The first of all.
-        let _ = mux.agreement.client_told(Whose::Ours, settings);
+        let mut mux = Self::new();
+        mux.begin_alone();
         mux
+    }
+
+    /// A connection whose original destination is still being dialled. What is for it waits until
+    /// [`Self::original_opened`] or [`Self::original_unreachable`]; other requests do not.
+    pub fn dialling() -> Self {
+        Self { destination: Destination::Dialling, ..Self::new() }
+    }
+
+    /// The original destination was connected to.
+    pub fn original_opened<H: Host<Token = T>>(&mut self, host: &mut H) {
+        if self.destination == Destination::Dialling {
+            self.destination = Destination::Open;
+            self.unsettled.drain(..).for_each(|token| host.settle(token, Fate::Original));
+        }
+    }
+
+    /// The original destination cannot be connected to. What waits for it is answered with [`Host::lost`]; where that is
+    /// nothing the client is served here.
+    pub fn original_unreachable<H: Host<Token = T>>(&mut self, host: &mut H) {
+        if self.destination != Destination::Dialling {
+            return;
+        }
+        self.original.out.clear();
+        self.unsettled.drain(..).for_each(|token| host.settle(token, Fate::Unavailable));
+        if self.mode == Mode::Opaque {
+            return;
+        }
+        if self.last_original > 0 {
+            return self.ended(Leg::Original, host);
+        }
+        self.begin_alone();
+        self.agreement.original_ended();
+        self.release_acks();
+        self.go_on(host);
+    }
+
+    /// There is no original.
+    fn begin_alone(&mut self) {
+        self.destination = Destination::Gone;
+        if self.mode == Mode::Transparent {
+            self.enter_mixed(self.last_client + 1);
+        }
+        if self.greeted {
+            return;
+        }
+        self.greeted = true;
+        let mut payload = Vec::new();
+        settings::put(&mut payload, settings::MAX_CONCURRENT_STREAMS, STREAMS_ALONE);
+        frame(&mut self.client.out, kind::SETTINGS, 0, 0, &payload);
+        let settings = Settings { max_concurrent_streams: Some(STREAMS_ALONE), ..Settings::default() };
+        // The first of all, so there are not too many.
+        let _ = self.agreement.client_told(Whose::Ours, settings);
+    }
+
+    /// Says the server's part of the connection preface in the place of an original that is still being dialled: clients
+    /// may wait for it before they send a request.
+    pub fn greet<H: Host<Token = T>>(&mut self, host: &mut H) {
+        if self.destination == Destination::Dialling && self.preface == 0 && self.mode != Mode::Opaque {
+            self.client_queue();
+            self.acknowledge_early();
+            self.go_on(host);
+        }
+    }
+
+    /// The original destination may still be sent something.
+    fn original_alive(&self) -> bool {
+        self.destination != Destination::Gone
     }
 
     /// Takes bytes of a leg.
     pub fn receive<H: Host<Token = T>>(&mut self, leg: Leg, bytes: &[u8], host: &mut H) {
         match leg {
+            Leg::Client if !self.client.rest.is_empty() => self.client.rest.push(bytes),
             Leg::Client => self.client_bytes(bytes, host),
             Leg::Original => self.original_bytes(bytes, host),
             Leg::Up(id) => self.up_bytes(id, bytes, host),
         }
-        if self.mode == Mode::Mixed {
+        self.go_on(host);
+    }
+
+    /// Sends what can be sent, and reads on where that was to wait for room.
+    fn go_on<H: Host<Token = T>>(&mut self, host: &mut H) {
+        if self.mode != Mode::Mixed {
+            return;
+        }
+        self.pump(host);
+        while let Some(leg) = self.left_to_read() {
+            let mut rest = match leg {
+                Leg::Up(id) => self.ups.get_mut(&id).map(|up| std::mem::take(&mut up.side.rest)),
+                _ => Some(std::mem::take(&mut self.client.rest)),
+            };
+            let bytes = rest.as_mut().map_or(&[][..], |rest| rest.bytes());
+            match leg {
+                Leg::Up(id) => self.up_bytes(id, bytes, host),
+                _ => self.client_bytes(bytes, host),
+            }
+            if self.mode != Mode::Mixed {
+                return;
+            }
             self.pump(host);
         }
+    }
+
+    /// A leg of which something was received and not read, and for which there is room.
+    fn left_to_read(&self) -> Option<Leg> {
+        let ups = self.ups.iter().filter(|(_, up)| !up.side.rest.is_empty()).map(|(id, _)| Leg::Up(*id));
+        let client = (!self.client.rest.is_empty()).then_some(Leg::Client);
+        client.into_iter().chain(ups).find(|leg| self.has_room(*leg))
     }
 
     /// What is to be sent to a leg. After some of it was taken, [`Self::sent`] may find more.
@@ -275,32 +372,43 @@ impl<T> Mux<T> {
 
     /// Something was sent: what waited for room goes on.
     pub fn sent<H: Host<Token = T>>(&mut self, host: &mut H) {
-        if self.mode == Mode::Mixed {
-            self.pump(host);
-        }
+        self.go_on(host);
     }
 
     /// Whether a leg is to be read.
     pub fn wants(&self, leg: Leg) -> bool {
+        let nothing_left = match leg {
+            Leg::Client => self.client.rest.is_empty(),
+            Leg::Original => true,
+            Leg::Up(id) => self.ups.get(&id).is_some_and(|up| up.open && up.side.rest.is_empty()),
+        };
+        nothing_left && self.has_room(leg)
+    }
+
+    /// Whether there is room for what a leg sends. No developer's service has a say in whether the client is read.
+    fn has_room(&self, leg: Leg) -> bool {
         match (self.mode, leg) {
             (Mode::Failed, _) => false,
+            (Mode::Transparent | Mode::Opaque, Leg::Client) if self.destination == Destination::Open => {
+                self.original.out.len() < SOFT && self.client.out.len() < HARD
+            }
             (_, Leg::Client) => {
-                let room = if self.mode == Mode::Mixed { HARD } else { SOFT };
+                // While it is dialled, streams that would need more of it are refused.
+                let room = if self.destination == Destination::Dialling { 2 * HARD } else { HARD };
                 self.original.out.len() < room
-                    && self.client.out.len() < HARD
-                    && self.ups.values().all(|up| up.side.out.len() < HARD)
-                    && !self.holds_too_much(self.held_up, leg)
+                    && self.client.out.len() + self.aside.len() < HARD
+                    && self.account.may_send(leg)
             }
             (_, Leg::Original) => {
                 self.client.out.len() + self.aside.len() < SOFT
                     && self.original.out.len() < HARD
-                    && !self.holds_too_much(self.held_down, leg)
+                    && self.account.may_send(leg)
             }
             // Its data is bounded by its window, its blocks are not.
             (_, Leg::Up(id)) => {
                 self.client.out.len() + self.aside.len() < SOFT
-                    && !self.holds_too_much(self.held_down, leg)
-                    && self.ups.get(&id).is_some_and(|up| up.open && up.side.out.len() < HARD)
+                    && self.account.may_send(leg)
+                    && self.ups.get(&id).is_some_and(|up| up.side.out.len() < HARD)
             }
         }
     }

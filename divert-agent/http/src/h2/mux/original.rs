@@ -3,7 +3,7 @@
 use super::agreement::Acknowledged;
 use super::data::DataIn;
 use super::stream::{Chunk, Request, Response};
-use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Order, Whose, frame, goaway, is_clients, rst_stream};
+use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Whose, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, word};
 use crate::h2::hpack::encode;
 use crate::h2::settings::Settings;
@@ -13,7 +13,7 @@ pub(super) const TARGET: &[u8] = b"x-divert-target";
 
 impl<T> Mux<T> {
     pub(super) fn original_bytes<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
-        while matches!(self.mode, Mode::Transparent | Mode::Mixed) && self.original_alive {
+        while matches!(self.mode, Mode::Transparent | Mode::Mixed) && self.original_alive() {
             let Some(piece) = self.original.reader.next(&mut bytes) else { break };
             let handled = match piece {
                 Piece::Begin(frame) => self.original_begins(frame),
@@ -36,6 +36,9 @@ impl<T> Mux<T> {
 
     fn original_begins(&mut self, frame: Frame) -> Result<(), u32> {
         self.original.handling = Handling::Collect;
+        if matches!(frame.kind, kind::DATA | kind::HEADERS) {
+            self.pings.original_spoke();
+        }
         if !self.original.in_order(frame) {
             return Err(code::PROTOCOL_ERROR);
         }
@@ -114,6 +117,7 @@ impl<T> Mux<T> {
 
     fn original_frame(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
         match frame.kind {
+            kind::PING if frame.has(flag::ACK) => self.pings.answered(),
             kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION => {
                 self.original_block(frame, payload);
                 return Ok(());
@@ -236,9 +240,10 @@ impl<T> Mux<T> {
             }
             return;
         }
-        self.held_down += stream.held().push_down(Chunk::Frames { bytes: frames, end });
-        self.block_order.push_back(Order::Block(id));
-        self.down_pending.insert(id);
+        stream.held().push_down(Chunk::Frames { bytes: frames, end });
+        self.account.update(stream);
+        self.block_order.push_block(id);
+        self.down_turns.insert(id);
     }
 
     fn original_settings(&mut self, frame: Frame, payload: &[u8]) -> Result<(), u32> {
@@ -250,12 +255,11 @@ impl<T> Mux<T> {
                 .agreement
                 .original_acknowledged(self.is_owed_larger_windows(), !self.block_order.is_empty())
             {
-                Acknowledged::Later => {}
+                Acknowledged::Later | Acknowledged::Early => {}
                 Acknowledged::Unasked => self.pass_down(payload),
                 Acknowledged::InOrder(settings) => {
                     self.acknowledge_held();
-                    self.block_order.push_back(Order::Ack(settings));
-                    self.ordered_acks += 1;
+                    self.block_order.push_ack(settings);
                 }
                 Acknowledged::Now(settings) => {
                     self.acknowledge_held();

@@ -1,9 +1,13 @@
 //! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
 
 use super::stream::{Chunk, Request, Response, Stream};
-use super::{Host, Leg, MAX_HELD, Mux, Order, SOFT, frame, headers, rst_stream};
+use super::{Destination, Host, Leg, Mux, SOFT, frame, headers, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, code, flag, kind};
 use crate::h2::queue::Queue;
+
+/// Most bytes for whose window the client waits until it is clear whether they are the original's. The window of a
+/// connection has 65,535 at least, and others need some.
+const MAX_UNDECIDED: usize = 32 * 1024;
 
 impl<T> Mux<T> {
     /// DATA of the client, in mixed mode.
@@ -47,32 +51,54 @@ impl<T> Mux<T> {
         self.hold_up(id, data);
     }
 
-    /// Holds DATA of the client. Others must not wait for the window that it has used, so that is given back at once,
-    /// up to a limit. A stream that has not been opened may be tried again, so it is refused at the limit: those that
-    /// are open, and that it waits for, may need the window to end.
+    /// Holds DATA of the client. Others must not wait for the window that it has used, so what is for a developer's service
+    /// is given back at once.
     fn hold_up(&mut self, id: u32, data: &[u8]) {
+        let may_wait = self.may_turn(id) && self.owed() + data.len() <= MAX_UNDECIDED;
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let much = self.held_up + data.len() > MAX_HELD / 2;
-        let mut credit = 0;
-        if let Leg::Up(up) = stream.leg {
-            if much && stream.waiting.is_some() {
-                self.give_back(Leg::Client, data.len());
-                rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
-                self.forget(id);
-                return;
-            }
-            // It may become the original's, whose window it is then.
-            let undecided = stream.may_turn() && self.ups.get(&up).is_some_and(|up| up.shared && !up.open);
-            if much || undecided {
-                stream.held().owed += data.len();
-            } else {
-                credit = data.len();
-            }
-        }
         stream.held().up.push(data);
-        self.held_up += data.len();
-        self.up_pending.insert(id);
-        self.give_back(Leg::Client, credit);
+        let leg = stream.leg;
+        if may_wait {
+            // It may become the original's, whose window it is then.
+            stream.held().owed += data.len();
+        } else if leg != Leg::Original {
+            // Too much to wait for that with the window of all: it is refused where it would have to turn.
+            if let Some(waiting) = &mut stream.waiting {
+                waiting.moved = true;
+            }
+            let owed = std::mem::take(&mut stream.held().owed);
+            self.ledger.owe_client(owed + data.len());
+        }
+        self.account.update(stream);
+        self.up_turns.insert(id);
+        if leg != Leg::Original {
+            self.shed(leg);
+        }
+    }
+
+    /// A stream waits to see whether a service can be connected to, and else goes to the original.
+    fn may_turn(&self, id: u32) -> bool {
+        let Some(stream) = self.streams.get(&id).filter(|stream| stream.may_turn()) else { return false };
+        matches!(stream.leg, Leg::Up(up) if self.ups.get(&up).is_some_and(|up| up.shared && !up.open))
+    }
+
+    /// Bytes for whose window the client waits.
+    fn owed(&self) -> usize {
+        let held = self.up_turns.iter().filter_map(|id| self.streams.get(&id)?.held.as_ref());
+        held.map(|held| held.owed).sum()
+    }
+
+    /// Resets streams that wait for developers' services until what waits for one, and for all, is within its bound.
+    pub(super) fn shed(&mut self, leg: Leg) {
+        while let Some(from) = self.overfull(leg) {
+            let held = (self.streams.iter()).filter(|(_, stream)| stream.leg == from);
+            let most = held.map(|(id, stream)| (stream.cost().up, *id)).max().filter(|(cost, _)| *cost > 0);
+            // What is left is in the queue of its socket, and nothing is added to that.
+            let Some((_, id)) = most else { return };
+            let unsent = self.streams.get(&id).is_some_and(|stream| stream.waiting.is_some());
+            let code = if unsent { code::REFUSED_STREAM } else { code::ENHANCE_YOUR_CALM };
+            self.break_stream(id, code);
+        }
     }
 
     /// DATA of a server, in mixed mode.
@@ -88,8 +114,8 @@ impl<T> Mux<T> {
             return self.give_back(leg, data.len());
         };
         stream.response = if end { Response::Ended } else { Response::Data };
-        if let Some(again) = stream.again.take() {
-            self.again -= again.block.len();
+        if stream.again.take().is_some() {
+            self.account.update(stream);
         }
         let len = data.len();
         if stream.held_nothing_down() && (len == 0 || len <= self.ledger.room()) {
@@ -106,15 +132,15 @@ impl<T> Mux<T> {
                 bytes.push(data);
                 *last = end;
                 held.down_len += len;
-                self.held_down += len;
             }
             _ => {
                 let mut bytes = Queue::default();
                 bytes.push(data);
-                self.held_down += held.push_down(Chunk::Data { bytes, end });
+                held.push_down(Chunk::Data { bytes, end });
             }
         }
-        self.down_pending.insert(id);
+        self.account.update(stream);
+        self.down_turns.insert(id);
     }
 
     /// Bytes of a server go to the client.
@@ -127,6 +153,10 @@ impl<T> Mux<T> {
 
     /// Sends what can be sent.
     pub(super) fn pump<H: Host<Token = T>>(&mut self, host: &mut H) {
+        if self.destination == Destination::Dialling && self.greeted {
+            self.acknowledge_early();
+        }
+        self.tell_late();
         self.release_aside();
         self.pump_down();
         self.pump_up();
@@ -139,11 +169,8 @@ impl<T> Mux<T> {
 
     fn pump_down(&mut self) {
         let mut idle = 0;
-        while idle < self.down_pending.len() && self.client.out.len() + self.aside.len() < SOFT {
-            let turn = self.down_turn;
-            let after = self.down_pending.range(turn.saturating_add(1)..).next();
-            let Some(&id) = after.or(self.down_pending.first()) else { return };
-            self.down_turn = id;
+        while idle < self.down_turns.len() && self.client.out.len() + self.aside.len() < SOFT {
+            let Some(id) = self.down_turns.next() else { return };
             if self.turn_down(id) {
                 idle = 0;
             } else {
@@ -154,13 +181,16 @@ impl<T> Mux<T> {
 
     /// Sends one frame, or block, of a stream. Whether there was one to be sent.
     fn turn_down(&mut self, id: u32) -> bool {
-        let Some(stream) = self.streams.get_mut(&id) else { return self.down_pending.remove(&id) };
+        let Some(stream) = self.streams.get_mut(&id) else { return self.down_turns.remove(id) };
         let leg = stream.leg;
+        if leg != Leg::Original {
+            self.pings.others_spoke_late();
+        }
         let held = stream.held();
         let mut ended = false;
         match held.down.front_mut() {
             None => {
-                self.down_pending.remove(&id);
+                self.down_turns.remove(id);
                 return true;
             }
             Some(Chunk::Data { bytes, end }) => {
@@ -175,20 +205,21 @@ impl<T> Mux<T> {
                 let rest = if last { held.down.pop_front() } else { None };
                 let freed = len + rest.map_or(0, |chunk| chunk.cost());
                 held.down_len -= freed;
-                self.held_down -= freed;
+                self.account.update(stream);
                 self.spend(leg, len);
                 data_frames(self.client_queue(), id, &data, ended);
             }
-            Some(Chunk::Frames { .. }) if self.block_order.front() != Some(&Order::Block(id)) => {
+            Some(Chunk::Frames { .. }) if !self.block_order.is_next(id) => {
                 return false;
             }
             Some(chunk @ (Chunk::Frames { .. } | Chunk::Block { .. } | Chunk::Reset(_))) => {
                 let freed = chunk.cost();
                 held.down_len -= freed;
-                self.held_down -= freed;
-                match held.down.pop_front() {
+                let chunk = held.down.pop_front();
+                self.account.update(stream);
+                match chunk {
                     Some(Chunk::Frames { bytes, end }) => {
-                        self.block_order.pop_front();
+                        self.block_order.pop_block();
                         self.agreement.original_block_passes();
                         self.client_queue().push(&bytes);
                         self.pass_acks();
@@ -212,7 +243,7 @@ impl<T> Mux<T> {
         }
         if let Some(stream) = self.streams.get(&id) {
             if stream.held_nothing_down() {
-                self.down_pending.remove(&id);
+                self.down_turns.remove(id);
             }
             if stream.is_over() {
                 self.forget(id);
@@ -223,10 +254,8 @@ impl<T> Mux<T> {
 
     fn pump_up(&mut self) {
         let mut idle = 0;
-        while idle < self.up_pending.len() {
-            let after = self.up_pending.range(self.up_turn.saturating_add(1)..).next();
-            let Some(&id) = after.or(self.up_pending.first()) else { return };
-            self.up_turn = id;
+        while idle < self.up_turns.len() {
+            let Some(id) = self.up_turns.next() else { return };
             if self.turn_up(id, SOFT) {
                 idle = 0;
             } else {
@@ -236,15 +265,15 @@ impl<T> Mux<T> {
     }
 
     fn turn_up(&mut self, id: u32, room: usize) -> bool {
-        let Some(stream) = self.streams.get_mut(&id) else { return self.up_pending.remove(&id) };
+        let Some(stream) = self.streams.get_mut(&id) else { return self.up_turns.remove(id) };
         if stream.waiting.is_some() {
             return false;
         }
         let (leg, client_ended) = (stream.leg, stream.request != Request::Open);
-        let Some(held) = &mut stream.held else { return self.up_pending.remove(&id) };
+        let Some(held) = &mut stream.held else { return self.up_turns.remove(id) };
         let (out, window) = match leg {
             Leg::Up(up) => {
-                let Some(up) = self.ups.get_mut(&up) else { return self.up_pending.remove(&id) };
+                let Some(up) = self.ups.get_mut(&up) else { return self.up_turns.remove(id) };
                 (&mut up.side.out, Some((&mut up.window, &mut stream.window)))
             }
             _ => (&mut self.original.out, None),
@@ -263,7 +292,6 @@ impl<T> Mux<T> {
         if len > 0 || end {
             data_frames(out, id, &held.up.bytes()[..len], end);
             held.up.consume(len);
-            self.held_up -= len;
         }
         match window {
             Some((up, stream)) => {
@@ -274,10 +302,11 @@ impl<T> Mux<T> {
         }
         let repaid = held.owed.min(len);
         held.owed -= repaid;
+        let trailers = if last { held.trailers.take() } else { None };
+        self.account.update(stream);
         self.give_back(Leg::Client, repaid);
         if last {
-            self.up_pending.remove(&id);
-            let trailers = self.streams.get_mut(&id).and_then(|stream| stream.held.as_mut()?.trailers.take());
+            self.up_turns.remove(id);
             if let Some(block) = trailers {
                 self.send_block(leg, id, &block, client_ended);
             }
@@ -291,7 +320,7 @@ impl<T> Mux<T> {
     /// The client acknowledges settings of the original, whose windows may be smaller from then on: what it sent before
     /// must come before. A stream that has not been opened has the smaller window from its start.
     pub(super) fn flush_original(&mut self) {
-        let pending: Vec<u32> = self.up_pending.iter().copied().collect();
+        let pending: Vec<u32> = self.up_turns.iter().collect();
         for id in pending {
             let Some(stream) = self.streams.get(&id) else { continue };
             let open = stream.waiting.is_none();
@@ -300,7 +329,7 @@ impl<T> Mux<T> {
                 _ => true,
             };
             if open && stream.leg == Leg::Original {
-                while self.up_pending.contains(&id) && self.turn_up(id, usize::MAX) {}
+                while self.up_turns.contains(id) && self.turn_up(id, usize::MAX) {}
             } else if may_be && stream.held_up() as i64 > self.agreement.initial() {
                 rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
                 self.forget(id);

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use super::client::Raw;
 use super::stream::{Again, Request, Stream, Waiting};
 use super::{
-    FIRST_STREAMS, Fate, Host, Leg, MAX_STREAMS, MAX_WAITING, Mode, Mux, Route, Side, UP_WINDOW, Up, UpId,
-    UpstreamWindow, Verdict, frame, headers, is_clients, put_table, rst_stream, window_update,
+    Answer, Destination, FIRST_STREAMS, Fate, HARD, Host, Leg, MAX_STREAMS, Mode, Mux, Route, Side,
+    UP_WINDOW, Up, UpId, UpstreamWindow, Verdict, frame, headers, is_clients, put_table, rst_stream,
+    window_update,
 };
 use crate::h2::fields::Injected;
 use crate::h2::frame::{Frame, PREFACE, code, flag, kind};
@@ -79,8 +80,14 @@ impl<T> Mux<T> {
             return Ok(());
         }
         match route {
+            Route::Original
+                if self.mode == Mode::Transparent && self.is_filled_while_dialling(block.len()) =>
+            {
+                self.enter_mixed(id);
+                rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
+            }
             Route::Original if self.mode == Mode::Transparent => {
-                host.settle(token, Fate::Original);
+                self.settle(token, Fate::Original, host);
                 if end {
                     stream.request = Request::Closed;
                 }
@@ -103,9 +110,13 @@ impl<T> Mux<T> {
                 self.last_original = id;
                 self.streams.insert(id, stream);
             }
-            Route::Original if self.original_alive => {
+            Route::Original if self.original_alive() => {
                 let block = self.encoded();
-                stream.waiting = Some(Box::new(Waiting::new(block, end, token, false)));
+                if self.is_filled_while_dialling(block.len()) {
+                    rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
+                    return Ok(());
+                }
+                stream.waiting = Some(Box::new(Waiting::new(block, end, token)));
                 self.streams.insert(id, stream);
                 self.open_stream(id, 0, Fate::Original, host);
             }
@@ -121,16 +132,23 @@ impl<T> Mux<T> {
             Route::Up { id: up, shared } => {
                 self.enter_mixed(id);
                 let block = self.encoded();
-                let repeatable = end && self.fields.is_idempotent();
-                stream.leg = Leg::Up(up);
                 let entry = self.ups.entry(up).or_insert_with(|| Up::new(shared));
-                if entry.waiting.len() >= MAX_WAITING || entry.retired {
+                let waits = !entry.open || entry.streams >= entry.max_streams || !entry.waiting.is_empty();
+                let refused = entry.retired || waits && self.account.is_tight();
+                if refused || !self.takes_more(up, block.len()) {
                     rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
                     return Ok(());
                 }
-                entry.waiting.push_back(id);
-                stream.waiting = Some(Box::new(Waiting::new(block, end, token, repeatable)));
+                let mut waiting = Waiting::new(block, end, token);
+                waiting.repeatable = end && self.fields.is_idempotent();
+                waiting.extended = self.fields.is_extended_connect();
+                stream.leg = Leg::Up(up);
+                stream.waiting = Some(Box::new(waiting));
+                self.account.update(&mut stream);
                 self.streams.insert(id, stream);
+                if let Some(up) = self.ups.get_mut(&up) {
+                    up.waiting.push_back(id);
+                }
                 self.open_up(up, host);
             }
             Route::Refuse => {
@@ -184,7 +202,11 @@ impl<T> Mux<T> {
         let leg = stream.leg;
         if stream.waiting.is_some() || stream.held_up() > 0 {
             stream.held().trailers = Some(block);
-            self.up_pending.insert(id);
+            self.account.update(stream);
+            self.up_turns.insert(id);
+            if leg != Leg::Original {
+                self.shed(leg);
+            }
             return;
         }
         self.send_block(leg, id, &block, end);
@@ -227,18 +249,53 @@ impl<T> Mux<T> {
         while let Some(up) = self.ups.get_mut(&id)
             && up.open
             && up.streams < up.max_streams
-            && let Some(stream) = up.waiting.pop_front()
+            && let Some(&stream) = up.waiting.front()
         {
+            let waiting = self.streams.get(&stream).and_then(|stream| stream.waiting.as_ref());
+            if !up.connects && waiting.is_some_and(|waiting| waiting.extended) {
+                if !up.settled {
+                    return;
+                }
+                // It would take it for a request that is malformed, or for another one (RFC 8441 3).
+                let answer = host.no_connect(id);
+                self.answer_waiting(stream, &answer, host);
+                continue;
+            }
+            up.waiting.pop_front();
             up.streams += 1;
             let window = up.initial;
             self.open_stream(stream, window, Fate::Diverted, host);
         }
     }
 
+    /// Answers a stream that was never sent to anybody.
+    pub(super) fn answer_waiting<H: Host<Token = T>>(&mut self, id: u32, answer: &Answer, host: &mut H) {
+        let Some(mut stream) = self.forget(id) else { return };
+        if let Some(token) = stream.waiting.take().and_then(|waiting| waiting.token) {
+            host.settle(token, Fate::Unavailable);
+        }
+        self.answer(id, &stream, answer);
+    }
+
+    /// The fate of a request is known, unless it waits for a dial.
+    fn settle<H: Host<Token = T>>(&mut self, token: T, fate: Fate, host: &mut H) {
+        if fate == Fate::Original && self.destination == Destination::Dialling {
+            self.unsettled.push(token);
+        } else {
+            host.settle(token, fate);
+        }
+    }
+
+    /// No more may wait for an original that is being dialled.
+    fn is_filled_while_dialling(&self, len: usize) -> bool {
+        self.destination == Destination::Dialling && self.original.out.len() + len > self.account.bound(HARD)
+    }
+
     /// Opens a stream that has waited, on its leg.
     pub(super) fn open_stream<H: Host<Token = T>>(&mut self, id: u32, window: i64, fate: Fate, host: &mut H) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let Some(waiting) = stream.waiting.take() else { return };
+        self.account.update(stream);
         stream.window = window;
         let leg = stream.leg;
         if leg == Leg::Original {
@@ -247,7 +304,7 @@ impl<T> Mux<T> {
         let Waiting { block, end, token, credit, repeatable, .. } = *waiting;
         (stream.granted, stream.used) = (credit.into(), 0);
         if let Some(token) = token {
-            host.settle(token, fate);
+            self.settle(token, fate, host);
         }
         self.send_block(leg, id, &block, end);
         let out = match leg {
@@ -269,6 +326,16 @@ impl<T> Mux<T> {
         }
     }
 
+    /// Streams that wait for an upstream do not become the original's: the client gets back what it waits for.
+    fn decided(&mut self, id: UpId) {
+        let Some(up) = self.ups.get(&id).filter(|up| up.shared) else { return };
+        for id in &up.waiting {
+            let held = self.streams.get_mut(id).and_then(|stream| stream.held.as_mut());
+            let owed = held.map_or(0, |held| std::mem::take(&mut held.owed));
+            self.ledger.owe_client(owed);
+        }
+    }
+
     /// An upstream was connected to.
     pub fn opened<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
         let (list, initial) = (self.agreement.max_header_list(), self.agreement.certain_initial());
@@ -283,11 +350,13 @@ impl<T> Mux<T> {
         out.push(PREFACE);
         frame(out, kind::SETTINGS, 0, 0, &payload);
         window_update(out, 0, UP_WINDOW - DEFAULT_WINDOW);
-        up.told = initial;
+        (up.told, up.told_list) = (initial, list);
         up.unacked.push_back(initial);
         up.open = true;
+        // It is clear now whose windows were used.
+        self.decided(id);
         self.open_up(id, host);
-        self.pump(host);
+        self.go_on(host);
     }
 }
 
@@ -308,6 +377,10 @@ impl Up {
             waiting: VecDeque::new(),
             shared,
             told: DEFAULT_WINDOW,
+            told_list: None,
+            untold: false,
+            connects: false,
+            late_credit: false,
             kept_to: DEFAULT_WINDOW,
             unacked: VecDeque::new(),
         }

@@ -40,10 +40,21 @@ pub(super) struct Side {
     pub(super) handling: Handling,
     pub(super) collect: Vec<u8>,
     pub(super) block: Block,
+    /// What was received and is to be read once there is room for what it may become.
+    pub(super) rest: Queue,
     pub(super) out: Queue,
 }
 
 impl Side {
+    /// Bytes that are held: of frames that are not whole, that are still to be read, and that are to be sent.
+    pub(super) fn held(&self) -> usize {
+        self.block.frames.len()
+            + self.block.fragment.len()
+            + self.collect.len()
+            + self.rest.len()
+            + self.out.len()
+    }
+
     /// Passes on what was kept of frames that are under way.
     pub(super) fn hand_over(&mut self, to: &mut Queue) {
         to.push(&self.block.frames);

@@ -1,25 +1,47 @@
 //! What there is to know from outside.
 
-use super::{Drain, Leg, MAX_HELD, MAX_HELD_STREAM, Mode, Mux, Up, UpId};
+use super::account::{MAX_UPSTREAM, MAX_UPSTREAMS, SHARE};
+use super::{Drain, Leg, Mode, Mux, Up, UpId};
 use crate::h2::frame::{code, kind};
 use crate::h2::mux::stream::Stream;
 
 impl<T> Mux<T> {
-    /// Whether more is held of what a leg has sent than is to be.
-    pub(super) fn holds_too_much(&self, held: usize, leg: Leg) -> bool {
-        // Most connections hold nothing.
-        held > MAX_HELD
-            || held > MAX_HELD_STREAM && {
-                let up = leg == Leg::Client;
-                let pending = if up { &self.up_pending } else { &self.down_pending };
-                pending.iter().filter_map(|id| self.streams.get(id)).any(|stream| {
-                    if up {
-                        stream.held_up() > MAX_HELD_STREAM
-                    } else {
-                        stream.leg == leg && stream.held_down() > MAX_HELD_STREAM
-                    }
-                })
-            }
+    /// What waits for a developer's service, the queue of its socket included.
+    fn load_of(&self, id: UpId, up: &Up) -> usize {
+        self.account.up(Leg::Up(id)) + up.side.out.len()
+    }
+
+    /// What waits for all of them.
+    fn load_of_all(&self) -> usize {
+        self.ups.iter().map(|(id, up)| self.load_of(*id, up)).sum()
+    }
+
+    /// Whether a stream that brings so much may be given to a developer's service. That others hold much is none of the
+    /// business of one that holds little.
+    pub(super) fn takes_more(&self, id: UpId, len: usize) -> bool {
+        let Some(up) = self.ups.get(&id) else { return false };
+        let load = self.load_of(id, up) + len;
+        load <= self.account.bound(MAX_UPSTREAM)
+            && (load <= SHARE || self.load_of_all() + len <= self.account.bound(MAX_UPSTREAMS))
+    }
+
+    /// The leg that has to give up something, where more waits for this one, or for all, than may.
+    pub(super) fn overfull(&self, leg: Leg) -> Option<Leg> {
+        let Leg::Up(id) = leg else { return None };
+        if self.load_of(id, self.ups.get(&id)?) > self.account.bound(MAX_UPSTREAM) {
+            return Some(leg);
+        }
+        if self.load_of_all() <= MAX_UPSTREAMS {
+            return None;
+        }
+        let loads = self.ups.keys().map(|id| (self.account.up(Leg::Up(*id)), Leg::Up(*id)));
+        loads.max().filter(|(held, _)| *held > SHARE).map(|(_, leg)| leg)
+    }
+
+    /// Memory is short, or is not any more. While it is, little is held: new streams to developers' services that would
+    /// have to wait are refused, and what is above the smaller bounds is given up as more comes.
+    pub fn set_tight(&mut self, tight: bool) {
+        self.account.set_tight(tight);
     }
 
     /// Everything goes to the original destination and back, from here on unread.
@@ -47,13 +69,14 @@ impl<T> Mux<T> {
 
     /// The client has begun a header block and not ended it.
     pub fn is_within_head(&self) -> bool {
+        // What is not read for want of room is not late.
         let begun = self.client.reader.within().is_some_and(|frame| frame.kind == kind::HEADERS);
-        begun || self.client.block.first.is_some()
+        self.client.rest.is_empty() && (begun || self.client.block.first.is_some())
     }
 
     /// The original destination's connection is of use.
     pub fn has_original(&self) -> bool {
-        self.original_alive
+        self.original_alive()
     }
 
     /// The stream whose request was decided last.
@@ -83,7 +106,7 @@ impl<T> Mux<T> {
             !up.waiting.is_empty() && (leg == Leg::Up(*id) || leg == Leg::Original && up.shared)
         };
         self.ups.iter().any(|(id, up)| waits(id, up))
-            || self.up_pending.iter().filter_map(|id| self.streams.get(id)).any(mine)
+            || self.up_turns.iter().filter_map(|id| self.streams.get(&id)).any(mine)
     }
 
     /// Streams that are open on an upstream, or wait for it.
@@ -103,7 +126,7 @@ impl<T> Mux<T> {
         match self.mode {
             Mode::Failed => true,
             Mode::Transparent | Mode::Mixed => {
-                let ending = self.drain == Drain::Ending || (!self.original_alive && self.goaway.is_some());
+                let ending = self.drain == Drain::Ending || (!self.original_alive() && self.goaway.is_some());
                 ending && self.streams.is_empty()
             }
             Mode::Opaque => false,
@@ -115,9 +138,21 @@ impl<T> Mux<T> {
         self.mode == Mode::Failed
     }
 
-    /// What is held for windows takes, up and down, in bytes: for tests of the bounds.
-    pub fn held(&self) -> (usize, usize) {
-        (self.held_up, self.held_down)
+    /// All bytes that are held of this connection, but for the tables of HPACK.
+    pub fn held(&self) -> usize {
+        let (up, down) = self.account.sums();
+        let ups = self.ups.values().map(|up| up.side.held());
+        up + down + self.aside.len() + self.client.held() + self.original.held() + ups.sum::<usize>()
+    }
+
+    /// What of it waits for servers, and for the client: for tests of the bounds.
+    pub fn waiting(&self) -> (usize, usize) {
+        self.account.sums()
+    }
+
+    /// Whether the account is what the streams hold: for tests.
+    pub fn is_balanced(&self) -> bool {
+        self.account.is_sum(self.streams.values())
     }
 
     /// Connections to developers' services that are known, open or not.

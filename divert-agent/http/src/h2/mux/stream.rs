@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Leg;
+use super::account::{Cost, Counted};
 use crate::h2::queue::{FIRST, Queue};
 
 /// A stream that is open. Most have nothing held.
@@ -26,12 +27,16 @@ pub(super) struct Stream<T> {
     /// that it has used.
     pub(super) granted: i64,
     pub(super) used: i64,
+    /// Credit for the response that a diverted upstream was not told of yet.
+    pub(super) late_credit: u32,
     /// What the client may send, by all that it was told.
     pub(super) credit: i64,
     /// What the upstream takes.
     pub(super) window: i64,
     /// What waits for windows.
     pub(super) held: Option<Box<Held>>,
+    /// What of all that the account knows.
+    pub(super) counted: Counted,
 }
 
 /// The direction from the client to the server.
@@ -80,6 +85,8 @@ pub(super) struct Waiting<T> {
     pub(super) token: Option<T>,
     /// Credit that the client gave for the response meanwhile.
     pub(super) credit: u32,
+    /// An extended CONNECT (RFC 8441), which a server takes only where it has said so.
+    pub(super) extended: bool,
     /// It may be sent a second time.
     pub(super) repeatable: bool,
     /// It was to go to another connection before: others may have taken its place with the original destination.
@@ -87,8 +94,8 @@ pub(super) struct Waiting<T> {
 }
 
 impl<T> Waiting<T> {
-    pub(super) fn new(block: Vec<u8>, end: bool, token: T, repeatable: bool) -> Self {
-        Self { block, end, token: Some(token), credit: 0, repeatable, moved: false }
+    pub(super) fn new(block: Vec<u8>, end: bool, token: T) -> Self {
+        Self { block, end, token: Some(token), credit: 0, extended: false, repeatable: false, moved: false }
     }
 }
 
@@ -120,19 +127,16 @@ impl Held {
         if leg == Leg::Original { self.up.len() } else { self.owed }
     }
 
-    /// Appends something for the client; what it takes.
-    pub(super) fn push_down(&mut self, chunk: Chunk) -> usize {
-        let cost = chunk.cost();
-        self.down_len += cost;
+    /// Appends something for the client.
+    pub(super) fn push_down(&mut self, chunk: Chunk) {
+        self.down_len += chunk.cost();
         self.down.push_back(chunk);
-        cost
     }
 
-    /// The server has reset the stream, behind what is held: the first code counts. What it takes.
-    pub(super) fn push_reset(&mut self, code: u32) -> usize {
-        match self.down.back() {
-            Some(Chunk::Reset(_)) => 0,
-            _ => self.push_down(Chunk::Reset(code)),
+    /// The server has reset the stream, behind what is held: the first code counts.
+    pub(super) fn push_reset(&mut self, code: u32) {
+        if !matches!(self.down.back(), Some(Chunk::Reset(_))) {
+            self.push_down(Chunk::Reset(code));
         }
     }
 }
@@ -179,9 +183,11 @@ impl<T> Stream<T> {
             target: None,
             granted: 0,
             used: 0,
+            late_credit: 0,
             credit,
             window: 0,
             held: None,
+            counted: Counted::nothing(leg),
         }
     }
 
@@ -209,14 +215,28 @@ impl<T> Stream<T> {
         self.held.get_or_insert_default()
     }
 
+    /// What it holds takes, in bytes.
+    pub(super) fn cost(&self) -> Cost {
+        let mut cost = Cost::default();
+        if let Some(waiting) = &self.waiting {
+            cost.up += waiting.block.len() + COST;
+        }
+        if let Some(again) = &self.again {
+            cost.again = again.block.len() + COST;
+        }
+        if let Some(held) = &self.held {
+            if !held.up.is_empty() {
+                cost.up += held.up.len() + FIRST + COST;
+            }
+            cost.up += held.trailers.as_ref().map_or(0, |block| block.len() + COST);
+            cost.down = held.down_len;
+        }
+        cost
+    }
+
     /// Bytes of the client that are held.
     pub(super) fn held_up(&self) -> usize {
         self.held.as_ref().map_or(0, |held| held.up.len())
-    }
-
-    /// What is held for the client takes, in bytes.
-    pub(super) fn held_down(&self) -> usize {
-        self.held.as_ref().map_or(0, |held| held.down_len)
     }
 
     /// Blocks of the original are held, which the client's decoder needs whatever becomes of the stream.

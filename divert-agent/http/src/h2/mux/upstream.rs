@@ -10,12 +10,21 @@ use crate::h2::settings::Settings;
 
 impl<T> Mux<T> {
     pub(super) fn up_bytes<H: Host<Token = T>>(&mut self, id: UpId, mut bytes: &[u8], host: &mut H) {
-        while self.mode == Mode::Mixed
-            && let Some(up) = self.ups.get_mut(&id)
-        {
+        while self.mode == Mode::Mixed {
+            let room = self.has_room(Leg::Up(id));
+            let Some(up) = self.ups.get_mut(&id) else { return };
+            // A few bytes can stand for many.
+            if !room || !up.side.rest.is_empty() {
+                return up.side.rest.push(bytes);
+            }
             let Some(piece) = up.side.reader.next(&mut bytes) else { return };
             let handled = match piece {
-                Piece::Begin(frame) => up.begins(frame).map(|()| self.up_data_begins(id, frame)),
+                Piece::Begin(frame) => {
+                    if matches!(frame.kind, kind::DATA | kind::HEADERS) {
+                        self.pings.others_spoke(host.now());
+                    }
+                    up.begins(frame).map(|()| self.up_data_begins(id, frame))
+                }
                 Piece::Payload { frame, part, done } => self.up_goes_on(id, frame, part, done, host),
             };
             // It broke the protocol: there is no more to be said, and what it said may have been a response.
@@ -155,6 +164,7 @@ impl<T> Mux<T> {
             false => u32::MAX,
         });
         up.settled = true;
+        up.connects |= settings.enable_connect_protocol == Some(1);
         if let Some(initial) = settings.initial_window_size {
             let more = i64::from(initial) - up.initial;
             up.initial = initial.into();
@@ -239,8 +249,9 @@ impl<T> Mux<T> {
             }
             return;
         }
-        self.held_down += stream.held().push_down(Chunk::Block { block, end });
-        self.down_pending.insert(id);
+        stream.held().push_down(Chunk::Block { block, end });
+        self.account.update(stream);
+        self.down_turns.insert(id);
     }
 }
 

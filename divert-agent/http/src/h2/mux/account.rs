@@ -1,0 +1,172 @@
+//! What is held of a connection, in one account, and how much that may be.
+//!
+//! Whatever waits is counted with the leg that it waits for, or came from: heads of requests that have not been opened,
+//! DATA and trailers of the client (**up**); DATA, header blocks and resets for the client (**down**); heads that are kept
+//! to be sent once more (**again**). A [`Stream`] knows what it costs, and the account what it has counted of it, so the sum
+//! over the streams is always the account. What waits in the queues of sockets is counted by their lengths.
+//!
+//! Who has to wait when the account is full differs:
+//!
+//! - What waits for a **developer's service** never makes its client wait, as that would be everybody's. A new stream is
+//!   refused, and what overflows costs the stream that holds most.
+//! - What waits for the **original** makes its client wait, as it would without us.
+//! - What waits for the **client** makes the server wait that sent it, and no other.
+
+use std::collections::BTreeMap;
+
+use super::Leg;
+use super::stream::Stream;
+
+/// Most bytes that wait for one developer's service, the queue of its socket included.
+pub const MAX_UPSTREAM: usize = 4 << 20;
+/// ... and for all of them; past it only what waits for a service that holds less than [`SHARE`] is added.
+pub const MAX_UPSTREAMS: usize = 8 << 20;
+/// What any developer's service may have waiting, however much others have.
+pub const SHARE: usize = 256 * 1024;
+/// Most bytes of streams that wait for the original destination, before its client is not read.
+pub const MAX_ORIGINAL_UP: usize = 1 << 20;
+/// Most bytes of one developer's service that wait for the client, before the service is not read.
+pub const MAX_UPSTREAM_DOWN: usize = 512 * 1024;
+/// ... and of all of them.
+pub const MAX_UPSTREAMS_DOWN: usize = 4 << 20;
+/// Most bytes of the original that wait for the client, before it is not read.
+pub const MAX_ORIGINAL_DOWN: usize = 2 << 20;
+/// Most bytes of heads that are kept, to be sent once more.
+pub const MAX_AGAIN: usize = 256 * 1024;
+/// While memory is short, each of the bounds is no more than this.
+pub const TIGHT: usize = 64 * 1024;
+
+/// What one stream holds, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Cost {
+    pub(super) up: usize,
+    pub(super) down: usize,
+    pub(super) again: usize,
+}
+
+/// What has been counted of a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Counted {
+    leg: Leg,
+    cost: Cost,
+}
+
+impl Counted {
+    pub(super) fn nothing(leg: Leg) -> Self {
+        Self { leg, cost: Cost::default() }
+    }
+}
+
+/// Everything that the streams of one connection hold.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Only legs of which something is held.
+    legs: BTreeMap<Leg, Cost>,
+    again: usize,
+    tight: bool,
+}
+
+impl Account {
+    /// Counts a stream as it is now.
+    pub(super) fn update<T>(&mut self, stream: &mut Stream<T>) {
+        let now = Counted { leg: stream.leg, cost: stream.cost() };
+        if now != stream.counted {
+            self.replace(stream.counted, now);
+            stream.counted = now;
+        }
+    }
+
+    /// A stream is no more.
+    pub(super) fn remove<T>(&mut self, stream: &mut Stream<T>) {
+        let nothing = Counted::nothing(stream.leg);
+        self.replace(stream.counted, nothing);
+        stream.counted = nothing;
+    }
+
+    fn replace(&mut self, before: Counted, now: Counted) {
+        self.again = self.again + now.cost.again - before.cost.again;
+        let sum = self.legs.entry(now.leg).or_default();
+        sum.up += now.cost.up;
+        sum.down += now.cost.down;
+        // It is there: as what is taken from it now was added before.
+        let sum = self.legs.entry(before.leg).or_default();
+        sum.up -= before.cost.up;
+        sum.down -= before.cost.down;
+        for leg in [before.leg, now.leg] {
+            if self.legs.get(&leg) == Some(&Cost::default()) {
+                self.legs.remove(&leg);
+            }
+        }
+    }
+
+    /// Memory is short, or is not any more.
+    pub(super) fn set_tight(&mut self, tight: bool) {
+        self.tight = tight;
+    }
+
+    /// Memory is short.
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight
+    }
+
+    /// A bound as it is now.
+    pub(super) fn bound(&self, bound: usize) -> usize {
+        if self.tight { bound.min(TIGHT) } else { bound }
+    }
+
+    /// What waits for a leg.
+    pub(super) fn up(&self, leg: Leg) -> usize {
+        self.legs.get(&leg).map_or(0, |sum| sum.up)
+    }
+
+    /// What of a leg waits for the client.
+    pub(super) fn down(&self, leg: Leg) -> usize {
+        self.legs.get(&leg).map_or(0, |sum| sum.down)
+    }
+
+    /// Whether a leg may go on to send, by what of it waits for the client.
+    pub(super) fn may_send(&self, leg: Leg) -> bool {
+        // Most connections hold nothing.
+        self.legs.is_empty()
+            || match leg {
+                Leg::Client => self.up(Leg::Original) <= self.bound(MAX_ORIGINAL_UP),
+                Leg::Original => self.down(leg) <= self.bound(MAX_ORIGINAL_DOWN),
+                Leg::Up(_) => {
+                    self.down(leg) <= self.bound(MAX_UPSTREAM_DOWN)
+                        && self.upstreams_down() <= MAX_UPSTREAMS_DOWN
+                }
+            }
+    }
+
+    fn upstreams_down(&self) -> usize {
+        self.legs.range(Leg::Up(0)..).map(|(_, sum)| sum.down).sum()
+    }
+
+    /// Whether a head of this size may be kept.
+    pub(super) fn may_keep(&self, len: usize) -> bool {
+        self.again + len <= self.bound(MAX_AGAIN)
+    }
+
+    /// Something of a server waits for the client.
+    pub(super) fn holds_down(&self) -> bool {
+        self.legs.values().any(|sum| sum.down > 0)
+    }
+
+    /// Everything, up and down.
+    pub(super) fn sums(&self) -> (usize, usize) {
+        let up: usize = self.legs.values().map(|sum| sum.up).sum();
+        (up + self.again, self.legs.values().map(|sum| sum.down).sum())
+    }
+
+    /// Whether it is the sum over these streams, and each was counted as it is.
+    pub(super) fn is_sum<'a, T: 'a>(&self, streams: impl Iterator<Item = &'a Stream<T>>) -> bool {
+        let mut sum = Self::default();
+        let mut exact = true;
+        for stream in streams {
+            let now = Counted { leg: stream.leg, cost: stream.cost() };
+            exact &= stream.counted == now || now.cost == Cost::default() && stream.counted.cost == now.cost;
+            sum.replace(Counted::nothing(stream.leg), now);
+        }
+        exact && sum.legs == self.legs && sum.again == self.again
+    }
+}
