@@ -141,7 +141,7 @@ impl<T> Mux<T> {
     pub fn ended<H: Host<Token = T>>(&mut self, leg: Leg, host: &mut H) {
         match leg {
             Leg::Client => return,
-            Leg::Original if !self.original_alive() => return,
+            Leg::Original if !self.original_alive() || self.mode == Mode::Opaque => return,
             Leg::Original => {
                 if self.is_passing() {
                     // Half of a frame cannot be taken back.
