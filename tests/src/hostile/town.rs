@@ -1,6 +1,6 @@
 //! Where it is played: three services of staging, copies of alice and bob, one agent.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -29,9 +29,8 @@ pub(super) const ASIDE: u16 = 9000;
 pub(super) struct Town {
     // Dropped in this order.
     pub(super) agent: Agent,
-    /// Fill the queue of `staging/deaf`.
-    _queued: Vec<Socket>,
-    _deaf: std::net::TcpListener,
+    /// Listeners of `staging/deaf`, with what fills their queues.
+    _deaf: [(TcpListener, Vec<Socket>); 2],
     odd: ClusterIps,
     deaf: ClusterIps,
     pub(super) fixture: Fixture,
@@ -76,11 +75,12 @@ impl Town {
         service("bob/deaf")?;
         service("alice/deaf")?;
         fixture.manifests.put("odd", &services)?;
-        let (listener, queued) = deaf_server(&fixture.lab.pod("staging/deaf"))?;
+        let deaf_pod = fixture.lab.pod("staging/deaf");
+        let deaf_servers = [deaf_server(&deaf_pod, HTTP)?, deaf_server(&deaf_pod, HTTP2)?];
         // One worker: whoever holds it up holds all up.
         let options = Options { workers: 1, program: plan.program.clone(), ..Options::default() };
         let agent = Agent::start(&fixture.lab, &fixture.manifests, &options)?;
-        Ok(Self { agent, _queued: queued, _deaf: listener, odd, deaf, fixture })
+        Ok(Self { agent, _deaf: deaf_servers, odd, deaf, fixture })
     }
 
     /// Waits until the servers are there and each key leads to its own.
@@ -162,19 +162,19 @@ pub(super) fn client_name(pod: &Pod, port: u16) -> String {
 }
 
 /// A listener whose queue is full: Linux drops further SYNs, as a host does that is gone.
-fn deaf_server(pod: &Pod) -> Result<(std::net::TcpListener, Vec<Socket>)> {
-    let listener = pod.listen_with_backlog(HTTP, 0)?;
+fn deaf_server(pod: &Pod, port: u16) -> Result<(TcpListener, Vec<Socket>)> {
+    let listener = pod.listen_with_backlog(port, 0)?;
     let fill = |family| -> Result<Socket> {
         let socket = pod.socket(family)?;
         socket.set_nonblocking(true)?;
         // In progress, or refused one day: either way it has its place in the queue.
-        let _ = socket.connect(&SocketAddr::new(pod.ip(family), HTTP).into());
+        let _ = socket.connect(&SocketAddr::new(pod.ip(family), port).into());
         Ok(socket)
     };
     let queued = (0..4).map(|_| fill(Family::V4)).collect::<Result<Vec<_>>>()?;
     let full = || -> Result<bool> {
         let socket = pod.socket(Family::V4)?;
-        let to = SocketAddr::new(pod.ip(Family::V4), HTTP);
+        let to = SocketAddr::new(pod.ip(Family::V4), port);
         let connected = socket.connect_timeout(&to.into(), std::time::Duration::from_millis(100));
         drop(TcpStream::from(socket));
         Ok(connected.is_err())

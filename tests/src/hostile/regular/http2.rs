@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 use super::super::answering::{BY, GOT, NONCE, WANT};
 use super::super::asking::{Answer, Ask};
-use super::super::town::{HTTP, HTTP2};
+use super::super::town::HTTP2;
 use super::super::verdict::Fault;
 use super::super::{Scene, wire};
 use super::{GIVE_UP, Key, Suspects, pause};
@@ -96,7 +96,7 @@ async fn open(
 pub(super) async fn of_deaf(scene: Arc<Scene>, mut random: fastrand::Rng) {
     while !scene.stopped() {
         let began = Instant::now();
-        let to = scene.places.deaf(Family::V4, HTTP);
+        let to = scene.places.deaf(Family::V4, HTTP2);
         if let Some((send, connection)) = open(&scene, to, DEAF, began).await {
             let driver = tokio::spawn(connection);
             let (ended, suspects) = (AtomicBool::new(false), Suspects::default());

@@ -75,7 +75,7 @@ fn destination(
             let (pod, to) = places.label(random);
             (pod, to, "a label")
         }
-        1..3 => (Arc::clone(pod), places.deaf(family, HTTP), "deaf"),
+        1..3 => (Arc::clone(pod), places.deaf(family, [HTTP, HTTP2][random.usize(..2)]), "deaf"),
         3..6 => (Arc::clone(pod), places.odd(family, port), "odd"),
         _ => (Arc::clone(pod), places.web(family, port), "web"),
     }
@@ -83,6 +83,10 @@ fn destination(
 
 async fn one_connection(scene: &Scene, random: &mut fastrand::Rng, line: Line) {
     let (pod, to, what) = destination(scene, random, line);
+    // So that a plan can leave out where it goes as well.
+    if !scene.plan.allows(&format!("{} to {what}", line.name)) {
+        return;
+    }
     let key = [None, Some("alice"), Some("bob"), Some("bob"), Some("carol")][random.usize(..5)];
     let (manner, then) = (Manner::draw(random), Then::draw(random));
     let Ok(Ok(mut stream)) = timeout(DIALLING, wire::connect(&pod, to)).await else { return };
