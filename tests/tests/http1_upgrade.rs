@@ -143,6 +143,11 @@ fn a_refused_upgrade_stays_http_and_later_requests_are_routed() -> Result<()> {
     Ok(())
 }
 
+/// What a client gets of a response that a developer's server leaves without a certain end.
+fn closing(response: &str) -> String {
+    response.replacen("\r\n", "\r\nConnection: close\r\n", 1)
+}
+
 #[test]
 fn a_101_that_nobody_asked_for_makes_no_tunnel() -> Result<()> {
     let stage = Stage::new()?;
@@ -178,7 +183,7 @@ fn a_101_that_nobody_asked_for_makes_no_tunnel() -> Result<()> {
                 client.send(offer(offered));
                 alice.expect(offer(forwarded));
                 alice.send(switched);
-                client.expect(switched);
+                client.expect(closing(switched));
                 // It is not hers, and not the shared copy's either: nobody could tell what answers it.
                 client.send(&then);
                 ends.push(scope.spawn(move || {
@@ -197,7 +202,7 @@ fn a_101_that_nobody_asked_for_makes_no_tunnel() -> Result<()> {
     alice.expect(get(KEY));
     alice.send(format!("HTTP/1.1 101 x\r\n\r\n{OK}"));
     drop(alice);
-    client.expect(format!("HTTP/1.1 101 x\r\n\r\n{OK}"));
+    client.expect(closing(&format!("HTTP/1.1 101 x\r\n\r\n{OK}")));
     client.expect_end();
     Ok(())
 }

@@ -35,9 +35,8 @@ pub enum Irregularity {
         "reading the head: Content-Length or Transfer-Encoding is written with characters it has not; send it plainly"
     )]
     FramingField,
-    /// Of a request: a line that makes some readers pass over all lines behind it (CPython's do, from a name with a
-    /// space on), among them one that announces a body. Of a response: not `token ":" value`, or a control character
-    /// in a value (RFC 9112 5, RFC 9110 5.5).
+    /// A line that makes some readers pass over all lines behind it, among them one that announces the body of a
+    /// request.
     #[error("reading the head: a field line is malformed; send `name: value` without control characters")]
     Field,
     /// The client has ended the connection within the head.

@@ -50,6 +50,7 @@ pub mod head;
 pub mod inject;
 mod irregular;
 mod lines;
+mod odd;
 pub mod request;
 pub mod response;
 pub mod upgrade;

@@ -4,8 +4,9 @@ use memchr::memchr;
 
 use crate::field::{FieldsError, has_token, is, with_fields};
 use crate::framing::{BodyLength, Framing, FramingError};
-use crate::head::{HeadScan, Scanned};
-use crate::irregular::Irregularity;
+use crate::head::{HeadScan, MAX_FIELDS, Scanned};
+use crate::irregular::{self, Irregularity};
+use crate::odd::{self, Line};
 use crate::request::Method;
 use crate::upgrade;
 
@@ -116,31 +117,64 @@ fn may_be_response(buf: &[u8]) -> bool {
     buf.starts_with(VERSION) || VERSION.starts_with(buf)
 }
 
+/// What the fields of one head say.
+#[derive(Default)]
+struct Seen {
+    framing: Framing,
+    close: bool,
+    keep_alive: bool,
+    /// An upgrade that was offered is named.
+    accepted: bool,
+}
+
+impl Seen {
+    fn field(&mut self, name: &[u8], value: &[u8], asked: &Asked<'_>) {
+        match name.len() {
+            7 if is(name, "upgrade") => self.accepted |= upgrade::accepts(value, asked.offered),
+            10 if is(name, "connection") => {
+                self.close |= has_token(value, "close");
+                self.keep_alive |= has_token(value, "keep-alive");
+            }
+            14 if is(name, "content-length") => self.framing.content_length(value),
+            17 if is(name, "transfer-encoding") => self.framing.transfer_encoding(value),
+            _ => {}
+        }
+    }
+
+    /// The fields of a head that has one which is not by the grammar: a server that writes a header wrongly is not
+    /// to cost every connection it answers on, where no client can take it for other framing. (One that passes over
+    /// the fields behind it finds no length, and so no end before the connection's.)
+    fn odd(head: &[u8], fields: &[u8], asked: &Asked<'_>) -> Result<Self, ResponseFault> {
+        if irregular::has_control(head) {
+            return Err(Irregularity::ControlByte.into());
+        }
+        let mut seen = Self::default();
+        for (number, line) in odd::lines(fields).enumerate() {
+            match odd::read(line)? {
+                _ if number == MAX_FIELDS => return Err(ResponseFault::TooLarge),
+                Line::Field(name, value) => seen.field(name, value, asked),
+                Line::Odd { .. } => {}
+            }
+        }
+        Ok(seen)
+    }
+}
+
 fn read(head: &[u8], asked: &Asked<'_>) -> Result<ResponseHead, ResponseFault> {
     let line_end = memchr(b'\n', head).map_or(head.len(), |lf| lf + 1);
     let (line, fields) = head.split_at(line_end);
     let (version, status) = status_line(line).ok_or(Irregularity::StartLine)?;
-    let mut framing = Framing::default();
-    let (mut close, mut keep_alive, mut accepted) = (false, false, false);
-    with_fields(fields, |fields| {
-        for field in fields {
-            let name = field.name.as_bytes();
-            match name.len() {
-                7 if is(name, "upgrade") => accepted |= upgrade::accepts(field.value, asked.offered),
-                10 if is(name, "connection") => {
-                    close |= has_token(field.value, "close");
-                    keep_alive |= has_token(field.value, "keep-alive");
-                }
-                14 if is(name, "content-length") => framing.content_length(field.value),
-                17 if is(name, "transfer-encoding") => framing.transfer_encoding(field.value),
-                _ => {}
-            }
-        }
-    })
-    .map_err(|error| match error {
-        FieldsError::TooMany => ResponseFault::TooLarge,
-        FieldsError::Malformed => Irregularity::Field.into(),
-    })?;
+    let read = with_fields(fields, |fields| {
+        let mut seen = Seen::default();
+        fields.iter().for_each(|field| seen.field(field.name.as_bytes(), field.value, asked));
+        seen
+    });
+    let seen = match read {
+        Ok(seen) => seen,
+        Err(FieldsError::TooMany) => return Err(ResponseFault::TooLarge),
+        Err(FieldsError::Malformed) => Seen::odd(head, fields, asked)?,
+    };
+    let Seen { framing, close, keep_alive, accepted } = seen;
     let kind = match (status, asked.method) {
         (101, _) if accepted => ResponseKind::SwitchingProtocols,
         (101, _) => return Err(ResponseFault::UnaskedUpgrade),

@@ -178,6 +178,7 @@ impl Session {
                 rewritten: None,
                 close: false,
                 target: None,
+                diverted: false,
                 may_go_on: false,
                 single: true,
                 retain: false,
@@ -240,6 +241,7 @@ impl Session {
         wanted.tally.add(Fate::Shared);
         let mut outgoing = wanted.outgoing;
         outgoing.target = wanted.asked;
+        outgoing.diverted = false;
         let outcome = self.exchange(&conn, outgoing).await;
         match self.settle(&conn, outcome).await? {
             Settled::Reusable => self.original.put_back(conn),
@@ -435,6 +437,7 @@ fn wanted(head: &RequestHead<'_>, bytes: &[u8], rewritten: Option<Vec<u8>>, deci
             offered: if head.upgrade { offered_protocols(bytes) } else { Vec::new() },
             rewritten,
             close: head.close,
+            diverted: decided.route.is_some(),
             may_go_on: head.may_go_on,
             single: false,
             target: decided.route.filter(|_| head.debug).map(|route| route.service.to_string()),

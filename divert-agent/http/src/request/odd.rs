@@ -6,10 +6,8 @@
 //! connection that many share its routing.
 //!
 //! Where two readers could find different ends, or different fields that frame, nothing is certain behind the head, and
-//! it is [`Request::Irregular`]. Which readers differ on what is not guessed but known of some: of LF, CR and NUL (RFC
-//! 9112 2.2, RFC 9110 5.5), of folded lines, of white space before a colon (RFC 9112 5.1); and CPython's http.server
-//! passes over all fields behind a line whose name has a space, a control character or a byte above 0x7e, or that has
-//! no colon.
+//! it is [`Request::Irregular`]: of LF, CR and NUL (RFC 9112 2.2, RFC 9110 5.5), of folded lines, and of single ones
+//! ([`odd`](crate::odd)).
 
 use memchr::memchr;
 
@@ -19,6 +17,7 @@ use crate::field::{is, is_tchar, is_token, trim_ows};
 use crate::framing::BodyLength;
 use crate::head::{Extent, MAX_FIELDS};
 use crate::irregular::{self, Irregularity};
+use crate::odd::{self, Line};
 
 /// Reads a head that is not regular.
 pub(super) fn read<'a>(buf: &'a [u8], extent: Extent, names: &KeyNames) -> Request<'a> {
@@ -118,11 +117,8 @@ impl<'a> StartLine<'a> {
     /// The head with these lines behind the first.
     fn with(&self, lines: &'a [u8], names: &KeyNames) -> Result<RequestHead<'a>, Fault> {
         let mut fields = Fields::default();
-        for line in lines.split(|byte| *byte == b'\n') {
-            match line.strip_suffix(b"\r").unwrap_or(line) {
-                b"" => {}
-                line => fields.line(line, names).map_err(Fault::Irregular)?,
-            }
+        for line in odd::lines(lines) {
+            fields.line(odd::read(line).map_err(Fault::Irregular)?, names);
         }
         if fields.lines > MAX_FIELDS {
             return Err(Fault::TooManyFields);
@@ -152,50 +148,18 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn line(&mut self, line: &'a [u8], names: &KeyNames) -> Result<(), Irregularity> {
+    fn line(&mut self, line: Line<'a>, names: &KeyNames) {
         self.lines += 1;
-        let Some(colon) = memchr(b':', line) else {
-            self.hides = true;
-            return Ok(());
-        };
-        let (name, value) = (&line[..colon], trim_ows(&line[colon + 1..]));
-        if !is_token(name) {
-            if let [.., b' ' | b'\t'] = name {
-                return Err(Irregularity::SpaceBeforeColon);
+        match line {
+            Line::Odd { hides } => self.hides |= hides,
+            Line::Field(name, value) => {
+                self.hidden |= self.hides && odd::frames(name);
+                self.seen.field(name, value);
+                self.seen.carrier |= names.is_carrier(name);
+                self.regular.push((name, value));
             }
-            let letters: Vec<u8> = name.iter().copied().filter(|byte| is_tchar(*byte)).collect();
-            if frames(&letters) {
-                return Err(Irregularity::FramingField);
-            }
-            self.hides |= name.iter().any(|byte| !matches!(byte, 0x21..=0x7e));
-        } else {
-            if frames(name) {
-                if value.iter().any(|byte| is_control(*byte)) {
-                    return Err(Irregularity::FramingField);
-                }
-                self.hidden |= self.hides;
-            }
-            self.seen.field(name, value);
-            self.seen.carrier |= names.is_carrier(name);
-            self.regular.push((name, value));
         }
-        // Readers have been known to end lines at more than CR and LF.
-        let hidden = |part: &[u8]| memchr(b':', part).is_some_and(|colon| frames(trim_ows(&part[..colon])));
-        if line.split(|byte| is_control(*byte)).skip(1).any(hidden) {
-            return Err(Irregularity::FramingField);
-        }
-        Ok(())
     }
-}
-
-/// Whether the end of a message depends on the field of this name.
-fn frames(name: &[u8]) -> bool {
-    is(name, "content-length") || is(name, "transfer-encoding")
-}
-
-/// Control characters but HTAB.
-fn is_control(byte: u8) -> bool {
-    byte.is_ascii_control() && byte != b'\t'
 }
 
 #[cfg(test)]

@@ -94,8 +94,25 @@ fn irregular_heads() {
         Response::Irregular(Irregularity::BareLf.into())
     );
     assert_eq!(fault(&["HTTP/1.1 200 OK", "X: a", " b"]), Irregularity::Folded.into());
-    for line in ["no colon", "a : b", "X: a\0", "X: a\rb", "Content-Length: \u{b}5"] {
-        assert_eq!(fault(&["HTTP/1.1 200 OK", line]), Irregularity::Field.into(), "{line:?}");
+    for (line, fault_of_it) in [
+        ("a : b", Irregularity::SpaceBeforeColon),
+        ("X: a\0", Irregularity::ControlByte),
+        ("X: a\rb", Irregularity::ControlByte),
+        ("Content-Length: \u{b}5", Irregularity::FramingField),
+        ("(Content-Length): 5", Irregularity::FramingField),
+        ("X: a\u{b}Content-Length: 5", Irregularity::FramingField),
+    ] {
+        assert_eq!(fault(&["HTTP/1.1 200 OK", "Content-Length: 2", line]), fault_of_it.into(), "{line:?}");
+    }
+}
+
+#[test]
+fn an_odd_field_changes_nothing_about_the_others() {
+    for line in ["no colon", "a b: c", "a=b: x", ": x", "X: \u{1}", "\u{e9}: b"] {
+        let read = head(&["HTTP/1.1 200 OK", line, "Content-Length: 5", "Connection: close"], Method::Other);
+        assert_eq!((read.body, read.close), (BodyLength::Length(5), true), "{line:?}");
+        let both = fault(&["HTTP/1.1 200 OK", "Content-Length: 5", line, "Transfer-Encoding: chunked"]);
+        assert_eq!(both, FramingError::LengthAndCoding.into(), "{line:?}");
     }
 }
 

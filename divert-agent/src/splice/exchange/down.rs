@@ -9,7 +9,7 @@ use divert_http::{Asked, BodyLength, BodyReader, HeadScan, Response, ResponseKin
 use tokio::time::{Sleep, sleep};
 
 use super::up::UpState;
-use super::{Beyond, Exchange, Lead, Outcome, Reset};
+use super::{Beyond, Exchange, Lead, Outcome, Reset, is_blank};
 use crate::splice::budget::Hold;
 use crate::splice::buffer::Buffer;
 use crate::splice::conn::ShortRead;
@@ -61,6 +61,20 @@ impl Down {
     }
 }
 
+impl Down {
+    /// Tells the client that the connection ends with this response, of which the head is at the front of the outbox:
+    /// a client that reads some end of it must not go on to send somebody else's request. What is not HTTP/1 says so
+    /// by itself.
+    fn say_close(&mut self) {
+        let head = self.outbox.bytes();
+        let Some(lf) = memchr::memchr(b'\n', head).filter(|_| head.starts_with(b"HTTP/1.")) else { return };
+        let mut bytes = head[..=lf].to_vec();
+        bytes.extend_from_slice(b"Connection: close\r\n");
+        self.lead = Lead { bytes, sent: 0 };
+        self.outbox.consume(lf + 1);
+    }
+}
+
 /// How long an upstream must be silent for a response without a certain end to count as ended, where
 /// the client has sent another request. Closing then lets the client send it again on a new connection;
 /// to wait for the upstream's close would leave it hanging.
@@ -73,6 +87,8 @@ pub(super) enum DownState {
     Body(BodyReader),
     Tunnel,
     Done,
+    /// Its framing is broken, and nothing that comes may pass for anything else's.
+    Broken,
     /// The upstream's stream has ended; what it sent is passed on.
     Ended,
 }
@@ -84,7 +100,11 @@ impl Exchange<'_> {
             if self.is_handed_over() {
                 return Poll::Ready(Ok(Outcome::Relay(std::mem::take(&mut self.down.outbox))));
             }
+            if self.is_overtaken() {
+                return Poll::Ready(Ok(Outcome::ServerEnded));
+            }
             match &mut self.down.state {
+                DownState::Broken => return Poll::Ready(Err(Reset)),
                 DownState::Head => {
                     if let Some(outcome) = ready!(self.poll_response_head(cx))? {
                         return Poll::Ready(Ok(outcome));
@@ -150,6 +170,17 @@ impl Exchange<'_> {
         true
     }
 
+    /// Whether the client goes on with a request while a developer's server may still be answering another, of which it
+    /// left open where it ends. Whatever that server says from here on could pass for the answer.
+    fn is_overtaken(&self) -> bool {
+        self.diverted && self.down.endless && self.waits_with_request()
+    }
+
+    /// Whether the client has sent a request behind the one that is being answered.
+    fn waits_with_request(&self) -> bool {
+        self.up.state == UpState::Done && matches!(self.beyond, Beyond::Request) && !is_blank(self.rest())
+    }
+
     /// Sends what may go to the client.
     fn poll_flush_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let Self { client, down, .. } = self;
@@ -198,6 +229,10 @@ impl Exchange<'_> {
             Response::Irregular(fault) => {
                 tracing::debug!(%fault, "a response is relayed to its end of stream");
                 self.counts.add(Count::ResponseIrregular);
+                if self.diverted {
+                    down.say_close();
+                }
+                down.pass = down.outbox.len();
                 down.until_close();
                 self.beyond = Beyond::open();
             }
@@ -255,6 +290,11 @@ impl Exchange<'_> {
                     down.state = DownState::Done;
                 }
             }
+            Err(_) if self.diverted => {
+                self.counts.add(Count::ResponseIrregular);
+                down.pass = skip;
+                down.state = DownState::Broken;
+            }
             // RFC 9112 7.1: not to be followed any further. The client gets the bytes and judges.
             Err(_) => {
                 self.counts.add(Count::ResponseIrregular);
@@ -302,10 +342,7 @@ impl Exchange<'_> {
     }
 
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
-        let wanted = self.up.state == UpState::Done
-            && matches!(self.beyond, Beyond::Request)
-            && !self.rest().is_empty();
-        if !self.down.endless || !wanted {
+        if !self.down.endless || !self.waits_with_request() {
             return Poll::Pending;
         }
         let silence = self.down.silence.get_or_insert_with(|| Box::pin(sleep(SILENCE)));

@@ -2,7 +2,8 @@
 //! at once, as the bytes they are.
 //!
 //! Both directions follow their message's framing to know where it ends; nothing is built anew but
-//! the head of a request that offers h2c, and the head of a response that is to name its target.
+//! the head of a request that offers h2c, and that of a response which is to name its target, or of which a
+//! developer's server leaves it open where it ends.
 
 mod beyond;
 mod down;
@@ -53,6 +54,8 @@ pub(in crate::splice) struct Outgoing {
     pub(in crate::splice) close: bool,
     /// `x-divert-target` for the response.
     pub(in crate::splice) target: Option<String>,
+    /// It goes to a developer's service, which is not to answer anybody else's.
+    pub(in crate::splice) diverted: bool,
     /// No length is announced, and yet content may follow a 100.
     pub(in crate::splice) may_go_on: bool,
     /// Two readers could find different ends of it: all that the client sends goes with it, and its response is the
@@ -113,6 +116,7 @@ pub(in crate::splice) struct Exchange<'a> {
     version: u8,
     offered: Vec<u8>,
     close: bool,
+    diverted: bool,
     may_go_on: bool,
     single: bool,
     target: Option<String>,
@@ -151,6 +155,7 @@ impl<'a> Exchange<'a> {
             version: request.version,
             offered: request.offered,
             close: request.close,
+            diverted: request.diverted,
             may_go_on: request.may_go_on,
             single: request.single,
             // Who has said that this is the last request has none behind it.
