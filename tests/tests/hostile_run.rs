@@ -8,11 +8,7 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::hostile::{self, Plan};
 
 /// What the agent does not stand up to yet.
-const NOT_YET: [&str; 3] = [
-    "HTTP/2 new, alice beside the deaf",
-    "client/h2",
-    "server/h2",
-];
+const NOT_YET: [&str; 3] = ["HTTP/2 new, alice beside the deaf", "client/h2", "server/h2"];
 
 #[test]
 fn nobody_else_notices_who_misbehaves() -> Result<()> {
