@@ -10,6 +10,8 @@ use super::budget::Hold;
 
 /// Size of a pooled block, in bytes.
 pub(super) const BLOCK: usize = 16 * 1024;
+/// What is held in a block of its own size while its connection is idle has fewer bytes than this.
+const LITTLE: usize = 256;
 /// Blocks that an idle worker keeps: 1 MiB.
 const KEPT: usize = 64;
 
@@ -102,9 +104,9 @@ impl Buffer {
         Ok(())
     }
 
-    /// Gives back all room that holds nothing, and is full then.
+    /// Gives back all room that holds nothing, and is full then, where little is held: more stays on its account.
     pub(super) fn shrink(&mut self) {
-        if self.len() < self.block.len() {
+        if self.len() < self.block.len().min(LITTLE) {
             let held: Box<[u8]> = self.bytes().into();
             let len = held.len();
             self.release();
