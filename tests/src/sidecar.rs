@@ -24,6 +24,17 @@ pub const FROM: u16 = 47_000;
 /// A loop that has come so far has no end.
 const ENOUGH: usize = 400;
 
+/// What a proxy does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// It connects at once to where each connection was meant to go.
+    Forwarding,
+    /// The same, from ports from [`FROM`] on.
+    FromOwnPorts,
+    /// It waits for a request and connects to where its Host leads, which is here whatever the Host.
+    ByHost(SocketAddr),
+}
+
 /// A running proxy. Its end closes what it has accepted.
 #[derive(Debug)]
 pub struct Sidecar {
@@ -35,17 +46,25 @@ pub struct Sidecar {
 #[derive(Debug)]
 struct Shared {
     pod: Arc<Pod>,
-    from_own_ports: bool,
+    kind: Kind,
     accepted: AtomicUsize,
     ending: AtomicBool,
 }
 
 impl Sidecar {
-    /// Serves in the background. `from_own_ports`: it connects from ports from [`FROM`] on.
+    /// Serves in the background, and connects to where each connection was meant to go.
     ///
     /// # Errors
     /// When the port is taken.
-    pub fn start(pod: &Arc<Pod>, from_own_ports: bool) -> Result<Self> {
+    pub fn start(pod: &Arc<Pod>) -> Result<Self> {
+        Self::start_as(pod, Kind::Forwarding)
+    }
+
+    /// Serves in the background.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start_as(pod: &Arc<Pod>, kind: Kind) -> Result<Self> {
         let socket = pod.socket_as(USER, Family::V4)?;
         socket.set_reuse_address(true)?;
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into())?;
@@ -53,7 +72,7 @@ impl Sidecar {
         let listener = Arc::new(TcpListener::from(socket));
         let shared = Arc::new(Shared {
             pod: Arc::clone(pod),
-            from_own_ports,
+            kind,
             accepted: AtomicUsize::new(0),
             ending: AtomicBool::new(false),
         });
@@ -94,9 +113,15 @@ impl Drop for Sidecar {
 impl Shared {
     fn serve(&self, client: &TcpStream, number: u16) -> io::Result<()> {
         USER.take_on();
-        let to = original_destination(client)?;
+        let to = match self.kind {
+            Kind::Forwarding | Kind::FromOwnPorts => original_destination(client)?,
+            Kind::ByHost(to) => {
+                client.peek(&mut [0])?;
+                to
+            }
+        };
         let socket = self.pod.socket_as(USER, Family::V4)?;
-        if self.from_own_ports {
+        if self.kind == Kind::FromOwnPorts {
             socket.set_reuse_address(true)?;
             socket.bind(&SocketAddr::from((self.pod.v4, FROM + number)).into())?;
         }

@@ -11,7 +11,8 @@ use divert_tests::broker::User;
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::http::Http;
 use divert_tests::lab::Family;
-use divert_tests::sidecar::{FROM, PORT as PROXY, Sidecar, USER, connect_as};
+use divert_tests::server::Echo;
+use divert_tests::sidecar::{FROM, Kind, PORT as PROXY, Sidecar, USER, connect_as};
 use divert_tests::wait;
 
 /// The application's user.
@@ -125,7 +126,7 @@ fn a_proxy_in_the_pod_that_dials_the_original_destination_makes_no_loop() -> Res
         let [staging, _alice, _bob] = town.servers()?;
         let client = town.client();
         client.named_netns().nft(&led(spared))?;
-        let proxy = Sidecar::start(&client, false)?;
+        let proxy = Sidecar::start(&client)?;
         let direct = who(&town, APP, &[])?;
         ensure!(direct == "staging/web" && proxy.accepted() == 1, "the rules lead to the proxy: {direct}");
         let agent = town.agent()?;
@@ -147,7 +148,7 @@ fn rules_that_come_while_the_pod_is_served_make_no_loop() -> Result<()> {
     let client = town.client();
     let agent = town.agent()?;
     is_right(&town, APP)?;
-    let proxy = Sidecar::start(&client, false)?;
+    let proxy = Sidecar::start(&client)?;
     client.named_netns().nft(&led("meta skuid 1337 return; oif lo return;"))?;
     is_right(&town, APP).with_context(|| agent.process().output())?;
     ensure!(proxy.accepted() < 5 * FEW, "{} connections", proxy.accepted());
@@ -163,7 +164,7 @@ fn a_loop_that_no_owner_ends_is_ended() -> Result<()> {
     let client = town.client();
     // Spared is what comes from the proxy's ports, which the agent cannot know.
     client.named_netns().nft(&led(&format!("tcp sport {FROM}-{} return; oif lo return;", FROM + 999)))?;
-    let proxy = Sidecar::start(&client, true)?;
+    let proxy = Sidecar::start_as(&client, Kind::FromOwnPorts)?;
     ensure!(who(&town, APP, &[])? == "staging/web", "the rules lead to the proxy");
     let agent = town.agent()?;
     // What is asked meanwhile may be reset.
@@ -199,6 +200,35 @@ fn a_pod_whose_sidecar_routes_by_host_is_left_direct() -> Result<()> {
         ensure!(said.contains("routes by Host"), "{said}");
     }
     Ok(())
+}
+
+#[test]
+fn a_sidecar_that_is_seen_to_route_by_host_answers_no_request_with_a_key() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let client = town.client();
+    client.named_netns().nft(&led("meta skuid 1337 return; oif lo return;"))?;
+    let _proxy = Sidecar::start_as(&client, Kind::ByHost(town.address(Family::V4)))?;
+    let agent = town.agent()?;
+    let stream = connect_as(&client, APP, town.address(Family::V4))?;
+    let answer = Http::new(stream).get("/", &[ALICE])?;
+    ensure!(answer.status == 502 && answer.served_by().is_none(), "{} {}", answer.status, answer.text());
+    is_direct(&town, &agent, "redirected")
+}
+
+#[test]
+fn a_sidecar_that_connects_in_vain_is_not_taken_for_one_that_routes_by_host() -> Result<()> {
+    let town = Fixture::new()?;
+    let _staging = Echo::start(&town.server(), PORT)?;
+    let client = town.client();
+    client.named_netns().nft(&led("meta skuid 1337 return; oif lo return;"))?;
+    let _proxy = Sidecar::start(&client)?;
+    let agent = town.agent()?;
+    let stream = connect_as(&client, APP, town.address(Family::V4))?;
+    let answer = Http::new(stream).get("/", &[ALICE])?;
+    ensure!(answer.status == 502, "{} {}", answer.status, answer.text());
+    let _alice = Echo::start(&town.lab.pod("alice/web"), PORT)?;
+    is_right(&town, APP).with_context(|| agent.process().output())
 }
 
 #[test]

@@ -50,8 +50,8 @@ struct Entry {
     set: u32,
     /// Whether a process of the pod has been in its namespace.
     had_process: bool,
-    /// The namespace in which serving it went round in circles, which only another one ends.
-    led_back: Option<NetNsId>,
+    /// The namespace in which connections of the agent's were led astray, which only another one ends, and how.
+    led: Option<(NetNsId, Direct)>,
     state: State,
 }
 
@@ -90,7 +90,7 @@ impl Pods {
     ) -> Option<u32> {
         let Some(entry) = self.pods.get_mut(&name) else {
             let state = State::Direct { why: Direct::NoMatch(NoMatch::NotFound), changed: true };
-            self.pods.insert(name, Entry { plan, set, had_process: false, led_back: None, state });
+            self.pods.insert(name, Entry { plan, set, had_process: false, led: None, state });
             return None;
         };
         let old_set = std::mem::replace(&mut entry.set, set);
@@ -336,15 +336,15 @@ impl Entry {
         common: &Common,
     ) {
         let State::Served { served, .. } = &self.state else { return };
-        if served.is_led_back() {
-            self.led_back = Some(served.id());
-        }
         let why = match (matched, known.get(&served.id())) {
-            (Ok(id), _) if self.led_back == Some(id) => Direct::LedBack,
-            (Ok(id), Some(held)) if id == served.id() => match look {
-                Look::Quick if served.still_suits(&self.plan, held) => return,
-                Look::Quick => Direct::Failed("its addresses have changed".into()),
-                Look::Thorough => match served.check(common, &self.plan, held) {
+            (Ok(id), Some(held)) if id == served.id() => match (served.led(), look) {
+                (Some(astray), _) => {
+                    self.led = Some((id, astray.clone()));
+                    astray
+                }
+                (None, Look::Quick) if served.still_suits(&self.plan, held) => return,
+                (None, Look::Quick) => Direct::Failed("its addresses have changed".into()),
+                (None, Look::Thorough) => match served.check(common, &self.plan, held) {
                     Ok(()) => return,
                     Err(why) => why,
                 },
@@ -373,7 +373,7 @@ impl Entry {
         let State::Direct { why, changed } = &self.state else { return };
         let opened = match matched {
             Err(why) => Err(Direct::NoMatch(why)),
-            Ok(id) if self.led_back == Some(id) => Err(Direct::LedBack),
+            Ok(id) if self.led.as_ref().is_some_and(|(netns, _)| *netns == id) => return,
             Ok(id) => {
                 // Found, but something was in the way that goes away seldom, or costs much to look at.
                 let in_vain = !matches!(why, Direct::NoMatch(_) | Direct::Settling | Direct::LoopbackDown);

@@ -271,9 +271,11 @@ impl Served {
         }
     }
 
-    /// Whether a connection of the agent's has come back to it that would do so again and again.
-    pub(super) fn is_led_back(&self) -> bool {
-        self.pod.rules.are_endless()
+    /// Where connections of the agent's were seen to go that must not, for as long as this namespace lasts.
+    pub(super) fn led(&self) -> Option<Direct> {
+        let rules = &self.pod.rules;
+        let back = rules.are_endless().then_some(Direct::LedBack);
+        back.or_else(|| rules.lead_elsewhere().then_some(Direct::LedElsewhere))
     }
 
     pub(super) fn id(&self) -> NetNsId {

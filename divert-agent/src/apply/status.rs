@@ -70,6 +70,8 @@ pub enum Direct {
     },
     /// Something in its namespace leads connections of the agent's back to the agent, in whosever name they are made.
     LedBack,
+    /// Something in its namespace leads connections of the agent's to a proxy that sends them elsewhere.
+    LedElsewhere,
     /// Packet rules in its namespace stop the agent's connections on its loopback.
     Filtered,
     /// It has packet rules of its own, and the kernel does not tell who made a connection.
@@ -96,7 +98,7 @@ impl Direct {
             Self::NoFreePort => "no_free_port",
             Self::RouteInLabelRange { .. } => "route_in_label_range",
             Self::AddressInLabelRange { .. } => "address_in_label_range",
-            Self::RoutedByHost { .. } | Self::LedBack => "redirected",
+            Self::RoutedByHost { .. } | Self::LedBack | Self::LedElsewhere => "redirected",
             Self::Filtered => "filtered",
             Self::OwnersUnknown => "owners_unknown",
             Self::Failed(_) => "failed",
@@ -147,6 +149,11 @@ impl fmt::Display for Direct {
                 "packet rules in its network namespace, or eBPF, lead the agent's connections to a proxy in the pod \
                  whatever user, group or mark they have, and so back to the agent: except connections with the agent's \
                  mark (--mark) from them",
+            ),
+            Self::LedElsewhere => f.write_str(
+                "packet rules in its network namespace lead the agent's connections to a proxy in the pod that does not \
+                 connect at once to where they were sent, as one that routes by Host: divert with the proxy's own \
+                 means, or run the pod without it",
             ),
             Self::Filtered => f.write_str(
                 "packet rules in its network namespace stop the agent's connections on its loopback interface: let pass \

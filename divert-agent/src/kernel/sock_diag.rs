@@ -29,6 +29,8 @@ const LIVE: u32 = 1 << ESTABLISHED | 1 << 2;
 /// TCP_ESTABLISHED to TCP_CLOSING without those in which nothing of the application is left
 /// (include/net/tcp_states.h): ESTABLISHED 1, SYN_SENT 2, FIN_WAIT1 4, CLOSE_WAIT 8, LAST_ACK 9, CLOSING 11.
 pub(super) const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 11;
+/// SYN_RECV and FIN_WAIT2: with another end, and nothing of this application's under way.
+const HALF_OPEN: u32 = 1 << 3 | 1 << 5;
 /// TCP_LISTEN.
 pub(super) const LISTENING: u32 = 1 << 10;
 
@@ -141,13 +143,13 @@ impl SockDiag {
         Ok(inodes)
     }
 
-    /// All sockets of the namespace that are connected or connecting, whoever made them.
+    /// All sockets of the namespace that have another end, whoever made them and whichever end has closed.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn connected(&mut self) -> io::Result<Vec<Row>> {
         let mut found = Vec::new();
-        self.rows(CONNECTED, |row| found.push(row))?;
+        self.rows(CONNECTED | HALF_OPEN, |row| found.push(row))?;
         Ok(found)
     }
 

@@ -47,7 +47,9 @@ impl Captured {
             netns: &self.pod.netns,
             source: self.source,
             mark: self.worker.config.mark,
+            mark_mask: self.worker.config.mark_mask,
             owner: self.owner.get(),
+            rules: &self.pod.rules,
         }
     }
 

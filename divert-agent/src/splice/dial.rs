@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::{Instant, timeout_at};
 
 use super::conn::Conn;
-use super::owner::Owner;
+use super::owner::{Doubt, Marks, Owner, Rules};
 use divert_common::netns::NetNs;
 
 /// Longest wait for one endpoint.
@@ -33,8 +33,18 @@ pub(super) struct From<'a> {
     pub(super) source: IpAddr,
     /// SO_MARK of the agent.
     pub(super) mark: u32,
+    /// Its bits.
+    pub(super) mark_mask: u32,
     /// In whose name, if not in the agent's own.
     pub(super) owner: Option<Owner>,
+    /// What is known of the pod's packet rules.
+    pub(super) rules: &'a Rules,
+}
+
+impl From<'_> {
+    pub(super) fn marks(&self) -> Marks {
+        Marks { own: self.mark, mask: self.mark_mask }
+    }
 }
 
 /// A connect under way.
@@ -152,7 +162,16 @@ pub(super) async fn first_of(
         if now >= end {
             break;
         }
-        let attempt = async { Dial::start(from, endpoint)?.wait().await };
+        let attempt = async {
+            let doubt = Doubt::of(&from, endpoint);
+            let conn = Dial::start(from, endpoint)?.wait().await?;
+            match doubt {
+                Some(doubt) if !doubt.is_dispelled(&from, &conn, endpoint).await => Err(io::Error::other(
+                    "packet rules of the pod that asks lead it to a proxy that does not connect there at once",
+                )),
+                _ => Ok(conn),
+            }
+        };
         match timeout_at(end.min(now + ENDPOINT_TIMEOUT), attempt).await {
             Ok(Ok(conn)) => return Ok((endpoint, conn)),
             Ok(Err(error)) => tried.push((endpoint, error)),

@@ -27,7 +27,7 @@
 //! after a while; who was seen to be a proxy is taken for one from then on. Rules that nobody has seen yet (they came since
 //! the last look, or are none of netfilter's) show as many connections at once, and then the sockets are listed, too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -39,7 +39,8 @@ use tracing::{debug, info, warn};
 
 use super::Pod;
 use super::captured::Captured;
-use super::conn::Conn;
+use super::conn::{Conn, tcp_info};
+use super::dial::From;
 use crate::kernel::credentials::{group_of, in_the_name_of};
 use crate::kernel::sock_diag::{Row, SockDiag};
 
@@ -49,6 +50,8 @@ const MANY: usize = 32;
 const AGAIN: Duration = Duration::from_secs(60);
 /// How often they are for a proxy's, in all: what goes round in circles shows in the second round.
 const ROUNDS: u32 = 3;
+/// How soon a proxy connects to where it was sent, if it does not wait for what a request says.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// What a pod's rules have to do with its connections.
 #[derive(Debug)]
@@ -57,6 +60,12 @@ pub struct Rules {
     present: AtomicBool,
     /// A connection of the agent's came back in the name that it was made in.
     endless: AtomicBool,
+    /// One was led to a proxy that did not connect to where it was sent.
+    elsewhere: AtomicBool,
+    /// One was led to a proxy that did.
+    forwards: AtomicBool,
+    /// When one was last seen to be led to nobody.
+    straight: Mutex<Option<Instant>>,
     /// Connections of the pod that are served now.
     open: AtomicUsize,
     /// With so many the sockets are listed.
@@ -98,6 +107,9 @@ impl Default for Rules {
         Self {
             present: AtomicBool::default(),
             endless: AtomicBool::default(),
+            elsewhere: AtomicBool::default(),
+            forwards: AtomicBool::default(),
+            straight: Mutex::default(),
             open: AtomicUsize::default(),
             many: AtomicUsize::new(MANY),
             users: Mutex::default(),
@@ -115,6 +127,18 @@ impl Rules {
     /// Whether serving the pod would go round in circles.
     pub fn are_endless(&self) -> bool {
         self.endless.load(Ordering::Relaxed)
+    }
+
+    /// Whether a proxy in the pod sends what the agent sends somewhere else.
+    pub fn lead_elsewhere(&self) -> bool {
+        self.elsewhere.load(Ordering::Relaxed)
+    }
+
+    /// Whether what is sent arrives where it was sent, as far as is known: once a proxy was seen to forward it, and for a
+    /// while after there was none.
+    fn arrive(&self, now: Instant) -> bool {
+        let straight = self.straight.lock().unwrap_or_else(PoisonError::into_inner);
+        self.forwards.load(Ordering::Relaxed) || straight.is_some_and(|then| now.duration_since(then) < AGAIN)
     }
 
     /// Whether there are more connections than there were so far. True once for each doubling between two looks.
@@ -193,9 +217,9 @@ pub(super) enum Came {
 
 /// Which marks are the agent's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Marks {
-    own: u32,
-    mask: u32,
+pub(super) struct Marks {
+    pub(super) own: u32,
+    pub(super) mask: u32,
 }
 
 impl Marks {
@@ -229,9 +253,9 @@ pub(super) fn ask(captured: &Captured, client: &Conn) -> (Option<Owner>, Came) {
 }
 
 fn asked(captured: &Captured, client: &Conn, list: bool) -> io::Result<Option<(Option<Owner>, Came)>> {
-    let (pod, config, now) = (&captured.pod, &captured.worker.config, Instant::now());
+    let (pod, now) = (&captured.pod, Instant::now());
     let (Some(ours), Some(theirs)) = (client.local_addr()?, client.peer_addr()?) else { return Ok(None) };
-    let marks = Marks { own: config.mark, mask: config.mark_mask };
+    let marks = captured.dial_from().marks();
     let mut sockets = SockDiag::open(&pod.netns)?;
     if !list {
         let Some(row) = sockets.socket(theirs, ours)? else { return Ok(None) };
@@ -264,6 +288,104 @@ fn asked(captured: &Captured, client: &Conn, list: bool) -> io::Result<Option<(O
     Ok(Some((Some(Owner { name, gid: user.gid }), came)))
 }
 
+/// A doubt whether a connection to a developer's endpoint arrives there. A proxy that routes by Host would send what is
+/// meant for the developer to whoever the Host names: the wrong one, with the right answer's looks.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    /// Inodes of the sockets that were connected to the endpoint before.
+    before: HashSet<u32>,
+}
+
+impl Doubt {
+    /// Before the dial: none where the pod has no rules, or it is known what they do.
+    pub(super) fn of(from: &From<'_>, endpoint: SocketAddr) -> Option<Self> {
+        let doubtful = from.owner.is_some() && !from.rules.arrive(Instant::now());
+        let rows = doubtful.then(|| list(from))?.ok()?;
+        let before = rows.iter().filter(|row| canonical(row.remote) == endpoint).map(|row| row.inode);
+        Some(Self { before: before.collect() })
+    }
+
+    /// After it: whether nobody has it, or a proxy that connects to the endpoint itself, at once.
+    pub(super) async fn is_dispelled(&self, from: &From<'_>, conn: &Conn, endpoint: SocketAddr) -> bool {
+        let Ok(Some(local)) = conn.local_addr() else { return true };
+        let end = Instant::now() + AT_ONCE;
+        loop {
+            // It has tried, and says so as a proxy can.
+            if !is_open(conn) {
+                return false;
+            }
+            // Where they cannot be listed any more, the next one is in doubt.
+            let Ok(rows) = list(from) else { return true };
+            match led(&rows, local, endpoint, from.marks(), &self.before) {
+                Led::Nowhere => {
+                    let mut straight = from.rules.straight.lock().unwrap_or_else(PoisonError::into_inner);
+                    *straight = Some(Instant::now());
+                    return true;
+                }
+                Led::On => {
+                    from.rules.forwards.store(true, Ordering::Relaxed);
+                    return true;
+                }
+                Led::Elsewhere if Instant::now() >= end => {
+                    from.rules.elsewhere.store(true, Ordering::Relaxed);
+                    return false;
+                }
+                Led::Elsewhere => tokio::time::sleep(AT_ONCE / 20).await,
+            }
+        }
+    }
+}
+
+/// Where the pod's rules lead a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Led {
+    /// To nobody in the pod.
+    Nowhere,
+    /// To a proxy that has connected to where it was to go.
+    On,
+    /// To a proxy that has not.
+    Elsewhere,
+}
+
+/// Where a connection of the agent's from `local` to `to` is led.
+fn led(rows: &[Row], local: SocketAddr, to: SocketAddr, marks: Marks, before: &HashSet<u32>) -> Led {
+    let ends = ends(rows);
+    let mut theirs = rows.iter().filter(|row| !marks.is_own(row));
+    let is_proxys = |row: &&Row| canonical(row.remote) == local && is_led_astray(row, &ends);
+    let Some(proxy) = theirs.clone().find(is_proxys) else { return Led::Nowhere };
+    let on = |row: &Row| row.uid == proxy.uid && canonical(row.remote) == to && !before.contains(&row.inode);
+    if theirs.any(on) { Led::On } else { Led::Elsewhere }
+}
+
+/// Local and remote addresses of sockets.
+type Ends = HashSet<(SocketAddr, SocketAddr)>;
+
+fn ends(rows: &[Row]) -> Ends {
+    rows.iter().map(|row| (canonical(row.local), canonical(row.remote))).collect()
+}
+
+/// Whether a socket's other end, if it is in the pod, was meant for another address. It was not where the pod has a
+/// socket with the same two ends: a client of a server in the pod itself, or of ours. (One port may have several
+/// connections to different addresses, so to look at one end alone would not do.)
+fn is_led_astray(row: &Row, ends: &Ends) -> bool {
+    !ends.contains(&(canonical(row.remote), canonical(row.local)))
+}
+
+/// Whether neither end has ended it.
+fn is_open(conn: &Conn) -> bool {
+    const ESTABLISHED: u8 = 1;
+    tcp_info(conn.socket()).is_ok_and(|info| info.tcpi_state == ESTABLISHED)
+}
+
+fn list(from: &From<'_>) -> io::Result<Vec<Row>> {
+    SockDiag::open(from.netns)?.connected()
+}
+
+/// IPv4 addresses on sockets of IPv6 are the same.
+fn canonical(it: SocketAddr) -> SocketAddr {
+    SocketAddr::new(it.ip().to_canonical(), it.port())
+}
+
 /// The client's socket among all of its pod, and where it comes from. `client` is its local and remote address.
 fn where_from(
     rows: &[Row],
@@ -271,7 +393,6 @@ fn where_from(
     original: SocketAddr,
     marks: Marks,
 ) -> Option<(&Row, Came)> {
-    let canonical = |it: SocketAddr| SocketAddr::new(it.ip().to_canonical(), it.port());
     let row = rows.iter().find(|row| (canonical(row.local), canonical(row.remote)) == client)?;
     // Ours to the same destination, by the address that its other end sees.
     let ours: HashMap<_, _> = rows
@@ -279,12 +400,9 @@ fn where_from(
         .filter(|row| marks.is_own(row) && canonical(row.remote) == original)
         .map(|row| (canonical(row.local), marks.name(row)))
         .collect();
-    // A server in the pod itself has the destination for its own address: that is nobody who was led astray.
-    // Nor is our own end of a client's connection, whose port one of our upstreams to elsewhere may have as well.
-    let led_to_client = rows.iter().filter(|it| {
-        let elsewhere = canonical(it.local) != original && it.local.port() != client.1.port();
-        it.uid == row.uid && !marks.is_own(it) && elsewhere
-    });
+    let ends = ends(rows);
+    let led_to_client =
+        rows.iter().filter(|it| it.uid == row.uid && !marks.is_own(it) && is_led_astray(it, &ends));
     let mut came = Came::First;
     for name in led_to_client.filter_map(|it| ours.get(&canonical(it.remote))) {
         came = if *name == marks.name(row) { Came::Endless } else { Came::Back };
@@ -321,7 +439,7 @@ mod tests {
     }
 
     /// A connection of the agent's that ends at a proxy in the pod.
-    fn led(port: u16, uid: u32, mark: u32, proxy: u32) -> [Row; 2] {
+    fn led_by(port: u16, uid: u32, mark: u32, proxy: u32) -> [Row; 2] {
         let address = format!("10.0.0.1:{port}");
         [row(&address, SERVICE, uid, MARKS.own | mark), row(PROXY, &address, proxy, 0)]
     }
@@ -335,14 +453,14 @@ mod tests {
     fn where_a_connection_comes_from() {
         let app = client(1, 1000, 0);
         assert_eq!(came(&app, 1), Came::First);
-        let rows = [app, led(2, 1000, 0, 1337), client(3, 1337, 0)].concat();
+        let rows = [app, led_by(2, 1000, 0, 1337), client(3, 1337, 0)].concat();
         assert_eq!(came(&rows, 3), Came::Back);
         assert_eq!(came(&rows, 1), Came::First, "the application itself, also when it connects again");
-        let rows = [client(1, 1000, 0), led(2, 0, 0, 1337), client(3, 1337, 0)].concat();
+        let rows = [client(1, 1000, 0), led_by(2, 0, 0, 1337), client(3, 1337, 0)].concat();
         assert_eq!(came(&rows, 3), Came::Back, "made in the agent's own name");
-        let rows = [rows, led(4, 1337, 0, 1337).to_vec(), client(5, 1337, 0).to_vec()].concat();
+        let rows = [rows, led_by(4, 1337, 0, 1337).to_vec(), client(5, 1337, 0).to_vec()].concat();
         assert_eq!(came(&rows, 5), Came::Endless);
-        let rows = [client(1, 0, 0), led(2, 0, 0, 0), client(3, 0, 0x539)].concat();
+        let rows = [client(1, 0, 0), led_by(2, 0, 0, 0), client(3, 0, 0x539)].concat();
         assert_eq!(came(&rows, 3), Came::Back, "a proxy that is spared by its mark");
     }
 
@@ -354,7 +472,7 @@ mod tests {
         assert_eq!(came(&[elsewhere, client(3, 1337, 0)].concat(), 3), Came::First);
         let itself = [row("10.0.0.1:2", SERVICE, 1000, MARKS.own), row(SERVICE, "10.0.0.1:2", 1337, 0)];
         assert_eq!(came(&[itself, client(3, 1337, 0)].concat(), 3), Came::First);
-        assert_eq!(came(&[led(2, 1000, 0, 1337), client(3, 1338, 0)].concat(), 3), Came::First);
+        assert_eq!(came(&[led_by(2, 1000, 0, 1337), client(3, 1338, 0)].concat(), 3), Came::First);
         // A client and an upstream of ours that happen to have one port.
         let same_port = row("10.0.0.1:1", SERVICE, 0, MARKS.own);
         assert_eq!(came(&[&client(1, 0, 0)[..], &[same_port]].concat(), 1), Came::First);
@@ -368,16 +486,56 @@ mod tests {
     }
 
     #[test]
+    fn one_port_may_have_several_connections() {
+        // The application's to a server in the pod, and to a label, by the port that one of ours to the service has.
+        let server =
+            |uid| [row("10.0.0.1:2", "10.0.0.1:80", 1000, 0), row("10.0.0.1:80", "10.0.0.1:2", uid, 0)];
+        let ours = row("10.0.0.1:2", SERVICE, 1000, MARKS.own);
+        let rows = [&server(1000)[..], &client(2, 1000, 0), &[ours], &client(3, 1000, 0)].concat();
+        assert_eq!((came(&rows, 2), came(&rows, 3)), (Came::First, Came::First));
+        let (local, to) = (ours.local, ours.remote);
+        assert_eq!(led(&rows, local, to, MARKS, &HashSet::new()), Led::Nowhere);
+    }
+
+    #[test]
     fn addresses_of_ipv4_on_sockets_of_ipv6_are_the_same() {
         let mapped = |address: &str| {
             format!("[::ffff:{}]:{}", address.split(':').next().unwrap(), address.split(':').nth(1).unwrap())
         };
-        let mut rows = [client(1, 1000, 0), led(2, 1000, 0, 1337), client(3, 1337, 0)].concat();
+        let mut rows = [client(1, 1000, 0), led_by(2, 1000, 0, 1337), client(3, 1337, 0)].concat();
         for row in &mut rows {
             row.local = mapped(&row.local.to_string()).parse().unwrap();
             row.remote = mapped(&row.remote.to_string()).parse().unwrap();
         }
         assert_eq!(came(&rows, 3), Came::Back);
+    }
+
+    #[test]
+    fn where_a_connection_is_led() {
+        let (local, to) = ("10.0.0.1:2".parse().unwrap(), SERVICE.parse().unwrap());
+        let towards = |uid, inode| Row { inode, ..row("10.0.0.1:9", SERVICE, uid, 0) };
+        let before = HashSet::from([7]);
+        let where_led = |rows: &[Row]| led(rows, local, to, MARKS, &before);
+        let ours = row("10.0.0.1:2", SERVICE, 1000, MARKS.own);
+        assert_eq!(where_led(&[ours]), Led::Nowhere);
+        assert_eq!(
+            where_led(&[ours, row(SERVICE, "10.0.0.1:2", 1337, 0)]),
+            Led::Nowhere,
+            "a server in the pod"
+        );
+        let led = led_rows(2);
+        assert_eq!(where_led(&led), Led::Elsewhere);
+        assert_eq!(where_led(&[&led[..], &[towards(1337, 8)]].concat()), Led::On);
+        assert_eq!(
+            where_led(&[&led[..], &[towards(1337, 7)]].concat()),
+            Led::Elsewhere,
+            "one that was there before"
+        );
+        assert_eq!(where_led(&[&led[..], &[towards(1000, 8)]].concat()), Led::Elsewhere, "another user's");
+    }
+
+    fn led_rows(port: u16) -> Vec<Row> {
+        led_by(port, 1000, 0, 1337).to_vec()
     }
 
     #[test]
