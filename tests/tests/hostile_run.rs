@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::hostile::{self, Plan};
 
 /// What the agent does not stand up to yet.
-const NOT_YET: [&str; 3] = ["HTTP/2 new, alice beside the deaf", "client/h2", "server/h2"];
+const NOT_YET: [&str; 3] = ["to a label", "to deaf by HTTP/2", "server/h2/an odd head"];
 
 #[test]
 fn nobody_else_notices_who_misbehaves() -> Result<()> {
@@ -25,7 +25,7 @@ fn nobody_else_notices_who_misbehaves() -> Result<()> {
     verdict.judge()?;
     eprintln!("{verdict}");
     let ways = verdict.misbehaved().len();
-    ensure!(!plan.only.is_empty() || ways > 60, "only {ways} kinds of misbehaviour were tried");
+    ensure!(!plan.only.is_empty() || ways > 100, "only {ways} kinds of misbehaviour were tried");
     Ok(())
 }
 

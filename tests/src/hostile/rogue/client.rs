@@ -84,7 +84,8 @@ fn destination(
 async fn one_connection(scene: &Scene, random: &mut fastrand::Rng, line: Line) {
     let (pod, to, what) = destination(scene, random, line);
     // So that a plan can leave out where it goes as well.
-    if !scene.plan.allows(&format!("{} to {what}", line.name)) {
+    let by = if line.name.starts_with("client/h2") { "HTTP/2" } else { "HTTP/1" };
+    if !scene.plan.allows(&format!("{} to {what} by {by}", line.name)) {
         return;
     }
     let key = [None, Some("alice"), Some("bob"), Some("bob"), Some("carol")][random.usize(..5)];
