@@ -62,22 +62,40 @@ fn a_server_of_one_connection_at_a_time_waits_for_nobody() -> Result<()> {
     Ok(())
 }
 
+/// HTTP/2 with prior knowledge: requests with 16 KiB of body each, more than is held for a server that is not there.
+fn h2_uploads() -> Vec<u8> {
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for id in (1..200_u32).step_by(2) {
+        // POST, http, /, by the static table of HPACK (RFC 7541 appendix A), and a name.
+        let block = b"\x83\x86\x84\x41\x03web";
+        bytes.extend_from_slice(&[0, 0, block.len() as u8, 1, 4]);
+        bytes.extend_from_slice(&id.to_be_bytes());
+        bytes.extend_from_slice(block);
+        bytes.extend_from_slice(&[0, 0x40, 0, 0, 0]);
+        bytes.extend_from_slice(&id.to_be_bytes());
+        bytes.resize(bytes.len() + 0x4000, b'x');
+    }
+    bytes
+}
+
 #[test]
 fn a_client_that_gives_up_during_the_dial_is_not_waited_for() -> Result<()> {
     let town = Fixture::new()?;
     let (_listener, _filler) = black_hole(&town)?;
     let agent = town.agent()?;
-    // The last one says more than is read before there is a server, so that its end is not seen.
+    // The last ones say more than is read before there is a server, so that their ends are not seen.
+    let streams = h2_uploads();
     let upload =
         format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 500000\r\n\r\n{}", "x".repeat(500_000));
-    let clients = ["", PLAIN, "\x16\x03\x01 not HTTP", &upload].map(|says| {
+    let says: [&[u8]; 5] = [b"", PLAIN.as_bytes(), b"\x16\x03\x01 not HTTP", upload.as_bytes(), &streams];
+    let clients = says.map(|says| {
         let mut client = town.connect()?;
-        client.send(says.as_bytes())?;
+        client.send(says)?;
         Ok::<_, anyhow::Error>(client)
     });
     let patient = town.connect()?;
     patient.stream().shutdown(Shutdown::Write)?;
-    wait::until("all to be accepted", || active(&agent) == 5.0)?;
+    wait::until("all to be accepted", || active(&agent) == 6.0)?;
     drop(clients);
     // Only the one is left that has ended its own direction and still waits for an answer.
     wait::until("those that have closed to be forgotten", || active(&agent) == 1.0)?;

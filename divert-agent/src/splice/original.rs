@@ -26,7 +26,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::captured::Captured;
 use super::conn::Conn;
@@ -47,6 +47,8 @@ pub(super) struct Original {
     state: State,
     /// A request was read. From then on a failed dial concerns only who needs the connection.
     requested: bool,
+    /// The next look at a client that is served by others during the dial.
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
@@ -68,7 +70,7 @@ enum State {
 impl Original {
     /// Nothing is dialled yet.
     pub(super) fn new(captured: Rc<Captured>) -> Self {
-        Self { captured, state: State::Absent, requested: false }
+        Self { captured, state: State::Absent, requested: false, look: None }
     }
 
     /// Begins to connect, unless that has been done.
@@ -104,6 +106,25 @@ impl Original {
         {
             self.captured.count(Count::OriginalFailed);
             return Err(End::Reset);
+        }
+        Ok(())
+    }
+
+    /// Looks at the client now and then while a dial is under way and its own streams may not be read.
+    ///
+    /// # Errors
+    /// When it has closed the connection for good.
+    pub(super) fn poll_client(&mut self, cx: &mut Context<'_>, client: &Conn) -> Result<(), End> {
+        if !self.is_dialing() {
+            self.look = None;
+            return Ok(());
+        }
+        let look = self.look.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+        while look.as_mut().poll(cx).is_ready() {
+            if is_closed(client, &self.captured).unwrap_or(false) {
+                return Err(End::Reset);
+            }
+            look.as_mut().reset(Instant::now() + LOOK);
         }
         Ok(())
     }

@@ -279,6 +279,7 @@ impl H2 {
             session.original.request_read();
         }
         session.original.poll(cx)?;
+        session.original.poll_client(cx, &session.client.conn)?;
         if session.original.is_dialing() {
             let late = self.greet.as_mut().is_some_and(|greet| greet.as_mut().poll(cx).is_ready());
             if late {
