@@ -100,7 +100,7 @@ mod tests {
             service: ServiceRef { namespace: namespace.into(), name: name.into() },
             routes: keys.iter().map(|&key| (key.into(), route(key, name))).collect(),
         };
-        Target { services: services.iter().map(service).collect(), reconnect: false }
+        Target { services: services.iter().map(service).collect(), reconnect: false, dual_stack: false }
     }
 
     fn target(services: &[(&str, &[&str])]) -> Target {
@@ -227,7 +227,8 @@ mod tests {
         assert_eq!(asked(None, Some("catalog")).unwrap(), "catalog");
         assert_eq!(asked(Some("alice"), Some("api")).unwrap(), "catalog");
         assert_eq!(asked(Some("carol"), Some("catalog")).unwrap(), "catalog");
-        let (nothing, none) = (Target { services: Vec::new(), reconnect: false }, Hosts::default());
+        let (nothing, none) =
+            (Target { services: Vec::new(), reconnect: false, dual_stack: false }, Hosts::default());
         assert_eq!(decide(&nothing, &none, &Request::default()).service, None);
     }
 }

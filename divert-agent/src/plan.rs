@@ -237,6 +237,8 @@ pub struct Target {
     /// Whether connections that are older than the capture may be closed while idle, so that their clients
     /// connect anew: the port declares HTTP, or a Service here is annotated `divert.dev/reconnect`.
     pub reconnect: bool,
+    /// Whether a Service here has addresses of both families: a client that one of them refuses may go on to the other.
+    pub dual_stack: bool,
 }
 
 /// A service of a shared namespace, as seen from one of its addresses; or one of a developer's own behind
@@ -277,11 +279,24 @@ pub enum Backend {
     Endpoints {
         /// Tried first: the endpoint with the hostname of the headless address that was asked for. Mostly empty.
         preferred: Vec<SocketAddr>,
-        /// All, round robin.
+        /// All of the family that was asked for, round robin; all there are where it has none.
         endpoints: Vec<SocketAddr>,
+        /// Those of the other family: tried when all of these have failed, as a server may listen on one alone.
+        fallback: Vec<SocketAddr>,
     },
     /// None.
     Unavailable(Unavailable),
+}
+
+impl Backend {
+    /// Every endpoint, of both families.
+    pub fn all(&self) -> impl Iterator<Item = SocketAddr> {
+        let (endpoints, fallback): (&[_], &[_]) = match self {
+            Self::Endpoints { endpoints, fallback, .. } => (endpoints, fallback),
+            Self::Unavailable(_) => (&[], &[]),
+        };
+        endpoints.iter().chain(fallback).copied()
+    }
 }
 
 /// Why a developer's service cannot take a request.

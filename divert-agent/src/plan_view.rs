@@ -237,7 +237,7 @@ impl<'a> View<'a> {
 impl RouteView {
     fn new(key: &str, route: &Route) -> Self {
         let (preferred, endpoints, unavailable) = match &route.backend {
-            Backend::Endpoints { preferred, endpoints } => (preferred.clone(), endpoints.clone(), None),
+            Backend::Endpoints { preferred, endpoints, .. } => (preferred.clone(), endpoints.clone(), None),
             Backend::Unavailable(why) => {
                 let why = match why {
                     Unavailable::NoReadyEndpoints => "NoReadyEndpoints".to_owned(),

@@ -119,8 +119,11 @@ fn pods(pods: &[(PodRef, PodPlan)]) -> PlanChange {
 
 fn capture(address: SocketAddr) -> (Capture, Arc<Target>) {
     let service = ServiceRef { namespace: "staging".into(), name: "catalog".into() };
-    let target =
-        Target { services: vec![SharedService { service, routes: BTreeMap::new() }], reconnect: false };
+    let target = Target {
+        services: vec![SharedService { service, routes: BTreeMap::new() }],
+        reconnect: false,
+        dual_stack: false,
+    };
     (Capture { set: CaptureSet::default(), address }, Arc::new(target))
 }
 

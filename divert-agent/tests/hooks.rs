@@ -379,6 +379,58 @@ fn a_worker_that_does_not_beat_makes_everything_pass() {
 }
 
 #[test]
+fn a_pod_or_an_agent_without_room_passes_and_is_counted() {
+    let lab = Lab::new();
+    let server = lab.serve();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.capture(TO_V6, 2);
+    let counters = agent.hooks.counters();
+    let all = agent.hooks.pod_slots();
+    let full: [(&dyn Fn(bool), _); 2] = [
+        (&|full| agent.slot.set_full(full), Counter::PassedPodFull),
+        (&|full| all.set_agent_full(full), Counter::PassedAgentFull),
+    ];
+    for (set_full, counter) in full {
+        set_full(true);
+        for to in [TO_V4, TO_V6, mapped(TO_V4)] {
+            accept(&server, &mut lab.connect(to));
+        }
+        assert_eq!(counters.read(counter).unwrap(), 3);
+        set_full(false);
+        accept(&agent.v4, &mut lab.connect(TO_V4));
+        accept(&agent.v6, &mut lab.connect(TO_V6));
+    }
+}
+
+#[test]
+fn a_slot_that_is_given_back_is_open_for_the_next_pod() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    agent.capture(TO_V4, 1);
+    agent.slot.set_full(true);
+    let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
+    agent.hooks.unregister_pod(netns).unwrap();
+    agent.slot = lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT });
+    accept(&agent.v4, &mut lab.connect(TO_V4));
+}
+
+#[test]
+fn a_destination_that_has_just_refused_is_left_to_refuse() {
+    let lab = Lab::new();
+    let mut agent = Agent::start(&lab);
+    let label = agent.capture(TO_V6, 1);
+    agent.capture(TO_V4, 2);
+    agent.slot.refused(label);
+    let refused = lab.tcp(TO_V6).connect(&TO_V6.into()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(agent.hooks.counters().read(Counter::PassedRefused).unwrap(), 1);
+    accept(&agent.v4, &mut lab.connect(TO_V4));
+    // For a while.
+    wait_for(true, || lab.tcp(TO_V6).connect(&TO_V6.into()).is_ok());
+}
+
+#[test]
 fn every_worker_has_to_beat() {
     let lab = Lab::new();
     let server = lab.serve();

@@ -61,10 +61,19 @@ impl Echo {
         port: u16,
         answer: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static,
     ) -> Result<Self> {
+        Ok(Self::on(pod.name(), pod.listen(port)?, answer))
+    }
+
+    /// Serves what comes to a listener, by this name.
+    pub fn on(
+        name: &str,
+        listener: TcpListener,
+        answer: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared {
-            name: pod.name().to_owned(),
+            name: name.to_owned(),
             answer: Box::new(answer),
-            listener: pod.listen(port)?,
+            listener,
             ending: AtomicBool::new(false),
             connections: Mutex::default(),
             accepted: AtomicUsize::new(0),
@@ -72,7 +81,7 @@ impl Echo {
         });
         let serving = Arc::clone(&shared);
         let accepting = std::thread::spawn(move || serving.accept_all());
-        Ok(Self { shared, accepting: Some(accepting) })
+        Self { shared, accepting: Some(accepting) }
     }
 
     /// Connections accepted so far.

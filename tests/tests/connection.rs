@@ -202,7 +202,9 @@ fn a_destination_that_cannot_be_reached_ends_in_an_error() -> Result<()> {
     let agent = town.agent()?;
     let client = town.client();
     let ends_in_an_error = |family, why: &str| -> Result<()> {
-        let mut stream = client.connect(town.address(family))?;
+        // Where it has refused it is left to do that itself for some seconds.
+        let connect = || client.connect(town.address(family)).ok();
+        let mut stream = wait::some_within(wait::PATIENCE, "a connection to be captured", connect)?;
         ensure!(is_captured(&stream, &client)? != Some(false), "not captured");
         // This, unlike a single read, goes on where a signal has interrupted it.
         let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());

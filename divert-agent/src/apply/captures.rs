@@ -14,7 +14,7 @@ use super::resting::Resting;
 use super::sets::SetIds;
 use crate::hash::HashMap;
 use crate::kernel::routes::label_range_of;
-use crate::plan::{Backend, Capture, Target};
+use crate::plan::{Capture, Target};
 use crate::table::Slot;
 
 /// What is to be done. A captured connection finds its slot and its origin, always.
@@ -243,10 +243,7 @@ fn addresses(key: CaptureKey, target: &Target) -> impl Iterator<Item = IpAddr> {
         .services
         .iter()
         .flat_map(|it| it.routes.values())
-        .flat_map(|route| match &route.backend {
-            Backend::Endpoints { endpoints, .. } => &endpoints[..],
-            Backend::Unavailable(_) => &[],
-        })
+        .flat_map(|route| route.backend.all())
         .map(|it| it.ip());
     std::iter::once(key.address.ip()).chain(endpoints)
 }
@@ -260,11 +257,11 @@ mod tests {
 
     use super::super::labels::QUARANTINE;
     use super::*;
-    use crate::plan::{CaptureSet, OnUnavailable, Route, ServiceRef, SharedService, Unavailable};
+    use crate::plan::{Backend, CaptureSet, OnUnavailable, Route, ServiceRef, SharedService, Unavailable};
     use crate::table::Table;
 
     fn target() -> Arc<Target> {
-        Arc::new(Target { services: Vec::new(), reconnect: false })
+        Arc::new(Target { services: Vec::new(), reconnect: false, dual_stack: false })
     }
 
     fn service(namespace: &str) -> ServiceRef {
@@ -282,6 +279,7 @@ mod tests {
         Arc::new(Target {
             services: vec![SharedService { service: service("staging"), routes }],
             reconnect: false,
+            dual_stack: false,
         })
     }
 
@@ -443,7 +441,7 @@ mod tests {
     #[test]
     fn old_connections_may_be_closed_once_their_next_would_be_captured() {
         let mut captures = captures();
-        let asked = || Arc::new(Target { services: Vec::new(), reconnect: true });
+        let asked = || Arc::new(Target { services: Vec::new(), reconnect: true, dual_stack: false });
         let (everyone, own) = (capture(&[], "10.0.0.1:80"), capture(&["staging"], "10.0.0.2:80"));
         assert!(!captures.change([(everyone.clone(), target())], []).reconnect);
         assert!(captures.change([(everyone.clone(), asked())], []).reconnect, "the Service is annotated now");

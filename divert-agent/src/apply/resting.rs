@@ -79,5 +79,5 @@ fn without_routes(target: &Target) -> Target {
         service: service.service.clone(),
         routes: Default::default(),
     };
-    Target { services: services.map(unrouted).collect(), reconnect: false }
+    Target { services: services.map(unrouted).collect(), reconnect: false, dual_stack: target.dual_stack }
 }

@@ -110,7 +110,7 @@ pub(super) fn available(
 
 impl Available {
     /// For connections to an address of this family. A client that asked for an IPv4 address can reach
-    /// IPv4; of a dual-stack service, it is not given the other half to fail on.
+    /// IPv4; of a dual-stack service, it is given the other half only when it has failed on this.
     pub(super) fn backend(&self, v6: bool, hostname: Option<&str>) -> Backend {
         let in_family = self.endpoints.iter().any(|(address, _)| address.is_ipv6() == v6);
         let chosen =
@@ -119,6 +119,12 @@ impl Available {
         Backend::Endpoints {
             preferred: chosen().filter(|(_, own)| named(own)).map(|&(address, _)| address).collect(),
             endpoints: chosen().map(|&(address, _)| address).collect(),
+            fallback: self
+                .endpoints
+                .iter()
+                .filter(|(address, _)| in_family && address.is_ipv6() != v6)
+                .map(|&(address, _)| address)
+                .collect(),
         }
     }
 

@@ -277,10 +277,11 @@ fn merge(shares: &[Share], set: &CaptureSet) -> Option<Arc<Target>> {
     if rest.peek().is_none() {
         return Some(first.target.clone());
     }
-    let mut merged = Target { services: Vec::new(), reconnect: false };
+    let mut merged = Target { services: Vec::new(), reconnect: false, dual_stack: false };
     for share in std::iter::once(first).chain(rest) {
         merged.services.extend(share.target.services.iter().cloned());
         merged.reconnect |= share.target.reconnect;
+        merged.dual_stack |= share.target.dual_stack;
     }
     Some(Arc::new(merged))
 }

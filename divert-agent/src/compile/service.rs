@@ -57,9 +57,12 @@ pub(super) fn compile(
     }
     let routes = Routes::new(world, settings, shared, rivals);
     let mut plan = ServicePlan { everyone, ..ServicePlan::default() };
-    for (address, sort) in addresses(world, settings, shared, &routes) {
+    let addresses = addresses(world, settings, shared, &routes);
+    let has = |v6| addresses.keys().any(|it| it.is_ipv6() == v6);
+    let dual_stack = has(false) && has(true);
+    for (address, sort) in addresses {
         let target = plan.targets.entry(sort).or_insert_with_key(|sort| {
-            let target = routes.target(sort);
+            let target = Target { dual_stack, ..routes.target(sort) };
             match old.targets.get(sort) {
                 Some(same) if **same == target => same.clone(),
                 _ => Arc::new(target),
@@ -143,6 +146,7 @@ impl<'a> Routes<'a> {
         Target {
             services: vec![SharedService { service: self.shared.service.clone(), routes }],
             reconnect: self.shared.reconnect || sort.ports.iter().any(declared),
+            dual_stack: false,
         }
     }
 

@@ -272,7 +272,7 @@ fn whose(decision: &Decision<'_>, request: &decide::Request<'_>, hosts: &Hosts) 
 fn to_route(route: &Route, found: &Found) -> (String, String) {
     let (service, original) = (&route.service, found.slot.original);
     match (&route.backend, route.on_unavailable) {
-        (Backend::Endpoints { preferred, endpoints }, _) => {
+        (Backend::Endpoints { preferred, endpoints, .. }, _) => {
             let all: Vec<_> = preferred.iter().chain(endpoints).map(ToString::to_string).collect();
             (format!("{service} takes it"), format!("{service} answers it, at {}", all.join(" or ")))
         }

@@ -53,6 +53,15 @@ impl Captured {
         }
     }
 
+    /// What a failed dial of the original destination means for the next connection there. A client that may go on to an
+    /// address of the other family does so when this one refuses: for some seconds it is left to do that itself. Where
+    /// there is no other, what a Divert serves is all that there is.
+    pub(super) fn note_refusal(&self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::ConnectionRefused && self.claim.target().dual_stack {
+            self.pod.refused(self.claim.label);
+        }
+    }
+
     /// A descriptor or a port was lacking. Without descriptors new connections go direct.
     pub(super) fn exhausted(&self, error: &io::Error) {
         self.count(Count::Exhausted);

@@ -132,6 +132,7 @@ impl Original {
     /// What a failed dial means. Before the first request only one that is diverted can still be served, so where no
     /// Divert has a ready endpoint the client learns of it at once.
     fn failed(&self, error: &io::Error) -> Result<State, End> {
+        self.captured.note_refusal(error);
         if self.requested {
             return Ok(State::Absent);
         }
@@ -220,6 +221,7 @@ impl Original {
             Err(error) => Err(error),
         };
         dialled.map_err(|error| {
+            self.captured.note_refusal(&error);
             match dial::is_exhausted(&error) {
                 true => self.captured.exhausted(&error),
                 false => self.captured.count(Count::OriginalFailed),

@@ -42,16 +42,17 @@ impl Decided {
     }
 }
 
-/// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is.
+/// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is, and last those of
+/// the other family.
 pub(super) fn in_turn<'r>(worker: &Worker, route: &'r Route) -> impl Iterator<Item = SocketAddr> + use<'r> {
-    let (preferred, endpoints): (&[_], &[_]) = match &route.backend {
-        Backend::Endpoints { preferred, endpoints } => (preferred, endpoints),
-        Backend::Unavailable(_) => (&[], &[]),
+    let (preferred, endpoints, fallback): (&[_], &[_], &[_]) = match &route.backend {
+        Backend::Endpoints { preferred, endpoints, fallback } => (preferred, endpoints, fallback),
+        Backend::Unavailable(_) => (&[], &[], &[]),
     };
     let turn = worker.turn.get();
     worker.turn.set(turn.wrapping_add(1));
     let start = turn.checked_rem(endpoints.len()).unwrap_or(0);
     let (after, first) = endpoints.split_at(start);
     let rest = first.iter().chain(after).filter(move |endpoint| !preferred.contains(endpoint));
-    preferred.iter().chain(rest).copied()
+    preferred.iter().chain(rest).chain(fallback).copied()
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::conn::{Conn, ShortRead};
-use crate::plan::{Backend, Route, ServiceRef};
+use crate::plan::{Route, ServiceRef};
 
 /// Most idle connections to developers' services that are kept.
 const KEPT: usize = 4;
@@ -30,10 +30,7 @@ impl KeptList {
         if self.0.is_empty() {
             return None;
         }
-        let live = |kept: &Kept| match &route.backend {
-            Backend::Endpoints { endpoints, .. } => endpoints.contains(&kept.endpoint),
-            Backend::Unavailable(_) => false,
-        };
+        let live = |kept: &Kept| route.backend.all().any(|endpoint| endpoint == kept.endpoint);
         self.0.retain(|kept| kept.service != route.service || live(kept));
         let at = self.0.iter().rposition(|kept| kept.service == route.service)?;
         Some(self.0.remove(at))

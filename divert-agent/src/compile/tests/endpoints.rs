@@ -99,7 +99,10 @@ fn each_family_gets_its_own_where_there_are_both() {
     };
     let v4 = endpoints("a", "{addresses: [10.0.1.1]}");
     let v6 = endpoints("b", "{addresses: ['fd00:1::1']}").replace("IPv4", "IPv6");
-    assert_eq!(dual(&(v4.clone() + &v6)), ("10.0.1.1:8080".into(), "[fd00:1::1]:8080".into()));
+    assert_eq!(
+        dual(&(v4.clone() + &v6)),
+        ("10.0.1.1:8080 else [fd00:1::1]:8080".into(), "[fd00:1::1]:8080 else 10.0.1.1:8080".into())
+    );
     assert_eq!(dual(&v4), ("10.0.1.1:8080".into(), "10.0.1.1:8080".into()));
     assert_eq!(dual(&v6), ("[fd00:1::1]:8080".into(), "[fd00:1::1]:8080".into()));
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use divert_http::h2::{Leg, Mux, UpId};
 
 use super::host::Decider;
-use crate::plan::{Backend, Route, ServiceRef};
+use crate::plan::{Route, ServiceRef};
 use crate::splice::conn::Conn;
 use crate::splice::dial::{self, Unreachable};
 use crate::splice::routing::in_turn;
@@ -61,10 +61,11 @@ impl Legs {
     /// The connection for a request of a route: the one there is, while its endpoint is one of the route's, else a new
     /// one. `None` when there are too many.
     pub(super) fn take(&mut self, route: &Arc<Route>) -> Option<UpId> {
-        let endpoints = endpoints(route);
         for up in self.ups.iter_mut().filter(|up| up.route.service == route.service && !up.retired) {
             match &up.state {
-                State::Open(endpoint, _) if !endpoints.contains(endpoint) => up.retired = true,
+                State::Open(endpoint, _) if !route.backend.all().any(|it| it == *endpoint) => {
+                    up.retired = true
+                }
                 State::Dialling(_) if !Arc::ptr_eq(&up.route, route) && up.route != *route => {
                     up.retired = true;
                 }
@@ -80,7 +81,7 @@ impl Legs {
         if let Some(up) = self.ups.iter_mut().find(|up| up.id == id) {
             up.retired = true;
         }
-        if endpoints(route).is_empty() { None } else { self.dial(route) }
+        if route.backend.all().next().is_none() { None } else { self.dial(route) }
     }
 
     fn dial(&mut self, route: &Arc<Route>) -> Option<UpId> {
@@ -200,13 +201,6 @@ impl Legs {
     /// The client's connection came to its end, so these may end as connections do.
     pub(super) fn finish(&mut self) {
         self.finished = true;
-    }
-}
-
-fn endpoints(route: &Route) -> &[SocketAddr] {
-    match &route.backend {
-        Backend::Endpoints { endpoints, .. } => endpoints,
-        Backend::Unavailable(_) => &[],
     }
 }
 

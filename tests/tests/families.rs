@@ -1,0 +1,68 @@
+//! Services of both families whose servers listen on one: clients try the addresses in turn, and go on where one refuses.
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anyhow::Result;
+use divert_tests::agent::Agent;
+use divert_tests::fixture::{ALICE, Fixture, PORT};
+use divert_tests::http::Http;
+use divert_tests::lab::{self, Family, Pod};
+use divert_tests::script::is_captured;
+use divert_tests::server::Echo;
+use divert_tests::wait;
+
+/// Serves on IPv4 alone, as a server that binds 0.0.0.0 does.
+fn on_v4(pod: &Pod) -> Result<Echo> {
+    let socket = pod.socket(Family::V4)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)).into())?;
+    socket.listen(64)?;
+    Ok(Echo::on(pod.name(), socket.into(), <[u8]>::to_vec))
+}
+
+fn start() -> Result<(Fixture, [Echo; 2], Agent)> {
+    let town = Fixture::with_pods(&["staging/other"])?;
+    let servers = [on_v4(&town.server())?, on_v4(&town.lab.pod("alice/web"))?];
+    let agent = town.agent()?;
+    Ok((town, servers, agent))
+}
+
+fn asked(town: &Fixture, pod: &Pod, family: Family, key: &[(&str, &str)]) -> Result<Option<String>> {
+    let stream = lab::patient(pod.connect(town.address(family))?)?;
+    Ok(Http::new(stream).get("/", key)?.served_by())
+}
+
+#[test]
+fn a_request_with_a_key_reaches_a_server_of_the_other_family() -> Result<()> {
+    let (town, _servers, _agent) = start()?;
+    for family in [Family::V6, Family::V4] {
+        assert_eq!(
+            asked(&town, &town.client(), family, &[ALICE])?.as_deref(),
+            Some("alice/web"),
+            "{family:?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_just_refused_is_left_to_refuse_so_that_clients_go_on() -> Result<()> {
+    let (town, _servers, agent) = start()?;
+    let (client, other) = (town.client(), town.lab.pod("staging/other"));
+    // Who is the first is led to the agent, and learns of it as well as a proxy can tell.
+    assert!(asked(&town, &client, Family::V6, &[]).is_err());
+    let refused = client.connect(town.address(Family::V6)).expect_err("nobody listens there");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    assert!(agent.passed("refused")? >= 1.0);
+    for (key, by) in [(&[][..], "staging/web"), (&[ALICE], "alice/web")] {
+        assert_eq!(asked(&town, &client, Family::V4, key)?.as_deref(), Some(by));
+    }
+    // It is this pod that was refused: another may have rules that let it.
+    assert_eq!(asked(&town, &other, Family::V6, &[ALICE])?.as_deref(), Some("alice/web"));
+    wait::until("the pod's connections there to be captured again", || {
+        client
+            .connect(town.address(Family::V6))
+            .is_ok_and(|it| is_captured(&it, &client).is_ok_and(|it| it == Some(true)))
+    })
+}
