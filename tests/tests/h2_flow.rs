@@ -10,7 +10,7 @@ use divert_tests::h2::stage::{alice, answer, expect_answer, open, open_with};
 use divert_tests::h2::{Event, Frame, H2, kind, setting};
 use divert_tests::script::bulk;
 use divert_tests::stage::Stage;
-use divert_tests::usage;
+use divert_tests::{usage, wait};
 
 /// Long enough for what is wrongly sent to come.
 const MOMENT: Duration = Duration::from_millis(100);
@@ -244,6 +244,24 @@ fn windows_that_change_in_mid_stream_are_followed() -> Result<()> {
     alice.data(1, "", true);
     client.expect_data(1, "", true);
     Ok(())
+}
+
+#[test]
+fn what_waits_for_a_developers_server_is_on_the_agents_account() -> Result<()> {
+    let stage = Stage::new()?;
+    let (mut client, _shared) = open(&stage)?;
+    client.request(1, &[ALICE], false);
+    let (mut alice, _) = alice(&stage, &[(setting::INITIAL_WINDOW_SIZE, 0)])?;
+    alice.wait_acknowledged(1);
+    alice.head(1);
+    client.bulk(1, &bulk(DEFAULT_WINDOW, 1), false);
+    let held = |as_it_is: fn(f64) -> bool| {
+        wait::until("the account to say so", || stage.agent.metric("divert_held_bytes").is_ok_and(as_it_is))
+    };
+    held(|bytes| bytes >= 60_000.0)?;
+    alice.send(&[Frame::window_update(1, DEFAULT_WINDOW as u32)]);
+    take(&mut alice, 1, DEFAULT_WINDOW);
+    held(|bytes| bytes < 16_000.0)
 }
 
 #[test]

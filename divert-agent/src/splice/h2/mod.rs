@@ -17,6 +17,7 @@ use divert_http::h2::{Leg, Mux};
 use tokio::time::{Sleep, sleep};
 
 use super::answer::Answer;
+use super::budget::Hold;
 use super::buffer::Buffer;
 use super::conn::{Conn, ShortRead};
 use super::counts::Count;
@@ -69,6 +70,7 @@ impl Session {
             original_ended: false,
             told_end: false,
             heads: 0,
+            hold: Hold::new(&self.client.accounts),
             broke: false,
         };
         h2.mux.receive(Leg::Original, server.bytes(), &mut h2.legs);
@@ -125,6 +127,8 @@ struct H2 {
     told_end: bool,
     /// The stream of the head before the one that is awaited.
     heads: u32,
+    /// The account of what is held.
+    hold: Hold,
     /// The original destination's connection broke. The client is reset once it has what came before.
     broke: bool,
 }
@@ -178,6 +182,9 @@ impl H2 {
             if !moved {
                 return Poll::Pending;
             }
+            // Whoever else of the pod gave some back is asked again when more comes.
+            self.hold.set(self.mux.held());
+            self.mux.set_tight(self.hold.is_tight());
         }
     }
 
