@@ -5,7 +5,7 @@
 //! the gate a moment before it was closed is served, above the budget.
 //!
 //! Bytes are counted where they can exceed the block or two that every connection may have: heads, and what HTTP/2 keeps
-//! for streams that wait. Who holds some is told when it is [tight](Hold::is_tight), and takes no more in then; it is
+//! for streams that wait. Who holds some is told when it is tight, and takes no more in then; it is
 //! tight a quarter before the end, for what is under way by then.
 //!
 //! ```text
