@@ -215,6 +215,7 @@ impl<'a> RequestLine<'a> {
     }
 
     /// The head with these fields, of which `seen` has taken note. Its `len` is to be set.
+    #[inline]
     fn head(
         &self,
         seen: Seen<'a>,

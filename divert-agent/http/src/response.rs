@@ -128,6 +128,7 @@ struct Seen {
 }
 
 impl Seen {
+    #[inline]
     fn field(&mut self, name: &[u8], value: &[u8], asked: &Asked<'_>) {
         match name.len() {
             7 if is(name, "upgrade") => self.accepted |= upgrade::accepts(value, asked.offered),
@@ -144,6 +145,7 @@ impl Seen {
     /// The fields of a head that has one which is not by the grammar: a server that writes a header wrongly is not
     /// to cost every connection it answers on, where no client can take it for other framing. (One that passes over
     /// the fields behind it finds no length, and so no end before the connection's.)
+    #[cold]
     fn odd(head: &[u8], fields: &[u8], asked: &Asked<'_>) -> Result<Self, ResponseFault> {
         if irregular::has_control(head) {
             return Err(Irregularity::ControlByte.into());
@@ -164,16 +166,17 @@ fn read(head: &[u8], asked: &Asked<'_>) -> Result<ResponseHead, ResponseFault> {
     let line_end = memchr(b'\n', head).map_or(head.len(), |lf| lf + 1);
     let (line, fields) = head.split_at(line_end);
     let (version, status) = status_line(line).ok_or(Irregularity::StartLine)?;
+    let mut seen = Seen::default();
     let read = with_fields(fields, |fields| {
-        let mut seen = Seen::default();
-        fields.iter().for_each(|field| seen.field(field.name.as_bytes(), field.value, asked));
-        seen
+        for field in fields {
+            seen.field(field.name.as_bytes(), field.value, asked);
+        }
     });
-    let seen = match read {
-        Ok(seen) => seen,
+    match read {
+        Ok(()) => {}
         Err(FieldsError::TooMany) => return Err(ResponseFault::TooLarge),
-        Err(FieldsError::Malformed) => Seen::odd(head, fields, asked)?,
-    };
+        Err(FieldsError::Malformed) => seen = Seen::odd(head, fields, asked)?,
+    }
     let Seen { framing, close, keep_alive, accepted } = seen;
     let kind = match (status, asked.method) {
         (101, _) if accepted => ResponseKind::SwitchingProtocols,

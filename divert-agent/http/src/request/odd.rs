@@ -20,6 +20,7 @@ use crate::irregular::{self, Irregularity};
 use crate::odd::{self, Line};
 
 /// Reads a head that is not regular.
+#[cold]
 pub(super) fn read<'a>(buf: &'a [u8], extent: Extent, names: &KeyNames) -> Request<'a> {
     let head = &buf[extent.start..extent.end];
     let line = first_line(head);
