@@ -1,6 +1,5 @@
 //! HTTP/2 between legs that send anything, stall, are dialled late or not at all, while memory is short at times: no
-//! panic, an account that is what the streams hold and no more than the bounds say, no stream that is lost, frames that are
-//! whole, and as long as nothing is diverted every byte passes as it came.
+//! panic, an account that is what the streams hold and no more than the bounds say, frames that are whole, and as long as nothing is diverted every byte passes as it came.
 #![no_main]
 
 use std::collections::BTreeMap;

@@ -14,6 +14,9 @@ fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [
     let mut town = Town::new(original, ups, streams, client, tables);
     let keys = [None, None, Some("alice"), Some("bob"), Some("late"), Some("gone"), Some("shared")];
     let calm = random.bool();
+    if random.bool() {
+        town.dial_late();
+    }
     // Both at once could not be held to the letter, and nobody does it.
     let tables_change = random.bool();
     let (mut next, mut killed) = (1, false);
@@ -113,13 +116,20 @@ fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [
                         town.carry_out(leg, limit);
                     }
                 }
-                if random.u8(..) < 60 {
-                    town.dial();
+                match random.u8(..) {
+                    ..60 => _ = town.dial(),
+                    60..70 => town.open_original(),
+                    70..75 => town.mux.greet(&mut town.decider),
+                    // Streams may be refused, or reset, for it.
+                    75..80 if !calm => town.mux.set_tight(random.bool()),
+                    _ => {}
                 }
             }
         }
     }
     // To the end: everybody grants, and ends what is open.
+    town.open_original();
+    town.mux.set_tight(false);
     for _ in 0..200 {
         town.settle();
         let mut legs = town.legs();

@@ -20,6 +20,8 @@ pub(crate) struct Town {
     pub(crate) opened: Vec<u32>,
     pub(crate) unreachable: Vec<u32>,
     settings: [u32; 2],
+    /// The original is still being dialled.
+    pub(crate) dialling: bool,
 }
 
 impl Town {
@@ -34,6 +36,7 @@ impl Town {
             opened: Vec::new(),
             unreachable: vec![2, 3],
             settings: [ups, streams],
+            dialling: false,
         }
     }
 
@@ -83,9 +86,21 @@ impl Town {
         true
     }
 
+    /// The original is being dialled from the start, until [`Self::open_original`].
+    pub(crate) fn dial_late(&mut self) {
+        self.mux = Mux::dialling();
+        self.dialling = true;
+    }
+
+    pub(crate) fn open_original(&mut self) {
+        if std::mem::take(&mut self.dialling) {
+            self.mux.original_opened(&mut self.decider);
+        }
+    }
+
     /// Carries up to `limit` bytes from a leg to the mux.
     pub(crate) fn carry_in(&mut self, leg: Leg, limit: usize) -> bool {
-        if !self.mux.wants(leg) {
+        if !self.mux.wants(leg) || leg == Leg::Original && self.dialling {
             return false;
         }
         let out = &mut self.end(leg).out;
@@ -132,6 +147,9 @@ impl Town {
 
     /// ... and from the mux to a leg.
     pub(crate) fn carry_out(&mut self, leg: Leg, limit: usize) -> bool {
+        if leg == Leg::Original && self.dialling {
+            return false;
+        }
         let Some(out) = self.mux.out(leg) else { return false };
         let bytes = out.bytes()[..out.len().min(limit)].to_vec();
         if bytes.is_empty() {

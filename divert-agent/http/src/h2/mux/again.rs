@@ -4,7 +4,7 @@
 //! kinds of streams go on: those that were never sent, and those whose request has no body, is idempotent and of whose
 //! response nothing has come; these once.
 
-use super::stream::{Again, Request, Waiting};
+use super::stream::{Again, RequestState, Waiting};
 use super::{Host, Leg, Mux, Up, UpId};
 
 impl<T> Mux<T> {
@@ -59,7 +59,7 @@ impl<T> Mux<T> {
             let Some(stream) = self.streams.get_mut(id) else { continue };
             let Some(again) = stream.again.take() else { continue };
             let Again { block, credit } = *again;
-            stream.request = Request::Ended;
+            stream.request = RequestState::Ended;
             stream.waiting = Some(Box::new(Waiting {
                 block,
                 end: true,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::stream::{Request, Stream};
+use super::stream::{RequestState, Stream};
 use super::{Leg, Mux, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, code, flag, kind};
 use crate::h2::hpack::encode;
@@ -53,7 +53,7 @@ impl<T> Mux<T> {
             self.ledger.sent(Leg::Client, body.len());
             super::frame(self.client_queue(), kind::DATA, flag::END_STREAM, id, body.as_bytes());
         }
-        if stream.request == Request::Open {
+        if stream.request == RequestState::Open {
             rst_stream(self.client_queue(), id, code::NO_ERROR);
         }
     }

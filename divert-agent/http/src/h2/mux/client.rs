@@ -2,7 +2,7 @@
 
 use super::data::DataIn;
 use super::ping::{Open, Ping};
-use super::stream::{Request, Response, Stream};
+use super::stream::{RequestState, ResponseState, Stream};
 use super::{
     Destination, Drain, Handling, Host, Leg, MAX_BLOCK, Mode, Mux, SOFT, Whose, is_clients, rst_stream,
     well_formed, window_update,
@@ -32,8 +32,11 @@ impl<T> Mux<T> {
             bytes = rest;
         }
         while matches!(self.mode, Mode::Transparent | Mode::Mixed) {
-            // A few bytes can stand for many.
-            if self.mode == Mode::Mixed && !self.has_room(Leg::Client) {
+            // A few bytes can stand for many. A frame that has begun is read to its end.
+            if self.mode == Mode::Mixed
+                && self.client.reader.within().is_none()
+                && !self.has_room(Leg::Client)
+            {
                 return self.client.rest.push(bytes);
             }
             let Some(piece) = self.client.reader.next(&mut bytes) else { return };
@@ -320,7 +323,7 @@ impl<T> Mux<T> {
     /// have crossed it, so it is no error of the connection.
     pub(super) fn refuse_closed(&mut self, id: u32) {
         match self.streams.get(&id) {
-            Some(stream) if matches!(stream.request, Request::Ended | Request::Closed) => {
+            Some(stream) if matches!(stream.request, RequestState::Ended | RequestState::Closed) => {
                 self.break_stream(id, code::STREAM_CLOSED);
             }
             None if id >= self.first_mixed && is_clients(id) => {
@@ -378,7 +381,7 @@ impl<T> Mux<T> {
 
     fn whose_are_open(&self) -> Open {
         let is_originals =
-            |stream: &Stream<T>| stream.leg == Leg::Original && stream.response != Response::Cut;
+            |stream: &Stream<T>| stream.leg == Leg::Original && stream.response != ResponseState::Cut;
         if self.streams.is_empty() {
             Open::Nobody
         } else if self.streams.values().any(is_originals) {

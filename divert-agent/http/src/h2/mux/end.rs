@@ -1,7 +1,7 @@
 //! Streams and legs that end.
 
 use super::client::DRAIN_PING;
-use super::stream::{Chunk, Request, Response, Stream};
+use super::stream::{Chunk, RequestState, ResponseState, Stream};
 use super::{
     Answer, Destination, Drain, Fate, Host, Leg, Mode, Mux, UpId, frame, goaway, is_clients, rst_stream,
 };
@@ -11,8 +11,8 @@ impl<T> Mux<T> {
     /// The client's side of a stream has ended, and the upstream has been told.
     pub(super) fn passed_up_end(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            if stream.request != Request::Unwanted {
-                stream.request = Request::Closed;
+            if stream.request != RequestState::Unwanted {
+                stream.request = RequestState::Closed;
             }
             if stream.is_over() {
                 self.forget(id);
@@ -23,8 +23,8 @@ impl<T> Mux<T> {
     /// The server's side of a stream has ended, and the client has been told.
     pub(super) fn passed_down_end(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(&id) {
-            if stream.response != Response::Cut {
-                stream.response = Response::Closed;
+            if stream.response != ResponseState::Cut {
+                stream.response = ResponseState::Closed;
             }
             if stream.is_over() {
                 self.forget(id);
@@ -71,7 +71,7 @@ impl<T> Mux<T> {
             self.forget(id);
             return;
         }
-        (stream.request, stream.response) = (Request::Unwanted, Response::Cut);
+        (stream.request, stream.response) = (RequestState::Unwanted, ResponseState::Cut);
         let held = stream.held();
         let mut down = 0;
         // Only the original's blocks are kept, so what is dropped was for it.
@@ -101,10 +101,10 @@ impl<T> Mux<T> {
             }
             return;
         };
-        if stream.response == Response::Cut {
+        if stream.response == ResponseState::Cut {
             return;
         }
-        let whole = stream.response == Response::Ended;
+        let whole = stream.response == ResponseState::Ended;
         let blocks = stream.holds_frames();
         if !whole && !blocks {
             rst_stream(self.client_queue(), id, code);
@@ -159,7 +159,7 @@ impl<T> Mux<T> {
             self.move_all(id, host);
         }
         let lost: Vec<u32> = (self.streams.iter())
-            .filter(|(_, stream)| stream.leg == leg && stream.response != Response::Ended)
+            .filter(|(_, stream)| stream.leg == leg && stream.response != ResponseState::Ended)
             .map(|(id, _)| *id)
             .collect();
         let answer = (!lost.is_empty()).then(|| host.lost(leg));
@@ -167,7 +167,7 @@ impl<T> Mux<T> {
             // The client needs the blocks of the original that are under way, to read those that come after them.
             if let Some(stream) = self.streams.get(&id).filter(|stream| stream.holds_frames()) {
                 // Of what was reset before the client knows, or will hear.
-                let told = stream.response == Response::Cut;
+                let told = stream.response == ResponseState::Cut;
                 if !told {
                     self.cut(id);
                 }
@@ -182,10 +182,10 @@ impl<T> Mux<T> {
                 host.settle(token, Fate::Unavailable);
             }
             match &answer {
-                _ if stream.response == Response::Cut => {}
+                _ if stream.response == ResponseState::Cut => {}
                 // The response is whole, and no more of the request is needed (RFC 9113 8.1).
                 _ if stream.response.has_ended() => rst_stream(self.client_queue(), id, code::NO_ERROR),
-                Some(answer) if stream.response == Response::Awaited && is_clients(id) => {
+                Some(answer) if stream.response == ResponseState::Awaited && is_clients(id) => {
                     self.answer(id, &stream, answer)
                 }
                 _ => rst_stream(self.client_queue(), id, code::INTERNAL_ERROR),
@@ -212,16 +212,16 @@ impl<T> Mux<T> {
     /// needed any more.
     fn keep_responses(&mut self, leg: Leg) {
         let kept: Vec<u32> = (self.streams.iter())
-            .filter(|(_, stream)| stream.leg == leg && stream.response == Response::Ended)
+            .filter(|(_, stream)| stream.leg == leg && stream.response == ResponseState::Ended)
             .map(|(id, _)| *id)
             .collect();
         for id in kept {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
-            if stream.request == Request::Open {
-                stream.request = Request::Unwanted;
+            if stream.request == RequestState::Open {
+                stream.request = RequestState::Unwanted;
                 stream.held().push_reset(code::NO_ERROR);
-            } else if stream.request == Request::Ended {
-                stream.request = Request::Closed;
+            } else if stream.request == RequestState::Ended {
+                stream.request = RequestState::Closed;
             }
             let held = stream.held();
             let unreturned = held.unreturned(leg);

@@ -4,7 +4,7 @@
 //! that the original announced, so what it may send is made what the upstream takes. Credit for connections is the
 //! [`ledger`](super::ledger)'s.
 
-use super::stream::{Request, Response};
+use super::stream::{RequestState, ResponseState};
 use super::{Leg, MAX_UNACKED, Mux, SOFT, frame, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::{self, Settings};
@@ -69,7 +69,9 @@ impl<T> Mux<T> {
 
     /// Acknowledges settings of the client for an original that is still being dialled.
     pub(super) fn acknowledge_early(&mut self) {
-        while let Some(settings) = self.agreement.acknowledge_early(self.is_owed_larger_windows()) {
+        // The original will hear of them in their place among its requests, and answers the first by the first.
+        let owed = |mux: &Self| mux.is_owed_larger_windows() || mux.last_original > 0;
+        while let Some(settings) = self.agreement.acknowledge_early(owed(self)) {
             self.acknowledge(&settings);
         }
     }
@@ -78,7 +80,10 @@ impl<T> Mux<T> {
     pub(super) fn grant(&mut self, id: u32) {
         let coming = self.agreement.coming();
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if !matches!(stream.leg, Leg::Up(_)) || stream.waiting.is_some() || stream.request != Request::Open {
+        if !matches!(stream.leg, Leg::Up(_))
+            || stream.waiting.is_some()
+            || stream.request != RequestState::Open
+        {
             return;
         }
         let more = stream.window - stream.held_up() as i64 - (stream.credit + coming);
@@ -114,8 +119,10 @@ impl<T> Mux<T> {
     /// Padding of a server's DATA.
     pub(super) fn padding_down(&mut self, leg: Leg, id: u32, padding: usize, end: bool) {
         self.give_back(leg, padding);
-        let stream =
-            self.streams.get_mut(&id).filter(|stream| stream.leg == leg && stream.response != Response::Cut);
+        let stream = self
+            .streams
+            .get_mut(&id)
+            .filter(|stream| stream.leg == leg && stream.response != ResponseState::Cut);
         let Some(stream) = stream.filter(|_| !end) else { return };
         stream.granted += padding as i64;
         if let Some(out) = self.out(leg) {

@@ -273,11 +273,11 @@ impl<T> Mux<T> {
         if self.destination != Destination::Dialling {
             return;
         }
-        self.original.out.clear();
         self.unsettled.drain(..).for_each(|token| host.settle(token, Fate::Unavailable));
         if self.mode == Mode::Opaque {
             return;
         }
+        self.original.out.clear();
         if self.last_original > 0 {
             return self.ended(Leg::Original, host);
         }

@@ -2,7 +2,7 @@
 
 use super::agreement::Acknowledged;
 use super::data::DataIn;
-use super::stream::{Chunk, Request, Response};
+use super::stream::{Chunk, RequestState, ResponseState};
 use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Whose, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, word};
 use crate::h2::hpack::encode;
@@ -81,9 +81,9 @@ impl<T> Mux<T> {
                 self.client.out.push(part);
                 if frame.kind == kind::DATA && done {
                     if let Some(stream) = self.streams.get_mut(&frame.stream)
-                        && matches!(stream.response, Response::Awaited | Response::Head)
+                        && matches!(stream.response, ResponseState::Awaited | ResponseState::Head)
                     {
-                        stream.response = Response::Data;
+                        stream.response = ResponseState::Data;
                     }
                     if frame.ends_stream() {
                         self.passed_down_end(frame.stream);
@@ -201,12 +201,12 @@ impl<T> Mux<T> {
     fn named(&mut self, first: Frame) -> Option<Vec<u8>> {
         let stream = self.streams.get_mut(&first.stream)?;
         let trailers = match stream.response {
-            Response::Awaited => false,
-            Response::Head => first.has(flag::END_STREAM),
-            Response::Data | Response::Ended | Response::Closed | Response::Cut => true,
+            ResponseState::Awaited => false,
+            ResponseState::Head => first.has(flag::END_STREAM),
+            ResponseState::Data | ResponseState::Ended | ResponseState::Closed | ResponseState::Cut => true,
         };
-        if stream.response == Response::Awaited {
-            stream.response = Response::Head;
+        if stream.response == ResponseState::Awaited {
+            stream.response = ResponseState::Head;
         }
         let target = stream.target.as_ref().filter(|_| !trailers)?;
         let mut field = Vec::new();
@@ -225,12 +225,12 @@ impl<T> Mux<T> {
                 return;
             }
             let mut stream = super::Stream::new(Leg::Original, 0);
-            (stream.request, stream.response) = (Request::Unwanted, Response::Cut);
+            (stream.request, stream.response) = (RequestState::Unwanted, ResponseState::Cut);
             self.streams.insert(id, stream);
             return self.frames_down(id, frames, end);
         };
-        if end && stream.response != Response::Cut {
-            stream.response = Response::Ended;
+        if end && stream.response != ResponseState::Cut {
+            stream.response = ResponseState::Ended;
         }
         if self.block_order.is_empty() && stream.held_nothing_down() {
             self.agreement.original_block_passes();
@@ -303,7 +303,7 @@ impl<T> Mux<T> {
         }
         let refused: Vec<u32> = (self.streams.range(last.saturating_add(1)..))
             .filter(|(id, stream)| {
-                is_clients(**id) && stream.leg == Leg::Original && stream.response != Response::Cut
+                is_clients(**id) && stream.leg == Leg::Original && stream.response != ResponseState::Cut
             })
             .map(|(id, _)| *id)
             .collect();

@@ -1,6 +1,6 @@
 //! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
 
-use super::stream::{Chunk, Request, Response, Stream};
+use super::stream::{Chunk, RequestState, ResponseState, Stream};
 use super::{Destination, Host, Leg, Mux, SOFT, frame, headers, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, code, flag, kind};
 use crate::h2::queue::Queue;
@@ -12,13 +12,13 @@ const MAX_UNDECIDED: usize = 32 * 1024;
 impl<T> Mux<T> {
     /// DATA of the client, in mixed mode.
     pub(super) fn data_up(&mut self, id: u32, data: &[u8], end: bool) {
-        let stream = self.streams.get_mut(&id).filter(|stream| stream.request == Request::Open);
+        let stream = self.streams.get_mut(&id).filter(|stream| stream.request == RequestState::Open);
         let Some(stream) = stream else {
             // Of a stream that has ended: a reset crosses what was under way (RFC 9113 5.1).
             return self.give_back(Leg::Client, data.len());
         };
         if end {
-            stream.request = Request::Ended;
+            stream.request = RequestState::Ended;
         }
         let len = data.len() as i64;
         let mut direct = stream.waiting.is_none() && stream.held_up() == 0;
@@ -108,12 +108,12 @@ impl<T> Mux<T> {
         let Some(stream) = known else {
             if leg == Leg::Original && !super::is_clients(id) && !self.streams.contains_key(&id) {
                 // A stream that it has pushed.
-                self.streams.insert(id, Stream { request: Request::Closed, ..Stream::new(leg, 0) });
+                self.streams.insert(id, Stream { request: RequestState::Closed, ..Stream::new(leg, 0) });
                 return self.data_down(leg, id, data, end);
             }
             return self.give_back(leg, data.len());
         };
-        stream.response = if end { Response::Ended } else { Response::Data };
+        stream.response = if end { ResponseState::Ended } else { ResponseState::Data };
         if stream.again.take().is_some() {
             self.account.update(stream);
         }
@@ -269,7 +269,7 @@ impl<T> Mux<T> {
         if stream.waiting.is_some() {
             return false;
         }
-        let (leg, client_ended) = (stream.leg, stream.request != Request::Open);
+        let (leg, client_ended) = (stream.leg, stream.request != RequestState::Open);
         let Some(held) = &mut stream.held else { return self.up_turns.remove(id) };
         let (out, window) = match leg {
             Leg::Up(up) => {

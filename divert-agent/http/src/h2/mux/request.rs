@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::client::Raw;
-use super::stream::{Again, Request, Stream, Waiting};
+use super::stream::{Again, RequestState, Stream, Waiting};
 use super::{
     Answer, Destination, FIRST_STREAMS, Fate, HARD, Host, Leg, MAX_STREAMS, Mode, Mux, Route, Side,
     UP_WINDOW, Up, UpId, UpstreamWindow, Verdict, frame, headers, is_clients, put_table, rst_stream,
@@ -60,7 +60,7 @@ impl<T> Mux<T> {
         }
         let mut stream = Stream::new(Leg::Original, self.agreement.initial());
         if end {
-            stream.request = Request::Ended;
+            stream.request = RequestState::Ended;
         }
         stream.grpc = self.fields.is_grpc();
         stream.head = self.fields.is_head();
@@ -89,7 +89,7 @@ impl<T> Mux<T> {
             Route::Original if self.mode == Mode::Transparent => {
                 self.settle(token, Fate::Original, host);
                 if end {
-                    stream.request = Request::Closed;
+                    stream.request = RequestState::Closed;
                 }
                 match injected {
                     None => self.pass_block(raw),
@@ -188,7 +188,7 @@ impl<T> Mux<T> {
             return;
         }
         self.refuse_closed(id);
-        let is_open = |stream: &Stream<T>| stream.request == Request::Open;
+        let is_open = |stream: &Stream<T>| stream.request == RequestState::Open;
         if self.fields.too_large() && self.streams.get(&id).is_some_and(is_open) {
             // The server is not told half of them.
             return self.break_stream(id, code::ENHANCE_YOUR_CALM);
@@ -197,7 +197,7 @@ impl<T> Mux<T> {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| is_open(stream)) else { return };
         // Trailers end the stream (RFC 9113 8.1); for what does not, whoever gets it has the right error.
         if end {
-            stream.request = Request::Ended;
+            stream.request = RequestState::Ended;
         }
         let leg = stream.leg;
         if stream.waiting.is_some() || stream.held_up() > 0 {

@@ -16,8 +16,8 @@ pub(super) struct Stream<T> {
     /// It was, and nothing of a response has come; the request may be sent once more.
     pub(super) again: Option<Box<Again>>,
     /// How far the request has come, and the response.
-    pub(super) request: Request,
-    pub(super) response: Response,
+    pub(super) request: RequestState,
+    pub(super) response: ResponseState,
     /// How an answer of ours is written.
     pub(super) grpc: bool,
     pub(super) head: bool,
@@ -41,7 +41,7 @@ pub(super) struct Stream<T> {
 
 /// The direction from the client to the server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Request {
+pub(super) enum RequestState {
     /// The client may send more.
     Open,
     /// The client has ended it, and some of that has not been passed on.
@@ -54,7 +54,7 @@ pub(super) enum Request {
 
 /// The direction from the server to the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Response {
+pub(super) enum ResponseState {
     /// Nothing but interim responses has come.
     Awaited,
     /// Its head has come.
@@ -69,7 +69,7 @@ pub(super) enum Response {
     Cut,
 }
 
-impl Response {
+impl ResponseState {
     /// The server has sent its end.
     pub(super) fn has_ended(self) -> bool {
         matches!(self, Self::Ended | Self::Closed)
@@ -176,8 +176,8 @@ impl<T> Stream<T> {
             leg,
             waiting: None,
             again: None,
-            request: Request::Open,
-            response: Response::Awaited,
+            request: RequestState::Open,
+            response: ResponseState::Awaited,
             grpc: false,
             head: false,
             target: None,
@@ -193,7 +193,8 @@ impl<T> Stream<T> {
 
     /// A leg has opened it and has not ended its response.
     pub(super) fn is_answering(&self, leg: Leg) -> bool {
-        let answering = matches!(self.response, Response::Awaited | Response::Head | Response::Data);
+        let answering =
+            matches!(self.response, ResponseState::Awaited | ResponseState::Head | ResponseState::Data);
         self.leg == leg && self.waiting.is_none() && answering
     }
 
@@ -205,8 +206,8 @@ impl<T> Stream<T> {
     /// Both sides have ended, and everything was passed on.
     pub(super) fn is_over(&self) -> bool {
         match (self.request, self.response) {
-            (Request::Closed, Response::Closed) => true,
-            (_, Response::Cut) => self.held_nothing_down(),
+            (RequestState::Closed, ResponseState::Closed) => true,
+            (_, ResponseState::Cut) => self.held_nothing_down(),
             _ => false,
         }
     }

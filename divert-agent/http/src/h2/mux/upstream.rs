@@ -2,7 +2,7 @@
 
 use super::data::DataIn;
 use super::original::TARGET;
-use super::stream::{Chunk, Response};
+use super::stream::{Chunk, ResponseState};
 use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Up, UpId, frame, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
 use crate::h2::hpack::encode;
@@ -10,17 +10,19 @@ use crate::h2::settings::Settings;
 
 impl<T> Mux<T> {
     pub(super) fn up_bytes<H: Host<Token = T>>(&mut self, id: UpId, mut bytes: &[u8], host: &mut H) {
+        let mut spoke = false;
         while self.mode == Mode::Mixed {
             let room = self.has_room(Leg::Up(id));
             let Some(up) = self.ups.get_mut(&id) else { return };
-            // A few bytes can stand for many.
-            if !room || !up.side.rest.is_empty() {
+            // A few bytes can stand for many. A frame that has begun is read to its end.
+            if !up.side.rest.is_empty() || !room && up.side.reader.within().is_none() {
                 return up.side.rest.push(bytes);
             }
             let Some(piece) = up.side.reader.next(&mut bytes) else { return };
             let handled = match piece {
                 Piece::Begin(frame) => {
-                    if matches!(frame.kind, kind::DATA | kind::HEADERS) {
+                    if !spoke && matches!(frame.kind, kind::DATA | kind::HEADERS) {
+                        spoke = true;
                         self.pings.others_spoke(host.now());
                     }
                     up.begins(frame).map(|()| self.up_data_begins(id, frame))
@@ -44,7 +46,7 @@ impl<T> Mux<T> {
         let Some(stream) = stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none()) else { return };
         stream.used += frame.len as i64;
         let initial = up.unacked.iter().copied().fold(up.kept_to, u32::max);
-        let error = if stream.response == Response::Awaited {
+        let error = if stream.response == ResponseState::Awaited {
             code::PROTOCOL_ERROR
         } else if frame.len > 0 && stream.used > i64::from(initial) + stream.granted {
             code::FLOW_CONTROL_ERROR
@@ -222,15 +224,15 @@ impl<T> Mux<T> {
         }
         let interim = !end && self.fields.get(b":status").is_some_and(|status| status.starts_with(b"1"));
         if !interim
-            && stream.response == Response::Awaited
+            && stream.response == ResponseState::Awaited
             && let Some(target) = &stream.target
         {
             self.fields.push(TARGET, target.as_bytes());
         }
         if end {
-            stream.response = Response::Ended;
-        } else if !interim && stream.response == Response::Awaited {
-            stream.response = Response::Head;
+            stream.response = ResponseState::Ended;
+        } else if !interim && stream.response == ResponseState::Awaited {
+            stream.response = ResponseState::Head;
         }
         let mut block = Vec::with_capacity(self.fields.size());
         encode::fields(&mut block, &self.fields);
