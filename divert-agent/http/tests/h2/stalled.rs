@@ -371,3 +371,26 @@ fn pings_for_what_a_developers_server_sends_are_not_the_originals() {
     town.client.frame(kind::PING, flag::ACK, 0, &[0; 8]);
     town.settle();
 }
+
+/// Whatever alice has yet to say.
+#[test]
+fn larger_windows_are_acknowledged_at_once_where_there_is_no_original() {
+    for fails_first in [false, true] {
+        let mut town = Town::new(65_535, 65_535, 100, 100_000, [4096, 4096]);
+        town.dial_late();
+        town.client.headers(1, &request(Some("alice"), &[]), true, 100);
+        if fails_first {
+            town.carry_in(Leg::Client, usize::MAX);
+            town.mux.original_unreachable(&mut town.decider);
+        }
+        carry_on(&mut town);
+        if !fails_first {
+            town.mux.original_unreachable(&mut town.decider);
+        }
+        carry_on(&mut town);
+        assert_eq!(town.client.unacknowledged(), 0, "{fails_first}");
+        town.client.settings(&[(4, 200_000)]);
+        carry_on(&mut town);
+        assert_eq!(town.client.unacknowledged(), 0, "{fails_first}");
+    }
+}

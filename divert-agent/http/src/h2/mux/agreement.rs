@@ -36,6 +36,8 @@ struct Unacked {
     settings: Settings,
     /// Windows become smaller: the client holds everyone to it from the acknowledgement on.
     shrinks: bool,
+    /// The original had requests before, and may answer them by what counted then.
+    asked: bool,
     /// We have acknowledged it, as the original was still being dialled.
     early: bool,
 }
@@ -96,11 +98,16 @@ impl Default for Agreement {
 }
 
 impl Agreement {
-    /// The client has announced settings, and nobody has acknowledged them.
+    /// The client has announced settings, and nobody has acknowledged them. `asked`: the original has requests already.
     ///
     /// # Errors
     /// When too many wait for that; `more` are counted elsewhere.
-    pub(super) fn client_announced(&mut self, settings: Settings, more: usize) -> Result<(), u32> {
+    pub(super) fn client_announced(
+        &mut self,
+        settings: Settings,
+        more: usize,
+        asked: bool,
+    ) -> Result<(), u32> {
         if self.unacked_client.len() + self.held.len() + more >= MAX_UNACKED {
             return Err(code::ENHANCE_YOUR_CALM);
         }
@@ -108,14 +115,14 @@ impl Agreement {
         self.initial_window = settings.initial_window_size.unwrap_or(before);
         self.max_header_list = settings.max_header_list_size.or(self.max_header_list);
         let shrinks = self.initial_window < before;
-        self.unacked_client.push_back(Unacked { settings, shrinks, early: false });
+        self.unacked_client.push_back(Unacked { settings, shrinks, asked, early: false });
         Ok(())
     }
 
     /// The original has acknowledged settings of the client. `owed`: somebody may still send by larger windows. `blocks`:
     /// blocks of the original are held.
     pub(super) fn original_acknowledged(&mut self, owed: bool, blocks: bool) -> Acknowledged {
-        let Some(Unacked { settings, shrinks, early }) = self.unacked_client.pop_front() else {
+        let Some(Unacked { settings, shrinks, early, .. }) = self.unacked_client.pop_front() else {
             return Acknowledged::Unasked;
         };
         if early {
@@ -132,10 +139,13 @@ impl Agreement {
         }
     }
 
-    /// The next to be acknowledged before the original has, if that may be.
+    /// The next to be acknowledged before the original has, if that may be. `owed`: somebody may still send by larger
+    /// windows.
     pub(super) fn acknowledge_early(&mut self, owed: bool) -> Option<Settings> {
         let unacked = self.unacked_client.iter_mut().find(|unacked| !unacked.early)?;
-        if unacked.shrinks && owed || !self.held.is_empty() {
+        let of_table = unacked.settings.header_table_size.is_some();
+        if unacked.shrinks && owed || unacked.asked && (unacked.shrinks || of_table) || !self.held.is_empty()
+        {
             return None;
         }
         unacked.early = true;
@@ -274,7 +284,7 @@ mod tests {
     fn a_larger_window_counts_from_its_acknowledgement_and_a_smaller_one_at_once() {
         let mut agreement = Agreement::default();
         for (size, certain) in [(100_000, 65_535), (50_000, 50_000)] {
-            agreement.client_announced(window(size), 0).unwrap();
+            agreement.client_announced(window(size), 0, false).unwrap();
             assert_eq!(agreement.certain_initial(), certain);
         }
         // The first is larger than what was before, so nobody has to be waited for.
@@ -291,7 +301,7 @@ mod tests {
     fn an_acknowledgement_does_not_overtake_one_that_is_held_unless_it_is_of_a_table() {
         let mut agreement = Agreement::default();
         for settings in [window(1), window(2), table(7), table(9)] {
-            agreement.client_announced(settings, 0).unwrap();
+            agreement.client_announced(settings, 0, false).unwrap();
         }
         assert_eq!(agreement.original_acknowledged(true, false), Acknowledged::Later);
         assert_eq!(agreement.original_acknowledged(false, false), Acknowledged::Later);
@@ -316,11 +326,11 @@ mod tests {
     fn what_is_under_way_is_bounded() {
         let mut agreement = Agreement::default();
         for _ in 0..MAX_UNACKED - 5 {
-            agreement.client_announced(window(9), 5).unwrap();
+            agreement.client_announced(window(9), 5, false).unwrap();
             agreement.client_told(Whose::Theirs, window(9)).unwrap();
         }
-        assert_eq!(agreement.client_announced(window(9), 5), Err(code::ENHANCE_YOUR_CALM));
-        assert_eq!(agreement.client_announced(window(9), 4), Ok(()));
+        assert_eq!(agreement.client_announced(window(9), 5, false), Err(code::ENHANCE_YOUR_CALM));
+        assert_eq!(agreement.client_announced(window(9), 4, false), Ok(()));
     }
 
     #[test]

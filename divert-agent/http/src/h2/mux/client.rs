@@ -249,10 +249,13 @@ impl<T> Mux<T> {
             return Ok(whose);
         }
         let settings = Settings::read(payload)?;
-        self.agreement.client_announced(settings, self.block_order.acks())?;
+        let asked = match self.destination {
+            Destination::Gone => !self.block_order.is_empty(),
+            Destination::Dialling | Destination::Open => self.last_original > 0,
+        };
+        self.agreement.client_announced(settings, self.block_order.acks(), asked)?;
         if !self.original_alive() {
-            self.agreement.original_ended();
-            self.release_acks();
+            self.acknowledge_alone();
             return Ok(Whose::Ours);
         }
         self.tell_windows();

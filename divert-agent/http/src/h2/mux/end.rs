@@ -150,7 +150,7 @@ impl<T> Mux<T> {
                 self.destination = Destination::Gone;
                 self.enter_mixed(self.last_client.saturating_add(1));
                 self.ledger.original_ended();
-                self.agreement.original_ended();
+                self.acknowledge_alone();
             }
             Leg::Up(_) => {}
         }

@@ -67,11 +67,17 @@ impl<T> Mux<T> {
         }
     }
 
+    /// Acknowledges settings of the client where the original will not do so any more: at once, unless windows become
+    /// smaller that others have yet to keep to.
+    pub(super) fn acknowledge_alone(&mut self) {
+        self.acknowledge_early();
+        self.agreement.original_ended();
+        self.release_acks();
+    }
+
     /// Acknowledges settings of the client for an original that is still being dialled.
     pub(super) fn acknowledge_early(&mut self) {
-        // The original will hear of them in their place among its requests, and answers the first by the first.
-        let owed = |mux: &Self| mux.is_owed_larger_windows() || mux.last_original > 0;
-        while let Some(settings) = self.agreement.acknowledge_early(owed(self)) {
+        while let Some(settings) = self.agreement.acknowledge_early(self.is_owed_larger_windows()) {
             self.acknowledge(&settings);
         }
     }

@@ -282,8 +282,7 @@ impl<T> Mux<T> {
             return self.ended(Leg::Original, host);
         }
         self.begin_alone();
-        self.agreement.original_ended();
-        self.release_acks();
+        self.acknowledge_alone();
         self.go_on(host);
     }
 
