@@ -1,4 +1,4 @@
-//! Heads of requests. Those that are by the grammar are read here, without allocation; the others in [`odd`].
+//! Heads of requests. Those that are by the grammar are read here, without allocation; the others in `odd`.
 
 mod odd;
 
@@ -35,7 +35,7 @@ pub enum Request<'a> {
     },
     /// To be answered with 400, and the connection to be closed.
     Ambiguous(FramingError),
-    /// No end within [`MAX_HEAD`](crate::MAX_HEAD), or more than [`MAX_FIELDS`](crate::MAX_FIELDS)
+    /// No end within [`MAX_HEAD`], or more than [`MAX_FIELDS`](crate::MAX_FIELDS)
     /// fields: to be answered with 431 (RFC 6585 5), and the connection to be closed.
     TooLarge,
 }

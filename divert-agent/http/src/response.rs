@@ -42,7 +42,7 @@ pub enum ResponseFault {
     /// The framing is open to two readings.
     #[error(transparent)]
     Framing(#[from] FramingError),
-    /// No end within [`MAX_HEAD`](crate::MAX_HEAD), or more than [`MAX_FIELDS`](crate::MAX_FIELDS)
+    /// No end within [`MAX_HEAD`](crate::MAX_HEAD), or more than [`MAX_FIELDS`]
     /// fields.
     #[error("reading the head: it is longer than 128 KiB, or has more than 2048 fields; send less")]
     TooLarge,

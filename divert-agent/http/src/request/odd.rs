@@ -7,7 +7,7 @@
 //!
 //! Where two readers could find different ends, or different fields that frame, nothing is certain behind the head, and
 //! it is [`Request::Irregular`]: of LF, CR and NUL (RFC 9112 2.2, RFC 9110 5.5), of folded lines, and of single ones
-//! ([`odd`](crate::odd)).
+//! ([`odd`]).
 
 use memchr::memchr;
 
