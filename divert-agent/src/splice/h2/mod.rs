@@ -66,7 +66,6 @@ impl Session {
             dialling,
             greet: dialling.then(|| Box::pin(sleep(GREET))),
             legs: Legs::new(Decider::new(self)),
-            hold: Hold::new(&self.client.accounts),
             buffer: Buffer::default(),
             original_ended: false,
             told_end: false,
@@ -122,8 +121,6 @@ struct H2 {
     /// When the client is greeted in its place.
     greet: Option<Pin<Box<Sleep>>>,
     legs: Legs,
-    /// What the mux holds, on the accounts of pod and agent.
-    hold: Hold,
     buffer: Buffer,
     original_ended: bool,
     /// The original destination knows that the client has ended its stream.
@@ -175,10 +172,6 @@ impl H2 {
             match self.poll_send(session, cx) {
                 Ok(sent) => moved |= sent,
                 Err(end) => return Poll::Ready(Left::Ended(end)),
-            }
-            self.hold.set(self.mux.held());
-            if self.mux.is_mixed() {
-                self.mux.set_tight(self.hold.is_tight());
             }
             if let Some(left) = self.left(session) {
                 return Poll::Ready(left);
