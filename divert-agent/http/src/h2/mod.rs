@@ -10,6 +10,7 @@ pub mod frame;
 pub mod hpack;
 pub mod mux;
 pub mod queue;
+mod response;
 pub mod settings;
 
 pub use fields::{Fields, RequestView};

@@ -52,20 +52,18 @@ fn full() -> Town {
 
 #[test]
 fn what_is_held_is_bounded_however_small_its_pieces() {
-    let pieces: [&[(u8, u8, &[u8])]; 2] = [
-        &[(kind::HEADERS, flag::END_HEADERS, &[0x88])],
-        &[(kind::HEADERS, flag::END_HEADERS, &[0x88]), (kind::DATA, 0, b"x")],
-    ];
+    // Many heads for one stream would be malformed.
+    let pieces: [&[(u8, u8, u32, &[u8])]; 2] =
+        [&[(kind::DATA, 0, 1, b"x")], &[(kind::DATA, 0, 1, b"x"), (kind::DATA, 0, 1, b"")]];
     for pieces in pieces {
         let mut town = full();
         let mut count = 0;
-        while town.mux.wants(Leg::Up(0)) {
-            for (kind, flags, payload) in pieces {
-                town.ups(0).frame(*kind, *flags, 1, payload);
+        while town.mux.wants(Leg::Up(0)) && count < 20_000 {
+            for (kind, flags, stream, payload) in pieces {
+                town.ups(0).frame(*kind, *flags, *stream, payload);
             }
             town.carry_in(Leg::Up(0), usize::MAX);
             count += 1;
-            assert!(count < 20_000, "it is read for ever");
         }
         assert!(town.mux.waiting().1 <= MAX_UPSTREAM_DOWN + (64 << 10));
         // What others hold is none of the original's business, and it goes on when there is room.
@@ -75,6 +73,51 @@ fn what_is_held_is_bounded_however_small_its_pieces() {
         assert!(town.mux.wants(Leg::Up(0)));
         assert_eq!(town.mux.waiting().1, 0);
     }
+}
+
+#[test]
+fn a_malformed_response_ends_its_stream_alone() {
+    let mut town = town();
+    let literal = |name: &[u8], value: &[u8]| {
+        let mut block = vec![0x88, 0, name.len() as u8];
+        block.extend_from_slice(name);
+        block.push(value.len() as u8);
+        block.extend_from_slice(value);
+        block
+    };
+    // 0x88 is `:status: 200`, 0x84 is `:path: /` (RFC 7541 appendix A).
+    let blocks = [
+        literal(b"Upper", b"x"),
+        literal(b"", b"x"),
+        literal(b"a b", b"x"),
+        literal(b"a", b"x\r\ny"),
+        literal(b"connection", b"close"),
+        vec![0x88, 0x88],
+        vec![0x84, 0x88],
+        vec![],
+    ];
+    town.client.headers(1, &request(None, &[]), true, 100);
+    for (id, block) in (3..).step_by(2).zip(&blocks) {
+        town.client.headers(id, &request(Some("alice"), &[]), true, 100);
+        town.settle();
+        town.ups(0).frame(kind::HEADERS, flag::END_HEADERS, id, block);
+        town.settle();
+        assert!(town.client.streams[&id].reset.is_some(), "{block:?}");
+    }
+    // Data before a head.
+    town.client.headers(31, &request(Some("alice"), &[]), true, 100);
+    town.settle();
+    town.ups(0).data(31, b"x", true, None);
+    town.settle();
+    assert!(town.client.streams[&31].reset.is_some() && town.client.streams[&31].data.is_empty());
+    // Hers and everybody's go on.
+    town.client.headers(33, &request(Some("alice"), &[]), true, 100);
+    town.settle();
+    town.ups(0).headers(33, &response("200"), true, 100);
+    town.original.headers(1, &response("200"), true, 100);
+    town.settle();
+    assert!(town.client.streams[&33].ended && town.client.streams[&1].ended);
+    assert!(town.mux.is_balanced());
 }
 
 #[test]

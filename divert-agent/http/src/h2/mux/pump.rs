@@ -113,6 +113,11 @@ impl<T> Mux<T> {
             }
             return self.give_back(leg, data.len());
         };
+        if let (Leg::Up(up), ResponseState::Awaited) = (leg, stream.response) {
+            // Data before a head (RFC 9113 8.1).
+            self.refuse_response(up, id);
+            return self.give_back(leg, data.len());
+        }
         stream.response = if end { ResponseState::Ended } else { ResponseState::Data };
         if stream.again.take().is_some() {
             self.account.update(stream);

@@ -6,6 +6,7 @@ use super::stream::{Chunk, ResponseState};
 use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Up, UpId, frame, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
 use crate::h2::hpack::encode;
+use crate::h2::response::{self, Block, Malformed};
 use crate::h2::settings::Settings;
 
 impl<T> Mux<T> {
@@ -222,16 +223,21 @@ impl<T> Mux<T> {
             self.reset_down(Leg::Up(id), first.stream, code::INTERNAL_ERROR);
             return Ok(());
         }
-        let interim = !end && self.fields.get(b":status").is_some_and(|status| status.starts_with(b"1"));
-        if !interim
-            && stream.response == ResponseState::Awaited
+        let block = match response::block(&self.fields, stream.response == ResponseState::Awaited, end) {
+            Ok(block) => block,
+            Err(Malformed) => {
+                self.refuse_response(id, first.stream);
+                return Ok(());
+            }
+        };
+        if block == Block::Head
             && let Some(target) = &stream.target
         {
             self.fields.push(TARGET, target.as_bytes());
         }
         if end {
             stream.response = ResponseState::Ended;
-        } else if !interim && stream.response == ResponseState::Awaited {
+        } else if block == Block::Head {
             stream.response = ResponseState::Head;
         }
         let mut block = Vec::with_capacity(self.fields.size());
@@ -239,6 +245,14 @@ impl<T> Mux<T> {
         self.fields.release();
         self.block_down(first.stream, block, end);
         Ok(())
+    }
+
+    /// A developer's server has sent a response that is none: its stream ends, and all others go on.
+    pub(super) fn refuse_response(&mut self, id: UpId, stream: u32) {
+        if let Some(up) = self.ups.get_mut(&id) {
+            rst_stream(&mut up.side.out, stream, code::PROTOCOL_ERROR);
+        }
+        self.reset_down(Leg::Up(id), stream, code::INTERNAL_ERROR);
     }
 
     /// A block of our writing: behind the data of its stream.
