@@ -232,11 +232,11 @@ fn alice_is_served_where_the_original_is_not_there() -> Result<()> {
     let agent = town.agent()?;
     let peer = Peer::new(town.client().connect(town.address(Family::V4))?);
     let mut client = H2::client(peer, &[(setting::INITIAL_WINDOW_SIZE, 100_000)]);
-    client.request(1, &[ALICE], false);
     // The agent is the server of this connection.
     client.expect_settings();
     client.wait_acknowledged(1);
     client.send(&[Frame::settings_ack()]);
+    client.request(1, &[ALICE], false);
     let (mut alice, settings) = H2::server(Peer::accept(&alices)?, &[]);
     assert!(settings.contains(&(setting::INITIAL_WINDOW_SIZE, 100_000)), "{settings:?}");
     alice.head(1);
@@ -275,7 +275,9 @@ fn alice_is_served_where_the_original_is_not_there() -> Result<()> {
     expect_answer(&mut client, 3, "hers");
     client.expect_end();
     alice.expect_end();
-    let peer = Peer::new(town.client().connect(town.address(Family::V4))?);
+    // Where it has refused it is left to do that itself for some seconds.
+    let connect = || town.client().connect(town.address(Family::V4)).ok();
+    let peer = Peer::new(wait::some_within(wait::PATIENCE, "a connection to be captured", connect)?);
     let mut client = H2::client(peer, &[]);
     client.request(1, &[GRPC], true);
     client.expect_settings();

@@ -113,9 +113,9 @@ fn time_in_which_the_whole_agent_was_stopped_is_no_reason_to_end() -> Result<()>
 }
 
 #[test]
-fn connections_that_are_reset_before_they_are_accepted_count_for_nothing() -> Result<()> {
+fn connections_that_are_reset_before_they_are_accepted_reach_nobody() -> Result<()> {
     let town = Fixture::new()?;
-    let _servers = town.servers()?;
+    let servers = town.servers()?;
     // One queue, so that who is answered was the last of it.
     let options = Options { workers: 1, ..Options::default() };
     let agent = Agent::start(&town.lab, &town.manifests, &options)?;
@@ -130,7 +130,8 @@ fn connections_that_are_reset_before_they_are_accepted_count_for_nothing() -> Re
     agent.resume()?;
     assert_eq!(last.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
     assert_eq!(agent.metric("divert_connections_active")?, 1.0);
-    assert_eq!(agent.metric("divert_connections_accepted_total")?, 1.0);
+    // At most the last one's, if it was accepted before it had said what it wants.
+    assert!(servers[0].accepted() <= 1, "{} connections", servers[0].accepted());
     drop(last);
     wait::until("no connection to be active", || {
         agent.metric("divert_connections_active").is_ok_and(|active| active == 0.0)

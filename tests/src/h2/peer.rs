@@ -68,7 +68,7 @@ impl H2 {
         let mut server = Self::new(peer);
         server.peer.expect(PREFACE);
         let theirs = server.expect_settings();
-        server.send(&[Frame::settings(settings), Frame::settings_ack()]);
+        server.try_send(&[Frame::settings(settings), Frame::settings_ack()]);
         (server, theirs)
     }
 
