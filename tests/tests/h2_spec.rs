@@ -138,6 +138,14 @@ fn the_agent_is_a_server_of_its_own_where_the_original_is_not_there() -> Result<
     let direct = verdicts(&town, &town.client(), "direct")?;
     drop(server);
     let _server = nghttpd(&town.lab.pod("alice/web"))?;
+    // One that refuses, and has an address of the other family, is left to do that itself for some seconds.
+    let mut objects = town.objects(&[PORT.into()]);
+    for service in objects.iter_mut().filter(|it| it["kind"] == "Service") {
+        service["spec"]["clusterIPs"] = serde_json::json!([service["spec"]["clusterIP"]]);
+        service["spec"]["ipFamilies"] = serde_json::json!(["IPv4"]);
+        service["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+    }
+    town.manifests.put("town", &objects)?;
     let _agent = town.agent()?;
     expect_same("the agent", &direct, &verdicts(&town, &town.lab.pod("alice/dev"), "alone")?, &ALONE);
     Ok(())

@@ -321,7 +321,7 @@ fn who_answered_stands_behind_the_status_line_and_nothing_else_changes() -> Resu
     let alices = town.lab.pod(ALICES).listen(PORT)?;
     let _agent = town.agent()?;
     let mut client = Peer::new(town.client().connect(town.address(Family::V4))?);
-    Peer::accept(&shared)?;
+    let _first = Peer::accept(&shared)?;
     let hints = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
     let (line, rest) =
         ("HTTP/1.1 200 OK\r\n", "x-B:  c\r\nTransfer-Encoding: chunked\r\n\r\n2;e\r\nok\r\n0\r\n\r\n");

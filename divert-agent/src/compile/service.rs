@@ -58,7 +58,11 @@ pub(super) fn compile(
     let routes = Routes::new(world, settings, shared, rivals);
     let mut plan = ServicePlan { everyone, ..ServicePlan::default() };
     let addresses = addresses(world, settings, shared, &routes);
-    let has = |v6| addresses.keys().any(|it| it.is_ipv6() == v6);
+    // What its name resolves to: a client that one address refuses may go on to another of these.
+    let has = |v6| match &shared.kind {
+        ServiceKind::ClusterIps(ips) => ips.iter().any(|ip| ip.is_ipv6() == v6),
+        _ => addresses.keys().any(|it| it.is_ipv6() == v6),
+    };
     let dual_stack = has(false) && has(true);
     for (address, sort) in addresses {
         let target = plan.targets.entry(sort).or_insert_with_key(|sort| {
