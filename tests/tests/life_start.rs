@@ -168,6 +168,8 @@ fn a_label_range_with_a_pods_address_in_it_serves_no_pod_and_says_why() -> Resul
     let intruder = manifest::pod_with_ips("bob", "intruder", &["240.64.7.7".parse()?]);
     town.manifests.put("intruder", &[intruder])?;
     wait::until("all pods to be left direct", || captured().is_ok_and(|captured| !captured))?;
+    // What is done is told a moment later.
+    wait::until("the agent to say so", || agent.get("/readyz").is_ok_and(|ready| ready.status == 503))?;
     let (process, ready) = (agent.process().output(), agent.get("/readyz")?);
     for text in [process, ready.text()] {
         for word in ["240.64.7.7", "240.64.0.0/10", "--label-range-v4"] {
