@@ -378,9 +378,13 @@ impl Session {
     async fn await_close(&mut self, conn: &Conn, mut beyond: Beyond) -> End {
         let end = poll_fn(|cx| {
             match poll_idle(cx, conn) {
-                Poll::Ready(Idle::Ended) => return Poll::Ready(Some(End::Close)),
-                Poll::Ready(Idle::Spoke) => {
-                    self.count(Count::Unsolicited);
+                Poll::Ready(idle @ (Idle::Ended | Idle::Spoke)) => {
+                    if matches!(idle, Idle::Spoke) {
+                        self.count(Count::Unsolicited);
+                    }
+                    // Before the upstream is closed. Who ends first keeps the connection's ports for a minute (TIME_WAIT),
+                    // which is to be the server's side, as it would be without us, and not a client of many connections.
+                    self.client.conn.shutdown_write();
                     return Poll::Ready(Some(End::Close));
                 }
                 Poll::Ready(Idle::Broke) => return Poll::Ready(Some(End::Reset)),
