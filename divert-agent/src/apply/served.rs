@@ -347,7 +347,7 @@ impl PodRoutes {
                 }
             }
         }
-        self.pod.rules.set_present(rules == Rules::Some);
+        self.pod.rules.set_present(rules == Rules::Some, self.pod.account.connections());
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::conn::Conn;
 use super::counts::Count;
-use super::owner::{self, Came, Owner, Present};
+use super::owner::{self, Came, Owner};
 use super::worker::Worker;
 use super::{Pod, dial};
 use crate::table::Claim;
@@ -25,13 +25,11 @@ pub(super) struct Captured {
     pub(super) source: IpAddr,
     /// In whose name its upstreams are made, where the pod has packet rules of its own.
     owner: Cell<Option<Owner>>,
-    _present: Present,
 }
 
 impl Captured {
     pub(super) fn new(worker: Rc<Worker>, pod: Arc<Pod>, claim: Claim, source: IpAddr) -> Self {
-        let present = Present::new(&pod);
-        Self { worker, pod, claim, source, owner: Cell::default(), _present: present }
+        Self { worker, pod, claim, source, owner: Cell::default() }
     }
 
     /// Finds out where it comes from, before anything is dialled for it.

@@ -30,14 +30,13 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use divert_common::netns::NetNsId;
 use tracing::{debug, info, warn};
 
-use super::Pod;
 use super::captured::Captured;
 use super::conn::{Conn, tcp_info};
 use super::dial::From;
@@ -45,7 +44,7 @@ use crate::kernel::credentials::{group_of, in_the_name_of};
 use crate::kernel::sock_diag::{Row, SockDiag};
 
 /// So many connections of a pod at once are worth a look where no rules are known; and then twice as many.
-const MANY: usize = 32;
+const MANY: u64 = 32;
 /// How often the sockets are listed for connections of one user that is no proxy.
 const AGAIN: Duration = Duration::from_secs(60);
 /// How often they are for a proxy's, in all: what goes round in circles shows in the second round.
@@ -66,10 +65,8 @@ pub struct Rules {
     forwards: AtomicBool,
     /// When one was last seen to be led to nobody.
     straight: Mutex<Option<Instant>>,
-    /// Connections of the pod that are served now.
-    open: AtomicUsize,
-    /// With so many the sockets are listed.
-    many: AtomicUsize,
+    /// With so many connections of the pod the sockets are listed.
+    many: AtomicU64,
     /// Who has connected so far.
     users: Mutex<HashMap<Name, User>>,
 }
@@ -110,18 +107,17 @@ impl Default for Rules {
             elsewhere: AtomicBool::default(),
             forwards: AtomicBool::default(),
             straight: Mutex::default(),
-            open: AtomicUsize::default(),
-            many: AtomicUsize::new(MANY),
+            many: AtomicU64::new(MANY),
             users: Mutex::default(),
         }
     }
 }
 
 impl Rules {
-    /// Whether there are rules, from the next connection on.
-    pub fn set_present(&self, present: bool) {
+    /// Whether there are rules, from the next connection on; and how many connections of the pod are served now.
+    pub fn set_present(&self, present: bool, open: u64) {
         self.present.store(present, Ordering::Relaxed);
-        self.many.store(MANY.max(2 * self.open.load(Ordering::Relaxed)), Ordering::Relaxed);
+        self.many.store(MANY.max(2 * open), Ordering::Relaxed);
     }
 
     /// Whether serving the pod would go round in circles.
@@ -142,8 +138,8 @@ impl Rules {
     }
 
     /// Whether there are more connections than there were so far. True once for each doubling between two looks.
-    fn are_many(&self) -> bool {
-        let (open, many) = (self.open.load(Ordering::Relaxed), self.many.load(Ordering::Relaxed));
+    fn are_many(&self, open: u64) -> bool {
+        let many = self.many.load(Ordering::Relaxed);
         let next = 2 * open;
         open >= many && self.many.compare_exchange(many, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
@@ -161,23 +157,6 @@ impl Rules {
         user.listed += 1;
         user.last = now;
         *user
-    }
-}
-
-/// A connection of a pod that is being served; counted as long as this lives.
-#[derive(Debug)]
-pub(super) struct Present(Arc<Pod>);
-
-impl Present {
-    pub(super) fn new(pod: &Arc<Pod>) -> Self {
-        pod.rules.open.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(pod))
-    }
-}
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        self.0.rules.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -236,7 +215,7 @@ impl Marks {
 /// blocks for some microseconds, and sometimes for milliseconds.
 pub(super) fn ask(captured: &Captured, client: &Conn) -> (Option<Owner>, Came) {
     let rules = &captured.pod.rules;
-    let are_many = rules.are_many();
+    let are_many = rules.are_many(captured.pod.account.connections());
     if !are_many && !rules.present.load(Ordering::Relaxed) {
         return (None, Came::First);
     }
@@ -541,16 +520,12 @@ mod tests {
     #[test]
     fn without_known_rules_it_is_looked_at_each_doubling() {
         let rules = Rules::default();
-        let looked = |open: &usize| {
-            rules.open.store(*open, Ordering::Relaxed);
-            rules.are_many()
-        };
-        let so_many = |from: usize, to: usize| (from..to).filter(looked).collect::<Vec<_>>();
+        let looked = |open: &u64| rules.are_many(*open);
+        let so_many = |from: u64, to: u64| (from..to).filter(looked).collect::<Vec<_>>();
         assert_eq!(so_many(0, 200), [32, 64, 128]);
         assert!(so_many(0, 200).is_empty(), "as many as there were");
         // A look at the pod begins anew, above what is usual there.
-        rules.open.store(32, Ordering::Relaxed);
-        rules.set_present(false);
+        rules.set_present(false, 32);
         assert_eq!(so_many(0, 200), [64, 128]);
     }
 
