@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use divert_tests::agent::Agent;
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::http::Http;
@@ -65,4 +65,29 @@ fn what_was_just_refused_is_left_to_refuse_so_that_clients_go_on() -> Result<()>
             .connect(town.address(Family::V6))
             .is_ok_and(|it| is_captured(&it, &client).is_ok_and(|it| it == Some(true)))
     })
+}
+
+/// Segments with RST that the kernel of a pod's namespace has sent.
+fn resets_sent(pod: &Pod) -> Result<u64> {
+    let table = pod.netns().enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut rows =
+        table.lines().filter_map(|line| line.strip_prefix("Tcp: ")).map(str::split_ascii_whitespace);
+    let (names, values) = rows.next().zip(rows.next()).context("no row of TCP")?;
+    let (_, sent) = names.zip(values).find(|(name, _)| *name == "OutRsts").context("no OutRsts")?;
+    Ok(sent.parse()?)
+}
+
+#[test]
+fn a_refusal_that_no_client_met_keeps_nobody_from_alice() -> Result<()> {
+    let town = Fixture::new()?;
+    let _alices = Echo::start(&town.lab.pod("alice/web"), PORT)?;
+    let _agent = town.agent()?;
+    let before = resets_sent(&town.server())?;
+    let mut http = town.connect()?;
+    wait::until("the shared copy's kernel to refuse", || {
+        resets_sent(&town.server()).is_ok_and(|it| it > before)
+    })?;
+    assert_eq!(http.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+    assert_eq!(town.connect()?.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
+    Ok(())
 }

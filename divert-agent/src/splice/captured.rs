@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::conn::Conn;
 use super::counts::Count;
 use super::owner::{self, Came, Owner};
+use super::session::End;
 use super::worker::Worker;
 use super::{Pod, dial};
 use crate::table::Claim;
@@ -51,13 +52,21 @@ impl Captured {
         }
     }
 
-    /// What a failed dial of the original destination means for the next connection there. A client that may go on to an
-    /// address of the other family does so when this one refuses: for some seconds it is left to do that itself. Where
-    /// there is no other, what a Divert serves is all that there is.
-    pub(super) fn note_refusal(&self, error: &io::Error) {
+    /// A client whose original destination could not be connected to, and whom nobody else serves: it is to see that, as it
+    /// would without us.
+    ///
+    /// A client that may go on to an address of the other family does so when this one refuses: for some seconds it is left
+    /// to do that itself. Where there is no other, what a Divert serves is all that there is. The same holds where a Divert
+    /// has served the client: it has no need of another address, and the next one may be served as well.
+    pub(super) fn unserved(&self, error: &io::Error) -> End {
         if error.kind() == io::ErrorKind::ConnectionRefused && self.claim.target().dual_stack {
             self.pod.refused(self.claim.label);
         }
+        match dial::is_exhausted(error) {
+            true => self.exhausted(error),
+            false => self.count(Count::OriginalFailed),
+        }
+        End::Reset
     }
 
     /// A descriptor or a port was lacking. Without descriptors new connections go direct.

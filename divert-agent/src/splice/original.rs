@@ -62,9 +62,12 @@ enum State {
         /// It has carried a request: its end is the client's end.
         carried: bool,
     },
-    /// It could not be connected to before the first request, which a developer's service may still serve. The time
-    /// that is left for that request to come.
-    Failed(Pin<Box<Sleep>>),
+    /// It could not be connected to before the first request, which a developer's service may still serve.
+    Failed {
+        error: io::Error,
+        /// The time that is left for that request to come.
+        head_wait: Pin<Box<Sleep>>,
+    },
 }
 
 impl Original {
@@ -81,7 +84,7 @@ impl Original {
         if let State::Absent = self.state {
             self.state = match Dial::start(self.captured.dial_from(), self.captured.claim.original) {
                 Ok(dial) => State::Dialing(dial),
-                Err(error) => self.failed(&error)?,
+                Err(error) => self.failed(error)?,
             };
         }
         Ok(())
@@ -97,15 +100,14 @@ impl Original {
         {
             self.state = match dialled {
                 Ok(conn) => State::Open { conn, carried: false },
-                Err(error) => self.failed(&error)?,
+                Err(error) => self.failed(error)?,
             };
         }
-        if let State::Failed(head_wait) = &mut self.state
+        if let State::Failed { error, head_wait } = &mut self.state
             && !self.requested
             && head_wait.as_mut().poll(cx).is_ready()
         {
-            self.captured.count(Count::OriginalFailed);
-            return Err(End::Reset);
+            return Err(self.captured.unserved(error));
         }
         Ok(())
     }
@@ -131,30 +133,24 @@ impl Original {
 
     /// What a failed dial means. Before the first request only one that is diverted can still be served, so where no
     /// Divert has a ready endpoint the client learns of it at once.
-    fn failed(&self, error: &io::Error) -> Result<State, End> {
-        self.captured.note_refusal(error);
+    fn failed(&self, error: io::Error) -> Result<State, End> {
         if self.requested {
             return Ok(State::Absent);
-        }
-        if dial::is_exhausted(error) {
-            self.captured.exhausted(error);
-            return Err(End::Reset);
         }
         let divertable = self.captured.claim.target().services.iter().any(|shared| {
             shared.routes.values().any(|route| matches!(route.backend, Backend::Endpoints { .. }))
         });
-        if !divertable {
-            self.captured.count(Count::OriginalFailed);
-            return Err(End::Reset);
+        if !divertable || dial::is_exhausted(&error) {
+            return Err(self.captured.unserved(&error));
         }
-        Ok(State::Failed(Box::pin(sleep(self.captured.worker.config.head_wait))))
+        Ok(State::Failed { error, head_wait: Box::pin(sleep(self.captured.worker.config.head_wait)) })
     }
 
     /// The connection, while it is open and nobody has taken it.
     pub(super) fn open(&self) -> Option<&Conn> {
         match &self.state {
             State::Open { conn, .. } => Some(conn),
-            State::Absent | State::Dialing(_) | State::Failed(_) => None,
+            State::Absent | State::Dialing(_) | State::Failed { .. } => None,
         }
     }
 
@@ -176,7 +172,7 @@ impl Original {
 
     /// It could not be connected to, and only a diverted request can be served.
     pub(super) fn has_failed(&self) -> bool {
-        matches!(self.state, State::Failed(_))
+        matches!(self.state, State::Failed { .. })
     }
 
     /// A request was read, and what becomes of it does not depend on the time it took.
@@ -206,10 +202,7 @@ impl Original {
             State::Open { conn, .. } => return Ok(conn),
             State::Dialing(dial) => Ok(dial),
             State::Absent => Dial::start(self.captured.dial_from(), self.captured.claim.original),
-            State::Failed(_) => {
-                self.captured.count(Count::OriginalFailed);
-                return Err(End::Reset);
-            }
+            State::Failed { error, .. } => return Err(self.captured.unserved(&error)),
         };
         let dialled = match dial {
             // Most connections to a neighbour are open by now, and then nobody needs to be watched meanwhile.
@@ -220,14 +213,7 @@ impl Original {
             },
             Err(error) => Err(error),
         };
-        dialled.map_err(|error| {
-            self.captured.note_refusal(&error);
-            match dial::is_exhausted(&error) {
-                true => self.captured.exhausted(&error),
-                false => self.captured.count(Count::OriginalFailed),
-            }
-            End::Reset
-        })
+        dialled.map_err(|error| self.captured.unserved(&error))
     }
 
     /// Gives the connection back after an exchange that leaves it fit for another.
@@ -260,7 +246,7 @@ impl Original {
         match &self.state {
             State::Open { conn, .. } => conn.reset_on_close(),
             State::Dialing(dial) => dial.reset_on_close(),
-            State::Absent | State::Failed(_) => {}
+            State::Absent | State::Failed { .. } => {}
         }
     }
 }
