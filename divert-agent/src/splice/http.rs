@@ -106,6 +106,9 @@ impl Session {
             if !begun && self.worker.draining() {
                 return Poll::Ready(Err(End::Close));
             }
+            if begun {
+                self.client.conn.ack_at_once();
+            }
             match self.client.poll_read(cx) {
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Reset)),
@@ -301,7 +304,7 @@ impl Session {
                 Err(End::Reset)
             }
             Ok(Outcome::ServerEnded) => Err(End::Close),
-            Ok(Outcome::Last(beyond)) => Err(self.await_close(conn, beyond).await),
+            Ok(Outcome::Last(beyond, since)) => Err(self.await_close(conn, beyond, since).await),
             Ok(Outcome::Single) => Err(End::Answered),
             Ok(Outcome::Relay(server)) => Err(self.relay_rest(conn, server, false).await),
             Ok(Outcome::BadChunk { answered }) => {
@@ -375,9 +378,9 @@ impl Session {
     }
 
     /// The last exchange is over: the server closes, and then the client is closed.
-    async fn await_close(&mut self, conn: &Conn, mut beyond: Beyond) -> End {
+    async fn await_close(&mut self, conn: &Conn, mut beyond: Beyond, mut since: Option<Idle>) -> End {
         let end = poll_fn(|cx| {
-            match poll_idle(cx, conn) {
+            match since.take().map_or_else(|| poll_idle(cx, conn), Poll::Ready) {
                 Poll::Ready(idle @ (Idle::Ended | Idle::Spoke)) => {
                     if matches!(idle, Idle::Spoke) {
                         self.count(Count::Unsolicited);

@@ -31,7 +31,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::captured::Captured;
 use super::conn::Conn;
 use super::counts::Count;
-use super::dial::{self, Dial};
+use super::dial::{self, Dial, Open};
 use super::session::End;
 use super::upstream::{Idle, poll_idle};
 use crate::kernel::sock_diag::SockDiag;
@@ -82,10 +82,11 @@ impl Original {
     /// As [`Self::poll`].
     pub(super) fn start(&mut self) -> Result<(), End> {
         if let State::Absent = self.state {
-            self.state = match Dial::start(self.captured.dial_from(), self.captured.claim.original) {
-                Ok(dial) => State::Dialing(dial),
-                Err(error) => self.failed(error)?,
-            };
+            self.state =
+                match Dial::start(self.captured.dial_from(), self.captured.claim.original, Open::AtOnce) {
+                    Ok(dial) => State::Dialing(dial),
+                    Err(error) => self.failed(error)?,
+                };
         }
         Ok(())
     }
@@ -192,7 +193,7 @@ impl Original {
         self.state = State::Absent;
     }
 
-    /// Takes the connection, for a request or for all that follows. Waits as long as the kernel tries, and as the
+    /// Takes the connection, for a request or for what else is to be sent. Waits as long as the kernel tries, and as the
     /// client does.
     ///
     /// # Errors
@@ -201,7 +202,9 @@ impl Original {
         let dial = match std::mem::replace(&mut self.state, State::Absent) {
             State::Open { conn, .. } => return Ok(conn),
             State::Dialing(dial) => Ok(dial),
-            State::Absent => Dial::start(self.captured.dial_from(), self.captured.claim.original),
+            State::Absent => {
+                Dial::start(self.captured.dial_from(), self.captured.claim.original, Open::WithData)
+            }
             State::Failed { error, .. } => return Err(self.captured.unserved(&error)),
         };
         let dialled = match dial {

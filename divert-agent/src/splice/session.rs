@@ -149,7 +149,10 @@ impl Session {
         }
         match self.open().await? {
             Opened::Http => self.http().await,
-            Opened::Http2 { server } => Err(self.http2(server).await),
+            Opened::Http2 { server } => {
+                self.client.conn.ack_at_once();
+                Err(self.http2(server).await)
+            }
             Opened::Opaque { server, server_ended } => Err(self.opaque(server, server_ended).await),
         }
     }
@@ -204,6 +207,7 @@ impl Session {
                 }
                 ClientBytes::Undecided => {}
             }
+            self.client.conn.ack_at_once();
         }
         if !*dialled {
             *dialled = true;
@@ -283,6 +287,7 @@ impl Session {
 
     /// Relays the rest of the connection to the original destination, byte for byte.
     pub(super) async fn opaque(&mut self, server: Buffer, server_ended: bool) -> End {
+        self.client.conn.ack_at_once();
         let conn = match self.original.take(&self.client.conn).await {
             Ok(conn) => conn,
             Err(end) => return end,
@@ -298,6 +303,7 @@ impl Session {
 
     /// The same for a connection of which all was read that can be.
     pub(super) async fn relay_rest(&mut self, upstream: &Conn, server: Buffer, server_ended: bool) -> End {
+        self.client.conn.ack_at_once();
         let client = Side {
             conn: &self.client.conn,
             read: std::mem::take(&mut self.client.inbox),

@@ -15,6 +15,7 @@ use crate::splice::buffer::Buffer;
 use crate::splice::conn::ShortRead;
 use crate::splice::counts::Count;
 use crate::splice::pump::{BodySplice, Broken, Moved, SPLICE_FROM};
+use crate::splice::upstream::{Idle, poll_idle};
 
 /// A response on its way down.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(super) struct Down {
     /// go on with a request.
     pub(super) endless: bool,
     pub(super) silence: Option<Pin<Box<Sleep>>>,
+    /// What the upstream did behind its last response, seen before the last of it was sent.
+    pub(super) since: Option<Idle>,
 }
 
 impl Down {
@@ -50,6 +53,7 @@ impl Down {
             close: false,
             endless: false,
             silence: None,
+            since: None,
         }
     }
 
@@ -96,6 +100,7 @@ pub(super) enum DownState {
 impl Exchange<'_> {
     pub(super) fn poll_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, Reset>> {
         loop {
+            self.look_behind(cx);
             ready!(self.poll_flush_down(cx)).map_err(|_| Reset)?;
             if self.is_handed_over() {
                 return Poll::Ready(Ok(Outcome::Relay(std::mem::take(&mut self.down.outbox))));
@@ -126,7 +131,10 @@ impl Exchange<'_> {
                 DownState::Done if self.single => return Poll::Ready(Ok(Outcome::Single)),
                 DownState::Done if self.up.state == UpState::Done => {
                     return Poll::Ready(Ok(if self.close || self.down.close {
-                        Outcome::Last(std::mem::replace(&mut self.beyond, Beyond::Request))
+                        Outcome::Last(
+                            std::mem::replace(&mut self.beyond, Beyond::Request),
+                            self.down.since.take(),
+                        )
                     } else if self.down.outbox.is_empty() {
                         Outcome::Complete
                     } else {
@@ -181,13 +189,34 @@ impl Exchange<'_> {
         self.up.state == UpState::Done && matches!(self.beyond, Beyond::Request) && !is_blank(self.rest())
     }
 
+    /// A server that closes behind its last response has mostly done so by the time that this is read. Then the rest of
+    /// the response and the end go to the client in one segment, which it reads in one turn.
+    fn look_behind(&mut self, cx: &mut Context<'_>) {
+        let complete = matches!(self.down.state, DownState::Done) && self.up.state == UpState::Done;
+        let last = (self.close || self.down.close) && !self.single;
+        if complete
+            && last
+            && self.down.since.is_none()
+            && self.down.pass > 0
+            && self.down.pass == self.down.outbox.len()
+            && let Poll::Ready(idle) = poll_idle(cx, self.server)
+        {
+            self.down.since = Some(idle);
+        }
+    }
+
     /// Sends what may go to the client.
     fn poll_flush_down(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         let Self { client, down, .. } = self;
         ready!(down.lead.poll_send(cx, &client.conn)).map_err(Broken::sink)?;
+        let ends = matches!(down.since, Some(Idle::Ended));
         while down.pass > 0 {
             let rest = &down.outbox.bytes()[..down.pass];
-            let sent = ready!(client.conn.poll_send(cx, rest)).map_err(Broken::sink)?;
+            let sent = match ends {
+                true => client.conn.poll_send_last(cx, rest),
+                false => client.conn.poll_send(cx, rest),
+            };
+            let sent = ready!(sent).map_err(Broken::sink)?;
             down.outbox.consume(sent);
             down.pass -= sent;
         }

@@ -19,6 +19,7 @@ use super::budget::{Accounts, Hold};
 use super::buffer::{Buffer, Tight};
 use super::conn::{Conn, ShortRead};
 use super::counts::Counts;
+use super::upstream::Idle;
 pub(super) use beyond::Beyond;
 use down::Down;
 use up::{Up, UpError};
@@ -70,8 +71,9 @@ pub(in crate::splice) struct Outgoing {
 pub(in crate::splice) enum Outcome {
     /// Both messages are complete and the upstream may carry another request.
     Complete,
-    /// Both messages are complete, and one of them said that it is the last. What the client may go on with.
-    Last(Beyond),
+    /// Both messages are complete, and one of them said that it is the last. What the client may go on with, and what
+    /// the upstream has done since.
+    Last(Beyond, Option<Idle>),
     /// The response to a request of which the end is not known is complete.
     Single,
     /// The upstream ended its stream, which ends what can be said on this connection; what it sent has

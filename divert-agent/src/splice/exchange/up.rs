@@ -1,8 +1,11 @@
 //! The request's half of an exchange: from the client's inbox to the upstream.
 
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use divert_http::BodyReader;
+use tokio::time::{Sleep, sleep};
 
 use super::{Exchange, Lead, is_blank};
 use crate::splice::buffer::BLOCK;
@@ -22,7 +25,13 @@ pub(super) struct Up {
     pub(super) state: UpState,
     /// The client's end was passed on.
     pub(super) finished: bool,
+    /// How long a client that the event loop does not know yet may be left alone.
+    pub(super) alone: Option<Pin<Box<Sleep>>>,
 }
+
+/// How long a first response is waited for before its client is watched. Most are there by then, many with the end of
+/// the connection, and then the event loop never need know the client: two calls of some twenty.
+const ALONE: Duration = Duration::from_millis(5);
 
 impl Up {
     /// A request of which nothing is sent; `sound` says whether what came of its body can be followed.
@@ -36,6 +45,7 @@ impl Up {
             splice: BodySplice::default(),
             state: if sound { UpState::Sending } else { UpState::Bad },
             finished: false,
+            alone: None,
         }
     }
 }
@@ -124,6 +134,7 @@ impl Exchange<'_> {
             up.state = UpState::Cut;
             return Poll::Ready(Ok(()));
         }
+        client.conn.ack_at_once();
         let bulk = up.body.bulk_remaining();
         if bulk >= SPLICE_FROM {
             match ready!(up.splice.poll_fill(cx, &client.conn, bulk)).map_err(|_| UpStep::Client)? {
@@ -156,6 +167,10 @@ impl Exchange<'_> {
     /// The request is on its way: what the client does now is an end, a reset, or to send more. Its inbox may hold a
     /// head that is retained, which is no reason to look away.
     fn poll_client_while_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpError>> {
+        if !self.down.begun && !self.client.ended && !self.client.conn.is_watched() {
+            let alone = self.up.alone.get_or_insert_with(|| Box::pin(sleep(ALONE)));
+            ready!(alone.as_mut().poll(cx));
+        }
         while !self.client.ended && self.rest().len() < BLOCK / 2 {
             match self.client.poll_read(cx) {
                 Poll::Ready(Ok(_)) => {}
