@@ -11,6 +11,7 @@ use divert_tests::lab::Family;
 use divert_tests::peer::Peer;
 use divert_tests::stage::Stage;
 use divert_tests::{server, wait};
+use socket2::SockRef;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const KEYED: &str = "GET / HTTP/1.1\r\nHost: web\r\nbaggage: okteto-divert=alice\r\n\r\n";
@@ -78,6 +79,18 @@ fn h2_uploads() -> Vec<u8> {
     bytes
 }
 
+/// HTTP/2 with prior knowledge: a request with alice's key, and one without.
+fn h2_gets() -> Vec<u8> {
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for (id, field) in [(1, &b"\x00\x07baggage\x13okteto-divert=alice"[..]), (3, b"")] {
+        // GET, /, http, and a name; the end of the stream.
+        let block = [b"\x82\x84\x86\x41\x03web", field].concat();
+        bytes.extend_from_slice(&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, id]);
+        bytes.extend_from_slice(&block);
+    }
+    bytes
+}
+
 #[test]
 fn a_client_that_gives_up_during_the_dial_is_not_waited_for() -> Result<()> {
     let town = Fixture::new()?;
@@ -88,15 +101,27 @@ fn a_client_that_gives_up_during_the_dial_is_not_waited_for() -> Result<()> {
     let upload =
         format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 500000\r\n\r\n{}", "x".repeat(500_000));
     let says: [&[u8]; 5] = [b"", PLAIN.as_bytes(), b"\x16\x03\x01 not HTTP", upload.as_bytes(), &streams];
-    let clients = says.map(|says| {
+    let connect = |says: &[u8]| {
         let mut client = town.connect()?;
         client.send(says)?;
         Ok::<_, anyhow::Error>(client)
-    });
+    };
+    let closing = says.map(connect).into_iter().collect::<Result<Vec<_>>>()?;
+    let resetting = says.map(connect).into_iter().collect::<Result<Vec<_>>>()?;
+    // One that has ended its direction is not read, and there is nothing to be sent to it once it has her 502.
+    let mut ended = town.connect()?;
+    ended.send(&h2_gets())?;
+    ended.stream().shutdown(Shutdown::Write)?;
+    wait::until("the answer to the diverted request", || {
+        ended.stream().peek(&mut [0; 256]).is_ok_and(|got| got > 100)
+    })?;
+    for client in resetting.iter().chain([&ended]) {
+        SockRef::from(client.stream()).set_linger(Some(Duration::ZERO))?;
+    }
     let patient = town.connect()?;
     patient.stream().shutdown(Shutdown::Write)?;
-    wait::until("all to be accepted", || active(&agent) == 6.0)?;
-    drop(clients);
+    wait::until("all to be accepted", || active(&agent) == 12.0)?;
+    drop((closing, resetting, ended));
     // Only the one is left that has ended its own direction and still waits for an answer.
     wait::until("those that have closed to be forgotten", || active(&agent) == 1.0)?;
     drop(patient);

@@ -20,10 +20,11 @@
 //! Two times are kept apart. *head-wait* is here: how long a first request is waited for when the dial has failed. How
 //! long a head may take is the session's.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
@@ -47,8 +48,8 @@ pub(super) struct Original {
     state: State,
     /// A request was read. From then on a failed dial concerns only who needs the connection.
     requested: bool,
-    /// The next look at a client that is served by others during the dial.
-    look: Option<Pin<Box<Sleep>>>,
+    /// Whether the client is there while a dial is under way.
+    presence: Presence,
 }
 
 #[derive(Debug)]
@@ -73,7 +74,7 @@ enum State {
 impl Original {
     /// Nothing is dialled yet.
     pub(super) fn new(captured: Rc<Captured>) -> Self {
-        Self { captured, state: State::Absent, requested: false, look: None }
+        Self { captured, state: State::Absent, requested: false, presence: Presence::default() }
     }
 
     /// Begins to connect, unless that has been done.
@@ -119,17 +120,13 @@ impl Original {
     /// When it has closed the connection for good.
     pub(super) fn poll_client(&mut self, cx: &mut Context<'_>, client: &Conn) -> Result<(), End> {
         if !self.is_dialing() {
-            self.look = None;
+            self.presence = Presence::default();
             return Ok(());
         }
-        let look = self.look.get_or_insert_with(|| Box::pin(sleep(LOOK)));
-        while look.as_mut().poll(cx).is_ready() {
-            if is_closed(client, &self.captured).unwrap_or(false) {
-                return Err(End::Reset);
-            }
-            look.as_mut().reset(Instant::now() + LOOK);
+        match self.presence.poll_gone(cx, client, &self.captured) {
+            Poll::Ready(()) => Err(End::Reset),
+            Poll::Pending => Ok(()),
         }
-        Ok(())
     }
 
     /// What a failed dial means. Before the first request only one that is diverted can still be served, so where no
@@ -212,7 +209,7 @@ impl Original {
             Ok(dial) => tokio::select! {
                 biased;
                 dialled = dial.wait() => dialled,
-                () = abandoned(client, &self.captured) => return Err(End::Reset),
+                () = Presence::default().gone(client, &self.captured) => return Err(End::Reset),
             },
             Err(error) => Err(error),
         };
@@ -254,25 +251,36 @@ impl Original {
     }
 }
 
-/// Returns when the client has reset the connection, or has closed it for good.
+/// Whether a client is still there that may not be read.
 ///
 /// Its FIN does not say so: a client may end its requests and wait for the answer. Nor would it be seen behind more bytes
 /// than are read here. But a socket that no application holds any more can be told from one that is half-closed, since
 /// it is in the pod as we are: sock_diag(7) gives it no inode. Where the kernel does not answer, the client is taken to be
 /// there, as long as the dial lasts.
-pub(super) async fn abandoned(client: &Conn, captured: &Captured) {
-    loop {
-        tokio::select! {
-            () = client.failed() => return,
-            () = sleep(LOOK) => {}
+#[derive(Debug, Default)]
+struct Presence(Option<Pin<Box<Sleep>>>);
+
+impl Presence {
+    /// Ready when the client has reset the connection, or has closed it for good.
+    fn poll_gone(&mut self, cx: &mut Context<'_>, client: &Conn, captured: &Captured) -> Poll<()> {
+        let look = self.0.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+        loop {
+            ready!(look.as_mut().poll(cx));
+            if is_gone(client, captured) {
+                return Poll::Ready(());
+            }
+            look.as_mut().reset(Instant::now() + LOOK);
         }
-        if is_closed(client, captured).unwrap_or(false) {
-            return;
-        }
+    }
+
+    async fn gone(mut self, client: &Conn, captured: &Captured) {
+        poll_fn(|cx| self.poll_gone(cx, client, captured)).await;
     }
 }
 
-fn is_closed(client: &Conn, captured: &Captured) -> io::Result<bool> {
-    let (Some(ours), Some(theirs)) = (client.local_addr()?, client.peer_addr()?) else { return Ok(true) };
-    Ok(!SockDiag::open(&captured.pod.netns)?.is_held(theirs, ours)?)
+fn is_gone(client: &Conn, captured: &Captured) -> bool {
+    // A socket that was reset has no other end.
+    let (Ok(Some(ours)), Ok(Some(theirs))) = (client.local_addr(), client.peer_addr()) else { return true };
+    let held = SockDiag::open(&captured.pod.netns).and_then(|mut kernel| kernel.is_held(theirs, ours));
+    matches!(held, Ok(false))
 }
