@@ -35,6 +35,27 @@ fn an_upload_to_a_server_at_a_breakpoint_stops_nobody_else() -> Result<()> {
     Ok(())
 }
 
+/// Nobody is to send more than a window that has become smaller, so all are to acknowledge it.
+#[test]
+fn smaller_windows_do_not_wait_for_a_server_at_a_breakpoint() -> Result<()> {
+    let stage = Stage::new()?;
+    let (mut client, mut shared) = open(&stage)?;
+    client.request(1, &[ALICE], true);
+    let (mut alice, _) = alice(&stage, &[])?;
+    alice.head(1);
+    let before = client.acknowledged();
+    client.send(&[Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, 7)])]);
+    assert_eq!(shared.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 7)]);
+    shared.send(&[Frame::settings_ack()]);
+    client.wait_acknowledged(before + 1);
+    let head = client.head(1);
+    assert_eq!((head.status(), head.get("x-divert-error")), ("502", Some("UpstreamEnded")));
+    client.request(3, &[], true);
+    answer(&mut shared, 3, "shared");
+    expect_answer(&mut client, 3, "shared");
+    Ok(())
+}
+
 #[test]
 fn small_frames_for_a_server_at_a_breakpoint_stop_nobody_else() -> Result<()> {
     let stage = Stage::new()?;

@@ -81,7 +81,7 @@ fuzz_target!(|script: &[u8]| {
                     }
                 }
             }
-            11 => match script.len() % 8 {
+            11 => match script.len() % 9 {
                 0 => {
                     ours = true;
                     mux.drain();
@@ -102,6 +102,10 @@ fuzz_target!(|script: &[u8]| {
                     take(&mut mux, &mut seen, Leg::Client);
                     take(&mut mux, &mut seen, Leg::Original);
                     mux.sent(&mut host);
+                }
+                7 => {
+                    mux.end_stragglers(&mut host);
+                    assert!(!mux.awaits_upstreams(), "nobody is left to be waited for");
                 }
                 _ => host.now += std::time::Duration::from_secs(script.len() as u64),
             },

@@ -31,6 +31,10 @@ use legs::Legs;
 /// greeted in its place. A first SYN that is lost is sent again after a second.
 const GREET: Duration = Duration::from_millis(500);
 
+/// How long a client waits for developers' servers to acknowledge its settings, which it may take for the whole connection's
+/// fault. Servers acknowledge when they read.
+const STRAGGLE: Duration = Duration::from_secs(1);
+
 /// What becomes of the connection when its frames are not followed any more.
 enum Left {
     /// It has ended.
@@ -65,6 +69,7 @@ impl Session {
             original,
             dialling,
             greet: dialling.then(|| Box::pin(sleep(GREET))),
+            straggle: None,
             legs: Legs::new(Decider::new(self)),
             buffer: Buffer::default(),
             original_ended: false,
@@ -120,6 +125,8 @@ struct H2 {
     dialling: bool,
     /// When the client is greeted in its place.
     greet: Option<Pin<Box<Sleep>>>,
+    /// How long developers' servers may still keep the client waiting.
+    straggle: Option<Pin<Box<Sleep>>>,
     legs: Legs,
     buffer: Buffer,
     original_ended: bool,
@@ -173,6 +180,7 @@ impl H2 {
                 Ok(sent) => moved |= sent,
                 Err(end) => return Poll::Ready(Left::Ended(end)),
             }
+            moved |= self.poll_stragglers(cx);
             if let Some(left) = self.left(session) {
                 return Poll::Ready(left);
             }
@@ -303,6 +311,22 @@ impl H2 {
         }
         self.legs.follow(&mut self.mux);
         Ok(true)
+    }
+
+    /// Gives up developers' servers that keep the client waiting; whether there were any.
+    fn poll_stragglers(&mut self, cx: &mut Context<'_>) -> bool {
+        if !self.mux.awaits_upstreams() {
+            self.straggle = None;
+            return false;
+        }
+        let straggle = self.straggle.get_or_insert_with(|| Box::pin(sleep(STRAGGLE)));
+        if straggle.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.straggle = None;
+        self.mux.end_stragglers(&mut self.legs);
+        self.legs.follow(&mut self.mux);
+        true
     }
 
     /// Takes note of upstreams that were connected to, or cannot be.

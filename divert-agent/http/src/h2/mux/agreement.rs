@@ -162,6 +162,12 @@ impl Agreement {
         !self.held.is_empty()
     }
 
+    /// Settings of the client wait for others than the original. `dialling`: for the original they do not wait.
+    pub(super) fn waits(&self, dialling: bool) -> bool {
+        let mut unacked = self.unacked_client.iter();
+        self.holds() || dialling && unacked.any(|unacked| unacked.shrinks && !unacked.early)
+    }
+
     /// The original will acknowledge no more.
     pub(super) fn original_ended(&mut self) {
         let unacked = self.unacked_client.drain(..).filter(|unacked| !unacked.early);

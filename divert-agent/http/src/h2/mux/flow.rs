@@ -4,8 +4,9 @@
 //! that the original announced, so what it may send is made what the upstream takes. Credit for connections is the
 //! [`ledger`](super::ledger)'s.
 
+use super::host::Host;
 use super::stream::{RequestState, ResponseState};
-use super::{Leg, MAX_UNACKED, Mux, SOFT, frame, window_update};
+use super::{Destination, Leg, MAX_UNACKED, Mux, SOFT, Up, frame, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::{self, Settings};
 
@@ -160,7 +161,23 @@ impl<T> Mux<T> {
 
     /// Somebody has not heard yet that the client's windows are smaller, or sent what is held before it did.
     pub(super) fn is_owed_larger_windows(&self) -> bool {
-        self.account.holds_down() || self.ups.values().any(|up| up.untold || !up.unacked.is_empty())
+        self.account.holds_down() || self.ups.values().any(Up::owes_acknowledgement)
+    }
+
+    /// The client waits for the acknowledgement of its settings, and developers' servers have a part in that. A client may
+    /// give up the whole connection over it, so the wait is not to be long.
+    pub fn awaits_upstreams(&self) -> bool {
+        self.agreement.waits(self.destination == Destination::Dialling)
+            && self.ups.values().any(Up::owes_acknowledgement)
+    }
+
+    /// Ends the connections to developers' servers that have not acknowledged what the client waits for.
+    pub fn end_stragglers<H: Host<Token = T>>(&mut self, host: &mut H) {
+        let owing: Vec<_> =
+            self.ups.iter().filter(|(_, up)| up.owes_acknowledgement()).map(|(id, _)| *id).collect();
+        for id in owing {
+            self.ended(Leg::Up(id), host);
+        }
     }
 
     /// The client's settings count.

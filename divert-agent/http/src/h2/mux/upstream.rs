@@ -9,6 +9,13 @@ use crate::h2::hpack::encode;
 use crate::h2::response::{self, Block, Malformed};
 use crate::h2::settings::Settings;
 
+impl Up {
+    /// It has not acknowledged the client's settings, or was not told of them yet.
+    pub(super) fn owes_acknowledgement(&self) -> bool {
+        self.untold || !self.unacked.is_empty()
+    }
+}
+
 impl<T> Mux<T> {
     pub(super) fn up_bytes<H: Host<Token = T>>(&mut self, id: UpId, mut bytes: &[u8], host: &mut H) {
         let mut spoke = false;
