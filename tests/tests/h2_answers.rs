@@ -113,6 +113,22 @@ fn no_ready_endpoint_is_a_503_and_the_connection_goes_on() -> Result<()> {
 }
 
 #[test]
+fn a_server_of_http1_is_a_502_that_says_so() -> Result<()> {
+    let stage = Stage::new()?;
+    let (mut client, mut shared) = open(&stage)?;
+    client.request(1, &[ALICE], true);
+    let mut alice = stage.alice()?;
+    alice.expect("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    alice.send("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n");
+    let endpoint = format!("{}:{PORT}", stage.town.lab.pod("alice/web").v4);
+    expect_error(&mut client, 1, "502", "NotHttp2", &["alice/web", "HTTP/1", &endpoint]);
+    client.request(3, &[], true);
+    answer(&mut shared, 3, "shared");
+    expect_answer(&mut client, 3, "shared");
+    Ok(())
+}
+
+#[test]
 fn refused_connections_are_a_502_that_names_them() -> Result<()> {
     let town = Fixture::new()?;
     let hers = format!("{}:{PORT}", town.lab.pod("alice/web").v4);

@@ -4,6 +4,7 @@
 //! and what to do, and whose `x-divert-error` field names the reason for programs.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 use super::dial::Unreachable;
 use crate::plan::{ServiceRef, Unavailable};
@@ -22,6 +23,8 @@ pub(super) enum Answer<'a> {
     Unreachable(&'a ServiceRef, &'a Unreachable),
     /// HTTP/2: the connection to one of its endpoints ended before it answered.
     Ended(&'a ServiceRef),
+    /// HTTP/2: the server at one of its endpoints speaks HTTP/1 alone.
+    NotHttp2(&'a ServiceRef, SocketAddr),
     /// HTTP/2: an extended CONNECT, which it has not said that it takes.
     NoExtendedConnect(&'a ServiceRef),
     /// HTTP/2: the original destination cannot be connected to, or has ended, where others serve the connection.
@@ -37,6 +40,7 @@ impl Answer<'_> {
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "504 Gateway Timeout",
             Answer::Unreachable(..)
             | Answer::Ended(_)
+            | Answer::NotHttp2(..)
             | Answer::NoExtendedConnect(_)
             | Answer::OriginalFailed => "502 Bad Gateway",
         }
@@ -54,6 +58,7 @@ impl Answer<'_> {
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "ConnectTimeout",
             Answer::Unreachable(..) => "ConnectFailed",
             Answer::Ended(_) => "UpstreamEnded",
+            Answer::NotHttp2(..) => "NotHttp2",
             Answer::NoExtendedConnect(_) => "NoExtendedConnect",
             Answer::OriginalFailed => "OriginalFailed",
         }
@@ -80,6 +85,9 @@ impl Answer<'_> {
             Answer::Ended(service) => {
                 format!("The connection to {service} ended before it answered; look at its pods.")
             }
+            Answer::NotHttp2(service, endpoint) => format!(
+                "{service} speaks HTTP/1 at {endpoint}, and this connection is one of HTTP/2 without TLS, which the shared service takes; have it take that as well."
+            ),
             Answer::NoExtendedConnect(service) => format!(
                 "{service} takes no extended CONNECT over HTTP/2 (RFC 8441), as WebSockets use it; the shared service does."
             ),

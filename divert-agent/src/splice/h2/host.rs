@@ -93,7 +93,7 @@ impl Host for Legs {
     }
 
     fn lost(&mut self, leg: Leg) -> h2::Answer {
-        let service = if let Leg::Up(id) = leg { self.service(id) } else { None };
-        service.map_or_else(|| Answer::OriginalFailed.h2(), |service| Answer::Ended(service).h2())
+        let answer = if let Leg::Up(id) = leg { Legs::lost(self, id) } else { None };
+        answer.unwrap_or(Answer::OriginalFailed).h2()
     }
 }

@@ -9,9 +9,11 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use divert_http::h2::{Leg, Mux, UpId};
+use divert_http::{ServerBytes, detect_server};
 
 use super::host::Decider;
 use crate::plan::{Route, ServiceRef};
+use crate::splice::answer::Answer;
 use crate::splice::conn::Conn;
 use crate::splice::dial::{self, Unreachable};
 use crate::splice::routing::in_turn;
@@ -36,6 +38,16 @@ struct Up {
     retired: bool,
     /// It knows that the client has ended its stream.
     told_end: bool,
+    /// What it speaks, once it has said something.
+    speaks: Option<Speaks>,
+}
+
+/// What a server speaks on a connection that began as one of HTTP/2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Speaks {
+    Http1,
+    /// HTTP/2, or what is told from it by the frames.
+    Other,
 }
 
 enum State {
@@ -94,7 +106,14 @@ impl Legs {
         let captured = Rc::clone(&self.decider.0);
         let dialling = async move { dial::first_of(captured.dial_from(), endpoints.into_iter()).await };
         let state = State::Dialling(Box::pin(dialling));
-        self.ups.push(Up { id, route: Arc::clone(route), state, retired: false, told_end: false });
+        self.ups.push(Up {
+            id,
+            route: Arc::clone(route),
+            state,
+            retired: false,
+            told_end: false,
+            speaks: None,
+        });
         Some(id)
     }
 
@@ -114,6 +133,24 @@ impl Legs {
     /// The service behind a connection.
     pub(super) fn service(&self, id: UpId) -> Option<&ServiceRef> {
         self.ups.iter().find(|up| up.id == id).map(|up| &up.route.service)
+    }
+
+    /// Looks at the first bytes that the server at a place in the list has sent: one of HTTP/1 says that it does not
+    /// understand.
+    pub(super) fn heard(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(up) = self.ups.get_mut(at).filter(|up| up.speaks.is_none()) {
+            let is_http1 = matches!(detect_server(bytes), ServerBytes::Http1);
+            up.speaks = Some(if is_http1 { Speaks::Http1 } else { Speaks::Other });
+        }
+    }
+
+    /// The answer to a request whose server has ended the connection.
+    pub(super) fn lost(&self, id: UpId) -> Option<Answer<'_>> {
+        let up = self.ups.iter().find(|up| up.id == id)?;
+        Some(match (&up.state, up.speaks) {
+            (State::Open(endpoint, _), Some(Speaks::Http1)) => Answer::NotHttp2(&up.route.service, *endpoint),
+            _ => Answer::Ended(&up.route.service),
+        })
     }
 
     /// How many there are.

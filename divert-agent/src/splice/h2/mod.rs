@@ -271,6 +271,7 @@ impl H2 {
             match poll_read(cx, conn, &mut self.buffer) {
                 Read::Nothing => continue,
                 Read::Some => {
+                    self.legs.heard(at, self.buffer.bytes());
                     self.mux.receive(Leg::Up(id), self.buffer.bytes(), &mut self.legs);
                     self.buffer.consume(self.buffer.len());
                 }
