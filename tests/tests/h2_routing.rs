@@ -2,8 +2,11 @@
 
 use anyhow::Result;
 use divert_tests::fixture::{ALICE, BOB};
+use divert_tests::h2::frame::{PREFACE, encode};
 use divert_tests::h2::stage::{alice, answer, expect_answer, open, open_with};
-use divert_tests::h2::{Frame, Style, flag, kind, owned, request, setting};
+use divert_tests::h2::{Frame, H2, Style, flag, kind, owned, request, setting};
+use divert_tests::lab::Family;
+use divert_tests::peer::Peer;
 use divert_tests::stage::Stage;
 
 #[test]
@@ -52,6 +55,45 @@ fn streams_of_one_connection_go_to_their_own_namespaces_at_once() -> Result<()> 
     drop(client);
     shared.expect_end();
     alice.expect_end();
+    Ok(())
+}
+
+/// A server may handle one connection at a time.
+#[test]
+fn an_original_that_is_asked_for_nothing_is_not_connected_to() -> Result<()> {
+    let stage = Stage::new()?;
+    let peer = Peer::new(stage.town.client().connect(stage.town.address(Family::V4))?);
+    let mut client = H2::new(peer);
+    let head = client.block(&request(&[ALICE], true), Style::Indexed);
+    let first = [Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, 100_000)]), Frame::headers(1, head, true)];
+    client.peer().send([&PREFACE[..], &encode(&first)].concat());
+    let (mut alice, _) = alice(&stage, &[])?;
+    alice.head(1);
+    // As a client that waits for the server's part of the preface, and for the acknowledgement of its own, before anything
+    // has answered.
+    client.expect_settings();
+    client.wait_acknowledged(1);
+    client.send(&[Frame::settings_ack()]);
+    alice.respond(1, &[], true);
+    client.head(1);
+    // Where the connection was accepted before the request was there, somebody was connected to, and given up.
+    if let Some(mut given_up) = stage.try_shared() {
+        given_up.expect_gone();
+    }
+    client.request(3, &[ALICE], true);
+    answer(&mut alice, 3, "hers");
+    expect_answer(&mut client, 3, "hers");
+    assert!(stage.try_shared().is_none(), "nobody has asked for it");
+    client.request(5, &[], true);
+    client.request(7, &[ALICE], true);
+    let (mut shared, settings) =
+        H2::server(Peer::accept(&stage.shared)?, &[(setting::MAX_CONCURRENT_STREAMS, 7)]);
+    assert_eq!(settings, [(setting::INITIAL_WINDOW_SIZE, 100_000)]);
+    answer(&mut shared, 5, "shared");
+    answer(&mut alice, 7, "hers");
+    assert_eq!(client.expect_settings(), [(setting::MAX_CONCURRENT_STREAMS, 7)]);
+    expect_answer(&mut client, 5, "shared");
+    expect_answer(&mut client, 7, "hers");
     Ok(())
 }
 

@@ -166,6 +166,9 @@ fn nothing_reaches_the_client_before_the_servers_settings() -> Result<()> {
     let stage = Stage::new()?;
     let (one, other) = stage.connect()?;
     let mut client = H2::client(one, &[]);
+    let mut shared = H2::new(other);
+    // The client's preface is there before her request.
+    shared.peer().expect(PREFACE);
     client.request(1, &[ALICE], false);
     client.bulk(1, &[b'x'; 60_000], true);
     let (mut alice, _) = alice(&stage, &[])?;
@@ -178,13 +181,11 @@ fn nothing_reaches_the_client_before_the_servers_settings() -> Result<()> {
     assert!(first.as_ref().is_some_and(|it| it.kind == kind::SETTINGS && it.flags == 0), "{first:?}");
     expect_answer(&mut client, 1, "hers");
     // The original's come behind, and it hears of the acknowledgement of its own alone.
-    let mut shared = H2::new(other);
     shared.send(&[Frame::settings(&[(setting::INITIAL_WINDOW_SIZE, 7)]), Frame::settings_ack()]);
     assert_eq!(client.expect_settings(), [(setting::INITIAL_WINDOW_SIZE, 7)]);
     client.send(&[Frame::settings_ack(), Frame::settings_ack()]);
     client.request(3, &[], false);
     client.data(3, "seven b", false);
-    shared.peer().expect(PREFACE);
     assert_eq!(shared.expect_settings(), []);
     shared.head(3);
     assert_eq!(shared.acknowledged(), 1);

@@ -81,13 +81,12 @@ impl Original {
     ///
     /// # Errors
     /// As [`Self::poll`].
-    pub(super) fn start(&mut self) -> Result<(), End> {
+    pub(super) fn start(&mut self, open: Open) -> Result<(), End> {
         if let State::Absent = self.state {
-            self.state =
-                match Dial::start(self.captured.dial_from(), self.captured.claim.original, Open::AtOnce) {
-                    Ok(dial) => State::Dialing(dial),
-                    Err(error) => self.failed(error)?,
-                };
+            self.state = match Dial::start(self.captured.dial_from(), self.captured.claim.original, open) {
+                Ok(dial) => State::Dialing(dial),
+                Err(error) => self.failed(error)?,
+            };
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use super::buffer::Buffer;
 use super::captured::Captured;
 use super::conn::{Conn, ShortRead, Unfinished};
 use super::counts::Count;
-use super::dial;
+use super::dial::{self, Open};
 use super::exchange::Downstream;
 use super::opaque::{Relayed, Side, relay};
 use super::original::Original;
@@ -211,7 +211,7 @@ impl Session {
         }
         if !*dialled {
             *dialled = true;
-            self.original.start()?;
+            self.original.start(Open::AtOnce)?;
         }
         self.original.poll(cx)?;
         // SETTINGS are kept, and the client's first bytes decide.

@@ -54,10 +54,11 @@ impl Conversation {
         let mut random = fastrand::Rng::with_seed(seed);
         let streams = 1..=random.u32(1..40);
         let mut stream = 0;
-        let turns = streams.map(|_| {
+        let turns = streams.map(|number| {
             // Numbers may be left out (RFC 9113 5.1.1).
             stream += 2 * random.u32(1..3);
-            (stream - 1, self::turns(&mut random))
+            // The first one is not hers, so that there are two servers: who is asked for nothing is not connected to.
+            (stream - 1, self::turns(&mut random, number > 1))
         });
         Self { turns: turns.collect() }
     }
@@ -93,14 +94,13 @@ impl Conversation {
 
     fn serve(&self, listener: &TcpListener) -> Result<Seen> {
         let (mut server, _) = H2::server(Peer::accept(listener)?, &[]);
-        // One that no stream goes to may see the end before it has said this.
         server.try_send(&[Frame::window_update(0, 1 << 20)]);
         Ok(Player::new(server, End::Server, self).play())
     }
 }
 
 /// The turns of one stream.
-fn turns(random: &mut fastrand::Rng) -> VecDeque<(End, Act)> {
+fn turns(random: &mut fastrand::Rng, may_be_hers: bool) -> VecDeque<(End, Act)> {
     let word = |random: &mut fastrand::Rng| "w".repeat(random.usize(..60));
     let words = |random: &mut fastrand::Rng| -> Vec<Field> {
         (0..random.usize(..4)).map(|_| (format!("x-{}", random.u8(..20)), word(random))).collect()
@@ -108,7 +108,7 @@ fn turns(random: &mut fastrand::Rng) -> VecDeque<(End, Act)> {
     let bodiless = random.u8(..4) == 0;
     let mut head = owned(&request(&[], bodiless));
     head.extend(words(random));
-    if random.bool() {
+    if random.bool() && may_be_hers {
         head.insert(random.usize(4..=head.len()), (ALICE.0.to_owned(), ALICE.1.to_owned()));
     }
     let mut turns = VecDeque::from([(End::Client, Act::Head(head, bodiless))]);

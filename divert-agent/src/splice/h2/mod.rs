@@ -21,6 +21,7 @@ use super::budget::Hold;
 use super::buffer::Buffer;
 use super::conn::{Conn, ShortRead};
 use super::counts::Count;
+use super::dial::Open;
 use super::session::{End, Session};
 use super::tally::Tally;
 use crate::plan::OnUnavailable;
@@ -54,21 +55,11 @@ enum Read {
 impl Session {
     /// Serves streams until the connection ends. `server` holds what the original destination has sent already.
     pub(super) async fn http2(&mut self, server: Buffer) -> End {
-        if let Err(end) = self.original.start() {
-            return end;
-        }
-        let original = self.original.take_open();
-        let dialling = original.is_none() && self.original.is_dialing();
-        let mux = match &original {
-            Some(_) => Mux::new(),
-            None if dialling => Mux::dialling(),
-            None => Mux::without_original(),
-        };
+        let failed = self.original.has_failed();
         let mut h2 = H2 {
-            mux,
-            original,
-            dialling,
-            greet: dialling.then(|| Box::pin(sleep(GREET))),
+            mux: if failed { Mux::without_original() } else { Mux::dialling() },
+            original: None,
+            dial: if failed { OriginalDial::Over } else { OriginalDial::NotBegun { greeted: false } },
             straggle: None,
             legs: Legs::new(Decider::new(self)),
             buffer: Buffer::default(),
@@ -78,9 +69,8 @@ impl Session {
             hold: Hold::new(&self.client.accounts),
             broke: false,
         };
-        h2.mux.receive(Leg::Original, server.bytes(), &mut h2.legs);
-        drop(server);
         h2.take_inbox(self);
+        h2.meet_original(self, server);
         let left = poll_fn(|cx| h2.poll(self, cx)).await;
         let H2 { mut mux, mut original, mut legs, mut original_ended, .. } = h2;
         if matches!(left, Left::Relay { .. }) && original.is_none() && self.original.is_dialing() {
@@ -121,10 +111,7 @@ impl Session {
 struct H2 {
     mux: Mux<Arc<Tally>>,
     original: Option<Conn>,
-    /// The original destination is being dialled.
-    dialling: bool,
-    /// When the client is greeted in its place.
-    greet: Option<Pin<Box<Sleep>>>,
+    dial: OriginalDial,
     /// How long developers' servers may still keep the client waiting.
     straggle: Option<Pin<Box<Sleep>>>,
     legs: Legs,
@@ -140,7 +127,57 @@ struct H2 {
     broke: bool,
 }
 
+/// The dial of the original destination.
+enum OriginalDial {
+    /// All requests so far went elsewhere, and a connection that carries nothing is not kept open: a server may handle one
+    /// at a time.
+    NotBegun {
+        /// The client was greeted in its place.
+        greeted: bool,
+    },
+    /// The client is greeted in its place when this is over.
+    UnderWay(Option<Pin<Box<Sleep>>>),
+    Over,
+}
+
+impl OriginalDial {
+    fn under_way() -> Self {
+        Self::UnderWay(Some(Box::pin(sleep(GREET))))
+    }
+
+    fn is_under_way(&self) -> bool {
+        matches!(self, Self::UnderWay(_))
+    }
+}
+
 impl H2 {
+    /// Takes over the connection to the original destination, of which `server` has come, if there is one and the client's
+    /// first bytes need it.
+    fn meet_original(&mut self, session: &mut Session, server: Buffer) {
+        if matches!(self.dial, OriginalDial::Over) {
+            return;
+        }
+        if !self.needs_original() {
+            // The client has not been told anything of what it said.
+            return session.original.not_needed();
+        }
+        if session.original.is_dialing() {
+            self.dial = OriginalDial::under_way();
+        }
+        self.original = session.original.take_open();
+        if self.original.is_some() {
+            self.dial = OriginalDial::Over;
+            self.mux.original_opened(&mut self.legs);
+            self.mux.receive(Leg::Original, server.bytes(), &mut self.legs);
+            self.legs.follow(&mut self.mux);
+        }
+    }
+
+    /// Not all requests went elsewhere, and until the first nobody knows.
+    fn needs_original(&self) -> bool {
+        !self.mux.is_mixed() || self.mux.awaits_original()
+    }
+
     fn take_inbox(&mut self, session: &mut Session) {
         let len = session.client.inbox.len();
         self.mux.receive(Leg::Client, session.client.inbox.bytes(), &mut self.legs);
@@ -203,7 +240,7 @@ impl H2 {
             session.head_complete();
         }
         // A dial that ends here would not be taken note of.
-        if !self.dialling
+        if !self.dial.is_under_way()
             && let Err(end) = session.original.poll(cx)
         {
             return Poll::Ready(end);
@@ -285,10 +322,23 @@ impl H2 {
         moved
     }
 
-    /// Takes note of the original destination having been connected to, or not; whether anything has happened.
+    /// Dials the original destination once it is needed, and takes note of how that ended; whether anything has happened.
     fn poll_original_dial(&mut self, session: &mut Session, cx: &mut Context<'_>) -> Result<bool, End> {
-        if !self.dialling {
-            return Ok(false);
+        let needed = self.needs_original();
+        match &mut self.dial {
+            OriginalDial::Over => return Ok(false),
+            OriginalDial::NotBegun { greeted } if !needed => {
+                if std::mem::replace(greeted, true) {
+                    return Ok(false);
+                }
+                self.mux.greet(&mut self.legs);
+                return Ok(true);
+            }
+            OriginalDial::NotBegun { .. } => {
+                session.original.start(Open::WithData)?;
+                self.dial = OriginalDial::under_way();
+            }
+            OriginalDial::UnderWay(_) => {}
         }
         if self.mux.is_mixed() {
             // Others are served, whatever becomes of it.
@@ -297,14 +347,15 @@ impl H2 {
         session.original.poll(cx)?;
         session.original.poll_client(cx, &session.client.conn)?;
         if session.original.is_dialing() {
-            let late = self.greet.as_mut().is_some_and(|greet| greet.as_mut().poll(cx).is_ready());
+            let OriginalDial::UnderWay(greet) = &mut self.dial else { return Ok(false) };
+            let late = greet.as_mut().is_some_and(|greet| greet.as_mut().poll(cx).is_ready());
             if late {
-                self.greet = None;
+                *greet = None;
                 self.mux.greet(&mut self.legs);
             }
             return Ok(late);
         }
-        (self.dialling, self.greet) = (false, None);
+        self.dial = OriginalDial::Over;
         self.original = session.original.take_open();
         match self.original {
             Some(_) => self.mux.original_opened(&mut self.legs),
@@ -377,7 +428,7 @@ impl H2 {
     fn left(&mut self, session: &Session) -> Option<Left> {
         let client_done = self.mux.out(Leg::Client).is_none_or(|out| out.is_empty());
         let original_done = self.mux.out(Leg::Original).is_none_or(|out| out.is_empty());
-        if self.mux.is_opaque() && self.dialling {
+        if self.mux.is_opaque() && self.dial.is_under_way() {
             // What is to be sent to it waits for the connection, as long as the client does.
             let read = session.client.ended;
             return client_done.then_some(Left::Relay { read, original_ended: false });

@@ -1,9 +1,13 @@
 //! What there is to know from outside.
 
 use super::account::{MAX_UPSTREAM, MAX_UPSTREAMS, SHARE};
-use super::{Drain, Leg, Mode, Mux, Up, UpId};
+use super::{Destination, Drain, Leg, Mode, Mux, Up, UpId};
 use crate::h2::frame::{code, kind};
 use crate::h2::mux::stream::Stream;
+
+/// What may wait for an original destination that nobody has asked for anything, in bytes: the preface, and what a client
+/// says of its connection.
+const HELD_FOR_ORIGINAL: usize = 4096;
 
 impl<T> Mux<T> {
     /// What waits for a developer's service, the queue of its socket included.
@@ -57,6 +61,13 @@ impl<T> Mux<T> {
     /// Frames go by their stream.
     pub fn is_mixed(&self) -> bool {
         self.mode == Mode::Mixed
+    }
+
+    /// Something waits for an original destination that was not connected to: a request, or more frames than are worth
+    /// holding.
+    pub fn awaits_original(&self) -> bool {
+        self.destination == Destination::Dialling
+            && (self.last_original > 0 || self.original.out.len() > HELD_FOR_ORIGINAL)
     }
 
     /// One side of a transparent connection has ended its stream: no more is to be decided, and what is kept of frames
