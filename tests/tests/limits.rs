@@ -120,6 +120,25 @@ fn without_descriptors_new_connections_go_direct_and_the_agent_does_not_spin() -
 }
 
 #[test]
+fn a_developers_connection_that_finds_no_descriptor_has_new_ones_go_direct() -> Result<()> {
+    let town = Fixture::new()?;
+    let _servers = town.servers()?;
+    let agent = town.agent()?;
+    let pid = pid_of(&agent)?;
+    let mut held = town.connect()?;
+    assert_eq!(held.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+    let lowest = Rlimit { current: Some(0), maximum: rustix::process::getrlimit(Resource::Nofile).maximum };
+    let before = rustix::process::prlimit(Some(pid), Resource::Nofile, lowest)?;
+    assert!(held.get("/", &[ALICE]).is_err(), "nobody can be connected to");
+    let mut direct = town.connect()?;
+    assert_eq!(direct.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+    assert_eq!(is_captured(direct.stream(), &town.client())?, Some(false));
+    rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;
+    assert!(agent.passed("agent_full")? >= 1.0);
+    Ok(())
+}
+
+#[test]
 fn without_ephemeral_ports_the_client_is_reset_and_counted() -> Result<()> {
     const LEFT: u16 = 4;
     let town = Fixture::new()?;

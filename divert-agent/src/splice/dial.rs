@@ -144,9 +144,9 @@ impl Unreachable {
         self.tried.iter().all(|(_, error)| error.kind() == io::ErrorKind::TimedOut)
     }
 
-    /// Whether an attempt failed for want of a descriptor or a port of ours.
-    pub(super) fn exhausted(&self) -> bool {
-        self.tried.iter().any(|(_, error)| is_exhausted(error))
+    /// An attempt that failed for want of a descriptor or a port of ours.
+    pub(super) fn exhausted(&self) -> Option<&io::Error> {
+        self.tried.iter().map(|(_, error)| error).find(|error| is_exhausted(error))
     }
 }
 

@@ -340,9 +340,9 @@ impl Session {
             return Ok(Upstream::Original(self.original.take(&self.client.conn).await?));
         }
         if let Answer::Unreachable(_, unreachable) = &answer
-            && unreachable.exhausted()
+            && let Some(error) = unreachable.exhausted()
         {
-            self.count(Count::Exhausted);
+            self.captured.exhausted(error);
             return Err(End::Reset);
         }
         self.count(Count::RequestsUnavailable);

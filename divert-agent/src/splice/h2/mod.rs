@@ -389,6 +389,9 @@ impl H2 {
             match dialled {
                 Ok(()) => self.mux.opened(id, &mut self.legs),
                 Err((route, unreachable)) => {
+                    if let Some(error) = unreachable.exhausted() {
+                        self.legs.decider.0.exhausted(error);
+                    }
                     let answer = Answer::Unreachable(&route.service, &unreachable).h2();
                     if route.on_unavailable == OnUnavailable::Shared {
                         self.legs.rest(route);
