@@ -28,6 +28,7 @@ pub mod http;
 pub mod kube;
 pub mod lab;
 pub mod manifest;
+pub mod memory;
 pub mod named_netns;
 pub mod peer;
 pub mod process;
