@@ -181,7 +181,7 @@ impl PodPlan {
 pub struct Hosts(BTreeMap<Arc<str>, Grant>);
 
 /// Who a host is granted to.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize)]
 pub struct Grant {
     /// k.
     pub key: Arc<str>,

@@ -96,6 +96,7 @@ pub fn namespace(name: &str) -> Value {
 pub fn shared_namespace(name: &str) -> Value {
     let mut namespace = namespace(name);
     namespace["metadata"]["labels"] = json!({"divert.dev/shared": "true"});
+    namespace["metadata"]["annotations"] = json!({"divert.dev/hosts": "*.example.com"});
     namespace
 }
 

@@ -276,7 +276,8 @@ fn each_host_has_a_row_and_the_rest_of_the_divert_stays() -> Result<()> {
     let control = Control::shared()?;
     let admin = control.server.admin();
     let mut shared = manifest::shared_namespace("hosts-staging");
-    shared["metadata"]["annotations"] = json!({"divert.dev/hosts": "*.{namespace}.example.com"});
+    shared["metadata"]["annotations"] =
+        json!({"divert.dev/hosts": "*.{namespace}.example.com, *.example.com"});
     admin.create_namespace(&shared)?;
     for name in ["hosts-alice", "web-hosts-alice"] {
         admin.create_namespace(&manifest::namespace(name))?;

@@ -134,6 +134,8 @@ impl Stage {
             ("with mallory's key", self.ask(&client, "web", Some("mallory"))?),
             ("at alice's host", self.ask(&client, ALICES_HOST, None)?),
             ("at the shared host", self.ask(&client, SHARED_HOST, None)?),
+            ("at a host without a rule", self.ask(&client, "mallory.example.com", None)?),
+            ("at a host of no zone", self.ask(&client, "mallory.elsewhere.org", None)?),
             ("from alice's pod", self.ask(&alice, "web", None)?),
         ];
         Ok(asked.into_iter().map(|(who, it)| (who, it.served_by().unwrap_or_else(|| it.text()))).collect())
@@ -208,6 +210,8 @@ fn ought(mallory_diverts: bool) -> BTreeMap<&'static str, String> {
         ("with mallory's key", mallorys),
         ("at alice's host", "alice/web"),
         ("at the shared host", "staging/web"),
+        ("at a host without a rule", "staging/web"),
+        ("at a host of no zone", "staging/web"),
         ("from alice's pod", "alice/web"),
     ]
     .into_iter()
@@ -241,8 +245,22 @@ fn others_keys(stage: &Stage) -> Result<()> {
 }
 
 fn others_hosts(stage: &Stage) -> Result<()> {
-    let hosts =
-        [ALICES_HOST, SHARED_HOST, "alice.example.com", "web.staging", "web.staging.svc.cluster.local"];
+    // Two that bear her name: one that the shared application is served at without a rule for it, and one of a zone
+    // that is nobody's, as a load balancer or a gateway may serve it.
+    let mut unruled = ingress("staging", "unruled", "mallory.example.com", None);
+    let rule = unruled["spec"]["rules"][0].as_object_mut().context("the rule")?;
+    rule.remove("host");
+    unruled["spec"]["tls"] = json!([{"hosts": ["mallory.example.com"]}]);
+    stage.admin().create(&unruled)?;
+    let hosts = [
+        ALICES_HOST,
+        SHARED_HOST,
+        "alice.example.com",
+        "mallory.example.com",
+        "mallory.elsewhere.org",
+        "web.staging",
+        "web.staging.svc.cluster.local",
+    ];
     // None of the services: what is diverted is up to the honest one.
     let spec = json!({"sharedNamespace": "staging", "services": ["other"], "hosts": hosts});
     stage.mallory.create(&divert(DIVERT, "mallory", "stolen-hosts", spec))?;
@@ -258,6 +276,7 @@ fn others_hosts(stage: &Stage) -> Result<()> {
         ("stolen-host", ALICES_HOST, "mallory"),
         ("stolen-both", ALICES_HOST, "alice"),
         ("stolen-shop", SHARED_HOST, "mallory"),
+        ("stolen-unruled", "mallory.example.com", "mallory"),
     ] {
         stage.mallory.create(&ingress("mallory", name, host, Some(header)))?;
         stage.wait_told("NotAllowed", name, if header == "alice" { header } else { host })?;

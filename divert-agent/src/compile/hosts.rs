@@ -1,12 +1,9 @@
 //! Granted hosts: whose key the requests for a host get, and which services are captured for that.
 //!
-//! A host is a developer's when its name says so (`movies-alice.example.com`), or when a pattern of the shared
-//! namespace does. Names that mean something inside the cluster, and hosts that the shared application
-//! itself is served at, are nobody's: who could have them granted would take traffic that is not theirs.
+//! Which host may be whose, `host_rules` says.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
@@ -14,9 +11,11 @@ use serde::Serialize;
 
 use super::Settings;
 use super::acceptance::Group;
+use super::host_rules::{Allowed, Rules};
+use super::served::{Backends, Served};
 use crate::api::{self, Names};
 use crate::plan::{Grant, Hosts, ServiceRef};
-use crate::world::{Asks, Divert, DivertRef, Ingress, IngressRef, Namespace, Pair, ServiceKind, World};
+use crate::world::{Asks, Divert, DivertRef, Ingress, IngressRef, Pair, ServiceKind, World};
 
 /// Most aliases that are followed from one to the next, as resolvers limit CNAMEs.
 const MAX_ALIASES: usize = 8;
@@ -86,7 +85,8 @@ struct Ask<'a> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source<'a> {
     Divert(&'a DivertRef),
-    Ingress(&'a IngressRef),
+    /// By its place among the annotated ones.
+    Ingress(usize),
 }
 
 /// A missing timestamp, `None`, sorts first.
@@ -114,8 +114,11 @@ pub(super) fn grant(world: &World, settings: &Settings, groups: &BTreeMap<Pair, 
     if asks.is_empty() {
         return Granted { ingresses, ..Granted::default() };
     }
-    let rules = Rules::new(world, settings);
-    let verdicts: Vec<_> = asks.iter().map(|ask| rules.allow(ask)).collect();
+    let served = Served::new(world);
+    let rules = Rules { world, settings, served: &served };
+    let mut followed = BTreeSet::new();
+    let verdicts: Vec<_> =
+        asks.iter().map(|ask| rules.allow(ask.developer, &ask.shared, &ask.host, &mut followed)).collect();
 
     let mut candidates: BTreeMap<Arc<str>, Vec<Candidate<'_>>> = BTreeMap::new();
     for (ask, verdict) in asks.iter().zip(&verdicts) {
@@ -134,9 +137,16 @@ pub(super) fn grant(world: &World, settings: &Settings, groups: &BTreeMap<Pair, 
         })
         .collect();
 
-    let mut routes = Routes { world, settings, groups, backends: BTreeSet::new(), followed: BTreeSet::new() };
-    let routed: BTreeSet<&Arc<str>> =
-        hosts.iter().filter(|(host, grant)| routes.follow(host, grant)).map(|(host, _)| host).collect();
+    let mut routes = Routes { world, settings, groups, served: &served, backends: BTreeSet::new(), followed };
+    let mut alike: HashMap<&Grant, Vec<&Arc<str>>> = HashMap::new();
+    for (host, grant) in hosts.iter() {
+        alike.entry(grant).or_default().push(host);
+    }
+    let mut routed = HashSet::new();
+    for (grant, hosts) in alike {
+        let mut followed = Followed::default();
+        routed.extend(hosts.into_iter().filter(|host| routes.follow(host, grant, &mut followed)));
+    }
 
     let mut rows: BTreeMap<DivertRef, Vec<HostRow>> = BTreeMap::new();
     for (ask, verdict) in asks.iter().zip(verdicts) {
@@ -147,10 +157,7 @@ pub(super) fn grant(world: &World, settings: &Settings, groups: &BTreeMap<Pair, 
         let row = HostRow { host: ask.host.clone(), reason, message };
         match ask.source {
             Source::Divert(divert) => rows.entry(divert.clone()).or_default().push(row),
-            Source::Ingress(ingress) => {
-                let status = ingresses.iter_mut().find(|status| status.ingress == *ingress);
-                status.into_iter().for_each(|status| status.hosts.push(row.clone()));
-            }
+            Source::Ingress(place) => ingresses[place].hosts.push(row),
         }
     }
     let Routes { backends, followed, .. } = routes;
@@ -206,14 +213,19 @@ fn asks_of_ingresses<'a>(
     let mut annotated: Vec<(&Ingress, &Arc<str>)> =
         world.all_ingresses().filter_map(|ingress| Some((ingress, ingress.header.as_ref()?))).collect();
     annotated.sort_by_key(|(ingress, _)| &ingress.ingress);
-    for (ingress, key) in annotated {
+    if annotated.is_empty() {
+        return;
+    }
+    let mut of_developers: HashMap<&Arc<str>, Vec<(Age<'_>, &Arc<str>)>> = HashMap::new();
+    for (pair, group) in groups {
+        let accepted = world.diverts(pair).filter(|divert| group.accepts(&divert.divert));
+        let diverts = accepted.map(|divert| ((divert.created, &divert.divert), &pair.shared));
+        of_developers.entry(&pair.developer).or_default().extend(diverts);
+    }
+    of_developers.values_mut().for_each(|diverts| diverts.sort());
+    for (place, (ingress, key)) in annotated.into_iter().enumerate() {
         let namespace = &ingress.ingress.namespace;
-        let mut diverts: Vec<(Age<'_>, &Arc<str>)> = Vec::new();
-        for (pair, group) in groups.iter().filter(|(pair, _)| pair.developer == *namespace) {
-            let accepted = world.diverts(pair).filter(|divert| group.accepts(&divert.divert));
-            diverts.extend(accepted.map(|divert| ((divert.created, &divert.divert), &pair.shared)));
-        }
-        diverts.sort();
+        let diverts = of_developers.get(namespace).map_or(&[][..], Vec::as_slice);
         let mut hosts: Vec<_> = ingress.rules.iter().filter_map(|rule| rule.host.as_ref()).collect();
         hosts.sort();
         hosts.dedup();
@@ -239,7 +251,7 @@ fn asks_of_ingresses<'a>(
             shared.sort();
             shared.dedup();
             asks.extend(hosts.into_iter().map(|host| Ask {
-                source: Source::Ingress(&ingress.ingress),
+                source: Source::Ingress(place),
                 host: host.clone(),
                 developer: namespace,
                 shared: shared.clone(),
@@ -250,134 +262,37 @@ fn asks_of_ingresses<'a>(
     }
 }
 
-/// What decides whether a namespace may have a host at all.
-struct Rules<'a> {
-    world: &'a World,
-    settings: &'a Settings,
-    /// Hosts that Ingresses of shared namespaces name.
-    taken: BTreeMap<&'a str, &'a IngressRef>,
-}
-
-/// A host in lower case, and the shared namespaces for which the wish may be granted.
-struct Allowed<'a> {
-    host: Arc<str>,
-    shared: Vec<&'a Arc<str>>,
-}
-
-impl<'a> Rules<'a> {
-    fn new(world: &'a World, settings: &'a Settings) -> Self {
-        let is_shared = |name: &str| world.namespace(name).is_some_and(Namespace::is_shared);
-        let mut taken = BTreeMap::new();
-        for ingress in world.all_ingresses().filter(|ingress| is_shared(&ingress.ingress.namespace)) {
-            for host in ingress.rules.iter().filter_map(|rule| rule.host.as_deref()) {
-                let first = taken.entry(host).or_insert(&ingress.ingress);
-                *first = (*first).min(&ingress.ingress);
-            }
-        }
-        Self { world, settings, taken }
-    }
-
-    /// The host, or a sentence that says why the namespace may not have it.
-    fn allow(&self, ask: &Ask<'a>) -> Result<Allowed<'a>, String> {
-        let host = ask.host.to_ascii_lowercase();
-        let host = host.strip_suffix('.').unwrap_or(&host);
-        self.grantable(host)?;
-        let developer = ask.developer;
-        let first = host.split('.').next().unwrap_or_default();
-        let allows = |shared: &Arc<str>| {
-            let patterns = self.world.namespace(shared).map_or(&[][..], |namespace| &namespace.hosts);
-            patterns.iter().any(|pattern| pattern_allows(pattern, developer, host))
-        };
-        let by_pattern: Vec<_> = ask.shared.iter().copied().filter(|shared| allows(shared)).collect();
-        let shared = match names_namespace(first, developer) {
-            true => ask.shared.clone(),
-            false if !by_pattern.is_empty() => by_pattern,
-            false => {
-                return Err(format!(
-                    "{host} may not be {developer}'s: its first label must be {developer}, begin with {developer}- or \
-                     end in -{developer}, or the annotation {annotation} of the shared namespace must allow it",
-                    annotation = api::HOSTS
-                ));
-            }
-        };
-        Ok(Allowed { host: host.into(), shared })
-    }
-
-    /// Whether the host can be anybody's.
-    fn grantable(&self, host: &str) -> Result<(), String> {
-        if host.parse::<IpAddr>().is_ok() {
-            return Err(format!("{host} is an address, which is nobody's: write a DNS name"));
-        }
-        if !is_dns_name(host) {
-            return Err(format!(
-                "{host} is no DNS name: write letters, digits and `-`, without wildcard and port"
-            ));
-        }
-        let Some((rest, last)) = host.rsplit_once('.') else {
-            return Err(format!("{host} is a single label, which may be a Service: write a whole DNS name"));
-        };
-        let in_cluster = last == "svc"
-            || host.strip_suffix(&*self.settings.cluster_domain).is_some_and(|name| name.ends_with(".svc."));
-        if in_cluster || self.world.namespace(last).is_some() {
-            return Err(format!(
-                "{host} may name a Service ({rest} of the cluster): write a name from outside of it"
-            ));
-        }
-        match self.taken.get(host) {
-            Some(ingress) => Err(format!(
-                "{host} is a host of the shared application (Ingress {ingress}), whose requests carry nobody's key: \
-                 choose another host"
-            )),
-            None => Ok(()),
-        }
-    }
-}
-
-fn is_dns_name(host: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    host.len() <= 253
-        && host.split('.').all(|label| !label.is_empty() && label.len() <= 63 && label.bytes().all(allowed))
-}
-
-/// Whether a host's first label is a namespace's name, alone, at its beginning or at its end.
-fn names_namespace(label: &str, namespace: &str) -> bool {
-    let beside =
-        |rest: Option<&str>, dash: fn(&str) -> bool| rest.is_some_and(|rest| rest.is_empty() || dash(rest));
-    beside(label.strip_prefix(namespace), |rest| rest.starts_with('-'))
-        || beside(label.strip_suffix(namespace), |rest| rest.ends_with('-'))
-}
-
-/// Whether a pattern allows a host: `{namespace}` stands for the developer's, a label `*` for any one label.
-fn pattern_allows(pattern: &str, developer: &str, host: &str) -> bool {
-    let pattern = pattern.replace("{namespace}", developer);
-    let (mut wanted, mut labels) = (pattern.split('.'), host.split('.'));
-    loop {
-        match (wanted.next(), labels.next()) {
-            (None, None) => return true,
-            (Some(wanted), Some(label)) if wanted == "*" || wanted == label => {}
-            _ => return false,
-        }
-    }
-}
-
 /// Finds the services behind hosts.
 struct Routes<'a> {
     world: &'a World,
     settings: &'a Settings,
     groups: &'a BTreeMap<Pair, Group>,
+    served: &'a Served<'a>,
     backends: BTreeSet<ServiceRef>,
     followed: BTreeSet<ServiceRef>,
 }
 
-impl Routes<'_> {
+/// What has been followed for the hosts of one grant, which have most of it in common.
+#[derive(Default)]
+struct Followed<'a> {
+    /// Lists of Services behind wildcards and rules without a host, by where they are.
+    lists: HashSet<*const &'a Arc<str>>,
+    services: HashSet<(&'a str, &'a str)>,
+}
+
+impl<'a> Routes<'a> {
     /// Notes what requests for a host may come to, and says whether any Ingress serves it.
-    fn follow(&mut self, host: &str, grant: &Grant) -> bool {
-        let mut served = false;
+    fn follow(&mut self, host: &str, grant: &'a Grant, followed: &mut Followed<'a>) -> bool {
+        let mut is_served = false;
+        let served = self.served;
         for namespace in std::iter::once(&grant.key).chain(&grant.shared) {
-            for ingress in self.world.ingresses(namespace).filter(|ingress| ingress.serves(host)) {
-                served = true;
-                for name in ingress.backends(host) {
-                    let service = ServiceRef { namespace: namespace.clone(), name: name.clone() };
+            let Backends { exact, shared } = served.backends(namespace, host);
+            is_served |= exact.is_some() || shared.iter().any(Option::is_some);
+            let unseen = shared.into_iter().flatten().filter(|list| followed.lists.insert(list.as_ptr()));
+            let lists: Vec<_> = exact.into_iter().chain(unseen).collect();
+            for name in lists.into_iter().flatten() {
+                if followed.services.insert((namespace, name)) {
+                    let service = ServiceRef { namespace: namespace.clone(), name: (*name).clone() };
                     for alias in self.made_aliases(&service, grant) {
                         self.follow_service(alias, grant);
                     }
@@ -385,7 +300,7 @@ impl Routes<'_> {
                 }
             }
         }
-        served
+        is_served
     }
 
     /// What a name that k lacks is made to stand for. The Services that the controller makes for that are not
@@ -438,41 +353,6 @@ fn service_of_name(name: &str, cluster_domain: &str) -> Option<ServiceRef> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_first_label_is_its_namespaces() {
-        for (label, namespace, own) in [
-            ("alice", "alice", true),
-            ("alice-movies", "alice", true),
-            ("movies-alice", "alice", true),
-            ("movies-alice-2", "alice", false),
-            ("alicemovies", "alice", false),
-            ("moviesalice", "alice", false),
-            ("alice", "alice-feature", false),
-            ("alice-feature", "alice", true),
-            ("-alice", "alice", true),
-            ("", "alice", false),
-        ] {
-            assert_eq!(names_namespace(label, namespace), own, "{label} {namespace}");
-        }
-    }
-
-    #[test]
-    fn patterns_are_compared_label_by_label() {
-        for (pattern, host, allowed) in [
-            ("{namespace}.preview.example.com", "alice.preview.example.com", true),
-            ("{namespace}.preview.example.com", "bob.preview.example.com", false),
-            ("{namespace}.preview.example.com", "x.alice.preview.example.com", false),
-            ("*.{namespace}.example.com", "movies.alice.example.com", true),
-            ("*.{namespace}.example.com", "a.b.alice.example.com", false),
-            ("*.{namespace}.example.com", "alice.example.com", false),
-            ("shop-{namespace}-dev.example.com", "shop-alice-dev.example.com", true),
-            ("*.example.com", "anything.example.com", true),
-            ("", "a.b", false),
-        ] {
-            assert_eq!(pattern_allows(pattern, "alice", host), allowed, "{pattern} {host}");
-        }
-    }
 
     #[test]
     fn names_of_services() {

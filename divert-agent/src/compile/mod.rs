@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `acceptance` | which Diverts count, and what those of one pair of namespaces say together |
 //! | `hosts` | which hosts are granted to whom, and which services are captured to give their requests a key |
+//! | `host_rules` | which host may be whose |
+//! | `served` | which Ingresses serve a host |
 //! | `ports` | which ports may speak HTTP, and which port of a developer's service takes whose place |
 //! | `endpoints` | which endpoints of a developer's service take requests |
 //! | `service` | the captured addresses of one shared service and the routes at each |
@@ -14,11 +16,13 @@
 
 pub mod acceptance;
 mod endpoints;
+mod host_rules;
 mod hosts;
 mod judge;
 mod planner;
 mod pods;
 mod ports;
+mod served;
 mod service;
 mod settings;
 mod status;

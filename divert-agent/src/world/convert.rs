@@ -56,7 +56,7 @@ impl Convert for core::Namespace {
             name,
             labels,
             allowed: annotations.get(api::ALLOWED_NAMESPACES).map(|text| Selector::parse(text)),
-            hosts: annotations.get(api::HOSTS).map_or_else(Vec::new, |text| patterns(text)),
+            hosts: annotations.get(api::HOSTS).map_or_else(Vec::new, |text| listed(text)),
             terminating: self.metadata.deletion_timestamp.is_some()
                 || self.status.and_then(|status| status.phase).as_deref() == Some("Terminating"),
         }))
@@ -242,8 +242,14 @@ impl Convert for networking::Ingress {
             });
         }
         let mut annotations = self.metadata.annotations.unwrap_or_default();
+        let certificates = spec.tls.into_iter().flatten().flat_map(|tls| tls.hosts.unwrap_or_default());
+        let mut names: Vec<Arc<str>> = certificates.map(|host| host.to_ascii_lowercase().into()).collect();
+        let aliases = annotations.iter().filter(|(key, _)| names_hosts(key));
+        names.extend(aliases.flat_map(|(_, text)| listed(text)));
         Ok(Object::Ingress(Ingress {
             ingress,
+            created: self.metadata.creation_timestamp.map(|time| time.0),
+            names,
             uid: self.metadata.uid.map(Arc::from),
             rules,
             default_backend: spec.default_backend.and_then(service),
@@ -257,10 +263,18 @@ fn is_ingress_host(host: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_dns_part) && host.parse::<IpAddr>().is_err()
 }
 
-/// The patterns of an annotation, separated by commas.
-fn patterns(text: &str) -> Vec<Arc<str>> {
-    let patterns = text.split(',').map(|pattern| pattern.trim().to_ascii_lowercase());
-    patterns.filter(|pattern| !pattern.is_empty()).map(Arc::from).collect()
+/// Whether an annotation of an Ingress names more hosts: `nginx.ingress.kubernetes.io/server-alias` and its like of
+/// other ingress controllers, and external-dns's.
+fn names_hosts(annotation: &str) -> bool {
+    let name = annotation.rsplit_once('/').map_or(annotation, |(_, name)| name);
+    name == "server-alias" || annotation == "external-dns.alpha.kubernetes.io/hostname"
+}
+
+/// Hosts or patterns of an annotation, in lower case. Users separate them by commas, or by spaces as nginx does.
+fn listed(text: &str) -> Vec<Arc<str>> {
+    let items =
+        text.split(|c: char| c == ',' || c.is_ascii_whitespace()).map(|item| item.trim_end_matches('.'));
+    items.filter(|item| !item.is_empty()).map(|item| item.to_ascii_lowercase().into()).collect()
 }
 
 impl Convert for api::Divert {

@@ -360,8 +360,13 @@ pub struct Ingress {
     pub ingress: IngressRef,
     /// Its UID, for events about it; files have none.
     pub uid: Option<Arc<str>>,
+    /// `None` sorts first: an object without a timestamp is older than all that have one.
+    pub created: Option<Timestamp>,
     /// In the order written.
     pub rules: Vec<IngressRule>,
+    /// Hosts that it serves, or may serve, without a rule: those of its certificates and its aliases. In lower case;
+    /// wildcards among them.
+    pub names: Vec<Arc<str>>,
     /// The Service for what no rule is about.
     pub default_backend: Option<Arc<str>>,
     /// The annotation `divert.okteto.com/header`: whose key requests for its hosts are to get.
@@ -375,36 +380,6 @@ pub struct IngressRule {
     pub host: Option<Arc<str>>,
     /// Services of the Ingress's namespace behind its paths.
     pub services: Vec<Arc<str>>,
-}
-
-impl IngressRule {
-    /// Whether requests for this host, in lower case, are its business.
-    pub fn matches(&self, host: &str) -> bool {
-        match self.host.as_deref() {
-            None => true,
-            Some(own) => match own.strip_prefix("*.") {
-                None => own == host,
-                Some(rest) => {
-                    host.split_once('.').is_some_and(|(first, behind)| !first.is_empty() && behind == rest)
-                }
-            },
-        }
-    }
-}
-
-impl Ingress {
-    /// Whether it serves this host, in lower case.
-    pub fn serves(&self, host: &str) -> bool {
-        self.rules.iter().any(|rule| rule.matches(host))
-            || (self.rules.is_empty() && self.default_backend.is_some())
-    }
-
-    /// Services that requests for this host, in lower case, may come to.
-    pub fn backends(&self, host: &str) -> impl Iterator<Item = &Arc<str>> {
-        let serves = self.serves(host);
-        let matching = self.rules.iter().filter(move |rule| rule.matches(host));
-        matching.flat_map(|rule| &rule.services).chain(self.default_backend.iter().filter(move |_| serves))
-    }
 }
 
 /// What tells one Divert from another.

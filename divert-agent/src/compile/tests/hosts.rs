@@ -78,6 +78,8 @@ fn some_names_are_nobodys() {
         "alice.staging.svc.cluster.local",
         "alice.staging",
         "alice.alice",
+        "alice.catalog.staging",
+        "Alice.Catalog.Staging.",
         "alice.shop.example.com",
         "'*.alice.com'",
         "'alice-[::1]'",
@@ -300,4 +302,156 @@ fn a_host_of_two_diverts_extends_to_both_shared_namespaces() {
         divert("alice", "q", "sharedNamespace: qa, hosts: [alice.example.com]"),
     ]);
     assert_eq!(granted(&planner), ["alice.example.com alice>qa,staging"]);
+}
+
+/// The namespace staging, sharing, with an annotation `divert.dev/hosts` or without.
+fn staging_with_zone(zone: Option<&str>) -> String {
+    let zone = zone.map(|zone| format!(", annotations: {{divert.dev/hosts: '{zone}'}}")).unwrap_or_default();
+    document("v1", "Namespace", &format!("name: staging, labels: {{divert.dev/shared: 'true'}}{zone}"), "")
+}
+
+/// An Ingress of staging that serves a host otherwise than by a rule for it.
+fn serving_without_a_rule(annotations: &str, spec: &str) -> String {
+    let metadata = format!("name: films, namespace: staging, annotations: {{{annotations}}}");
+    let rule = "http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: catalog, port: {number: 80}}}}]}";
+    document("networking.k8s.io/v1", "Ingress", &metadata, &format!("spec: {{rules: [{{{rule}}}], {spec}}}"))
+}
+
+#[test]
+fn a_host_that_the_shared_application_serves_without_a_rule_is_nobodys() {
+    for (annotations, spec) in [
+        ("", "tls: [{hosts: [alice.example.com]}]"),
+        ("", "tls: [{hosts: [x.example.com]}, {hosts: [y.example.com, ALICE.example.com]}]"),
+        ("nginx.ingress.kubernetes.io/server-alias: 'alice.example.com'", ""),
+        ("nginx.ingress.kubernetes.io/server-alias: '*.x.com,Alice.example.com'", ""),
+        ("nginx.ingress.kubernetes.io/server-alias: 'x.com alice.example.com.'", ""),
+        ("haproxy-ingress.github.io/server-alias: alice.example.com", ""),
+        ("external-dns.alpha.kubernetes.io/hostname: 'x.com, alice.example.com'", ""),
+    ] {
+        // Neither her name, nor a zone, nor a pattern, nor an Ingress of her own gives it to her.
+        let mut documents = staging_and_alice();
+        documents[0] = staging_with_zone(Some("*.example.com, {namespace}.example.com, alice.example.com"));
+        documents.push(serving_without_a_rule(annotations, spec));
+        documents.push(ingress("alice", "own", "", &["alice.example.com>catalog"]));
+        documents.push(with_hosts("alice", "alice.example.com"));
+        let planner = planner(&documents);
+        assert_eq!(granted(&planner), [""; 0], "{annotations} {spec}");
+        let statuses = planner.statuses();
+        let [row] = &*statuses[0].hosts else { panic!("one row: {statuses:?}") };
+        assert_eq!(row.reason, HostReason::NotAllowed);
+        assert!(row.message.contains("(Ingress staging/films)"), "{}", row.message);
+    }
+}
+
+#[test]
+fn a_pattern_without_the_namespace_is_a_zone_for_hosts_that_bear_its_name() {
+    for (zone, host, allowed) in [
+        ("*.example.com", "films.example.com", false),
+        ("films.example.com", "films.example.com", false),
+        ("*.example.com", "alice.example.com", true),
+        ("*.example.com", "films-alice.example.com", true),
+        ("*.example.com", "films-alice.dev.example.com", false),
+        ("*.*.example.com", "films-alice.dev.example.com", true),
+        ("*.example.com", "films-alice.example.org", false),
+        ("alice.example.com", "alice.example.com", true),
+        ("films.{namespace}.example.com", "films.alice.example.com", true),
+    ] {
+        let mut documents = staging_and_alice();
+        documents[0] = staging_with_zone(Some(zone));
+        documents.push(serving_without_a_rule("", ""));
+        documents.push(with_hosts("alice", host));
+        let planner = planner(&documents);
+        let is_allowed = !granted(&planner).is_empty();
+        assert_eq!(is_allowed, allowed, "{zone} {host}");
+        let reason = if allowed { "Ready" } else { "NotAllowed" };
+        assert_eq!(rows(&planner, "alice/d"), [format!("{host} {reason}")]);
+    }
+}
+
+#[test]
+fn outside_of_a_zone_a_name_counts_with_an_ingress_of_ones_own_that_is_the_oldest_for_it() {
+    let host = "films-alice.example.com";
+    let at = |namespace: &str, day: &str, rule: &str| {
+        let created = format!("metadata: {{creationTimestamp: '2026-01-{day}T00:00:00Z', ");
+        ingress(namespace, "films", "", &[rule]).replace("metadata: {", &created)
+    };
+    let rule = format!("{host}>catalog");
+    let wildcard = "*.example.com>catalog";
+    let tls = serving_without_a_rule("", &format!("tls: [{{hosts: [{host}]}}]")).replace("staging", "bob");
+    for (ingresses, refused_for) in [
+        (vec![], Some("alice has no Ingress with a rule for it")),
+        (vec![at("alice", "02", &rule)], None),
+        (vec![at("alice", "02", wildcard)], Some("alice has no Ingress with a rule for it")),
+        (vec![at("staging", "02", wildcard)], Some("alice has no Ingress with a rule for it")),
+        // Who comes later takes nothing from her, nor does who serves all of a domain.
+        (vec![at("alice", "02", &rule), at("bob", "03", &rule)], None),
+        (vec![at("alice", "02", &rule), at("staging", "01", wildcard)], None),
+        (vec![at("alice", "02", &rule), at("bob", "01", &rule)], Some("Ingress bob/films serves it")),
+        (vec![at("alice", "02", &rule), tls.clone()], Some("Ingress bob/films serves it")),
+        (vec![tls], Some("Ingress bob/films serves it")),
+        (vec![at("alice", "01", &rule), at("staging", "02", &rule)], Some("(Ingress staging/films)")),
+    ] {
+        let mut documents = staging_and_alice();
+        documents[0] = staging_with_zone(None);
+        documents.extend(ingresses.iter().cloned());
+        documents.push(with_hosts("alice", host));
+        let planner = planner(&documents);
+        assert_eq!(granted(&planner).is_empty(), refused_for.is_some(), "{ingresses:#?}");
+        let statuses = planner.statuses();
+        let row = &statuses[0].hosts[0];
+        match refused_for {
+            None => assert_eq!(row.reason, HostReason::Ready),
+            Some(why) => {
+                assert_eq!(row.reason, HostReason::NotAllowed);
+                assert!(row.message.contains(why), "{}", row.message);
+                let remedy = "`*.example.com` in the annotation divert.dev/hosts of Namespace staging";
+                assert!(row.message.contains(remedy) || why.starts_with('('), "{}", row.message);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_label_that_the_allow_list_does_not_let_share_protects_nothing() {
+    let documents = [
+        staging_and_alice(),
+        vec![
+            shared_namespace("mallory"),
+            ingress("mallory", "squat", "", &["alice.example.com>x"]),
+            namespace("prod"),
+            ingress("prod", "web", "", &["shop-alice.example.com>x"]),
+            with_hosts("alice", "alice.example.com, shop-alice.example.com"),
+        ],
+    ]
+    .concat();
+    let listing = |names: &[&str]| Settings {
+        shared_namespaces: Some(names.iter().map(|&name| name.into()).collect()),
+        ..Settings::default()
+    };
+    let granted = |settings| granted(&planner_with(settings, &documents));
+    assert_eq!(granted(listing(&["staging"])).len(), 2);
+    // What may be shared is protected before it is.
+    assert_eq!(granted(listing(&["staging", "prod"])), ["alice.example.com alice>staging"]);
+    assert_eq!(granted(Settings::default()), ["shop-alice.example.com alice>staging"]);
+}
+
+#[test]
+fn a_namespace_called_like_a_domain_forbids_only_names_that_its_services_can_have() {
+    let hosts = "alice.example.com, movies-alice.dev.example.com, alice.dev";
+    let mut planner = town(&[namespace("com"), namespace("dev"), with_hosts("alice", hosts)]);
+    let zone = staging_with_zone(Some("*.example.com, *.dev.example.com, *.dev"));
+    planner.update(objects(&zone));
+    assert_eq!(
+        granted(&planner),
+        ["alice.example.com alice>staging", "movies-alice.dev.example.com alice>staging"]
+    );
+    // An endpoint of this Service is called like that.
+    let example = simple("com", "example", "10.96.7.1", "10.0.7.1");
+    planner.update(objects(&example));
+    assert_eq!(granted(&planner), ["movies-alice.dev.example.com alice>staging"]);
+    planner.update(objects(&example).into_iter().map(|change| match change {
+        WorldChange::Upsert(object) => WorldChange::Delete(object.reference()),
+        delete => delete,
+    }));
+    assert_eq!(granted(&planner).len(), 2);
 }

@@ -93,7 +93,9 @@ pub(crate) fn any_document() -> impl Strategy<Value = String> {
             5 => divert(
                 own,
                 name,
-                &format!("sharedNamespace: {shared}, hosts: [x-alice.e.com, bob.e.com, y.e.com]"),
+                &format!(
+                    "sharedNamespace: {shared}, hosts: [x-alice.e.com, bob.e.com, y.e.com, alice.a.staging]"
+                ),
             ),
             0 => divert(own, name, &format!("sharedNamespace: {shared}")),
             1 => divert(own, name, &format!("sharedNamespace: {shared}, services: [a, b]")),

@@ -44,8 +44,15 @@ fn namespace(name: &str) -> String {
     document("v1", "Namespace", &format!("name: {name}"), "")
 }
 
+/// It lets developers have hosts below `example.com` that bear their names.
 fn shared_namespace(name: &str) -> String {
-    document("v1", "Namespace", &format!("name: {name}, labels: {{divert.dev/shared: 'true'}}"), "")
+    let annotations = "annotations: {divert.dev/hosts: '*.example.com, *.later'}";
+    document(
+        "v1",
+        "Namespace",
+        &format!("name: {name}, labels: {{divert.dev/shared: 'true'}}, {annotations}"),
+        "",
+    )
 }
 
 fn service(namespace: &str, name: &str, spec: &str) -> String {
