@@ -42,9 +42,13 @@ fn streams_of_one_connection_go_to_their_servers() {
     assert_eq!(town.original.streams.keys().copied().collect::<Vec<_>>(), [1, 7]);
     assert_eq!(town.ups(0).streams.keys().copied().collect::<Vec<_>>(), [3, 9]);
     assert_eq!(town.ups(1).streams.keys().copied().collect::<Vec<_>>(), [5]);
-    for (leg, id) in
-        [(Leg::Up(0), 9), (Leg::Original, 7), (Leg::Up(1), 5), (Leg::Original, 1), (Leg::Up(0), 3)]
-    {
+    for (leg, id) in [
+        (Leg::Upstream(0), 9),
+        (Leg::Original, 7),
+        (Leg::Upstream(1), 5),
+        (Leg::Original, 1),
+        (Leg::Upstream(0), 3),
+    ] {
         town.end(leg).headers(id, &response("200"), false, 16_384);
         let name = town.end(leg).name;
         town.end(leg).data(id, name.as_bytes(), true, None);
@@ -187,7 +191,7 @@ fn when_a_server_dies_only_its_streams_end() {
     town.settle();
     town.ups(0).headers(3, &response("200"), false, 100);
     town.settle();
-    town.mux.ended(Leg::Up(0), &mut town.decider);
+    town.mux.ended(Leg::Upstream(0), &mut town.decider);
     town.settle();
     assert_eq!(get(&town.client.streams[&1].blocks[0], ":status"), Some("502"));
     assert_eq!(town.client.streams[&3].reset, Some(2));

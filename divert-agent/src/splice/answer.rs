@@ -111,9 +111,9 @@ impl Answer<'_> {
     }
 
     /// The same for HTTP/2.
-    pub(super) fn h2(&self) -> divert_http::h2::Answer {
+    pub(super) fn h2(&self) -> divert_http::h2::LocalReply {
         let status = self.status().split(' ').next().and_then(|code| code.parse().ok());
-        divert_http::h2::Answer {
+        divert_http::h2::LocalReply {
             status: status.expect("a status line begins with a number"),
             reason: self.reason(),
             sentence: self.sentence(),

@@ -218,7 +218,7 @@ impl Session {
         self.original.not_needed();
         let wanted = match self.kept.take(&route) {
             Some(kept) => match self.serve_from_kept(kept, wanted).await? {
-                Some(again) => again,
+                Some(retry) => retry,
                 None => return Ok(()),
             },
             None => wanted,
@@ -257,18 +257,18 @@ impl Session {
     /// Sends a request on a kept connection. Gives it back where that turns out to be dead and the request
     /// may be sent once more: on a connection that is new, and so for the last time.
     async fn serve_from_kept(&mut self, kept: Kept, wanted: Wanted) -> Result<Option<Wanted>, End> {
-        let again = wanted.repeatable.then(|| wanted.clone());
+        let retry = wanted.repeatable.then(|| wanted.clone());
         let tally = Arc::clone(&wanted.tally);
         let mut outgoing = wanted.outgoing;
-        outgoing.retain = again.is_some();
+        outgoing.retain = retry.is_some();
         let outcome = self.exchange(&kept.conn, outgoing).await;
-        if let (Ok(Outcome::NoResponse(_)), Some(mut again)) = (&outcome, again) {
+        if let (Ok(Outcome::NoResponse(_)), Some(mut retry)) = (&outcome, retry) {
             self.count(Count::Retried);
-            if again.outgoing.rewritten.is_some() {
+            if retry.outgoing.rewritten.is_some() {
                 // The head as it came has left the inbox with the first attempt.
-                again.outgoing.head_len = 0;
+                retry.outgoing.head_len = 0;
             }
-            return Ok(Some(again));
+            return Ok(Some(retry));
         }
         self.count(Count::RequestsDiverted);
         tally.add(Fate::Diverted);

@@ -14,7 +14,7 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../tests/h2/decider.rs"]
 mod decider;
 
-const LEGS: [Leg; 4] = [Leg::Client, Leg::Original, Leg::Up(0), Leg::Up(1)];
+const LEGS: [Leg; 4] = [Leg::Client, Leg::Original, Leg::Upstream(0), Leg::Upstream(1)];
 const KEYS: [Option<&str>; 7] =
     [None, Some("alice"), Some("bob"), Some("late"), Some("gone"), Some("shared"), Some("nobody")];
 
@@ -32,7 +32,7 @@ fuzz_target!(|script: &[u8]| {
         Some(3) => Mux::dialling(),
         _ => Mux::new(),
     };
-    host.connects_again = script.first() != Some(&2);
+    host.reconnects = script.first() != Some(&2);
     let mut script = Script(script.get(1..).unwrap_or_default());
     let mut seen: BTreeMap<Leg, Seen> = LEGS.into_iter().map(|leg| (leg, Seen::default())).collect();
     let send = |mux: &mut Mux<u32>, host: &mut Decider, seen: &mut BTreeMap<Leg, Seen>, leg, bytes: &[u8]| {
@@ -45,7 +45,7 @@ fuzz_target!(|script: &[u8]| {
     let mut ours = false;
     while let Some(op) = script.byte() {
         let leg = match LEGS[usize::from(op >> 6)] {
-            Leg::Up(of) => Leg::Up(host.current[of as usize]),
+            Leg::Upstream(of) => Leg::Upstream(host.current[of as usize]),
             leg => leg,
         };
         match op & 0x0f {
@@ -96,8 +96,8 @@ fuzz_target!(|script: &[u8]| {
                 5 => mux.set_tight(false),
                 // All read but one, which stalls.
                 6 => {
-                    for id in host.asked.clone().into_iter().filter(|id| Leg::Up(*id) != leg) {
-                        take(&mut mux, &mut seen, Leg::Up(id));
+                    for id in host.asked.clone().into_iter().filter(|id| Leg::Upstream(*id) != leg) {
+                        take(&mut mux, &mut seen, Leg::Upstream(id));
                     }
                     take(&mut mux, &mut seen, Leg::Client);
                     take(&mut mux, &mut seen, Leg::Original);
@@ -140,7 +140,7 @@ fuzz_target!(|script: &[u8]| {
         }
     } else {
         // No id is used for two connections.
-        for Seen { got, .. } in seen.range(Leg::Up(0)..).map(|(_, seen)| seen).filter(|it| !it.got.is_empty())
+        for Seen { got, .. } in seen.range(Leg::Upstream(0)..).map(|(_, seen)| seen).filter(|it| !it.got.is_empty())
         {
             whole(got.strip_prefix(PREFACE).expect("it begins with the preface"));
         }
@@ -161,7 +161,7 @@ fn take(mux: &mut Mux<u32>, seen: &mut BTreeMap<Leg, Seen>, leg: Leg) {
 
 /// Sends everything to everyone.
 fn take_out(mux: &mut Mux<u32>, host: &Decider, seen: &mut BTreeMap<Leg, Seen>) {
-    let ups = host.asked.iter().map(|id| Leg::Up(*id));
+    let ups = host.asked.iter().map(|id| Leg::Upstream(*id));
     for leg in [Leg::Client, Leg::Original].into_iter().chain(ups) {
         take(mux, seen, leg);
     }

@@ -14,4 +14,4 @@ mod response;
 pub mod settings;
 
 pub use fields::{Fields, RequestView};
-pub use mux::{Answer, Fate, Host, Leg, Mux, Route, UpId, Verdict};
+pub use mux::{Dispatch, Fate, Handler, Leg, LocalReply, Mux, UpstreamId, Verdict};

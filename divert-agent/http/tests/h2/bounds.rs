@@ -23,8 +23,8 @@ fn a_connection_that_is_closed_is_forgotten() {
         town.client.settings(&[(4, 60_000 - round)]);
         town.carry_in(Leg::Client, usize::MAX);
         town.ups(up).leave();
-        town.carry_in(Leg::Up(up), usize::MAX);
-        town.carry_out(Leg::Up(up), usize::MAX);
+        town.carry_in(Leg::Upstream(up), usize::MAX);
+        town.carry_out(Leg::Upstream(up), usize::MAX);
         assert_eq!(town.mux.upstreams(), 0, "{round}");
         town.settle();
         assert_eq!(town.client.unacknowledged(), 0, "{round}");
@@ -70,7 +70,7 @@ fn what_is_held_is_bounded_however_small_its_pieces() {
             for (kind, flags, payload) in pieces {
                 town.ups(0).frame(*kind, *flags, 1, payload);
             }
-            town.carry_in(Leg::Up(0), usize::MAX);
+            town.carry_in(Leg::Upstream(0), usize::MAX);
         }
         // One byte at most each time, and what a queue reserves: a frame costs nothing of its own.
         let held = town.mux.waiting().1;
@@ -79,7 +79,7 @@ fn what_is_held_is_bounded_however_small_its_pieces() {
         assert!(town.mux.wants(Leg::Original));
         town.client.credit(0, 1 << 20);
         town.settle();
-        assert!(town.mux.wants(Leg::Up(0)));
+        assert!(town.mux.wants(Leg::Upstream(0)));
         assert_eq!(town.mux.waiting().1, 0);
     }
 }
@@ -185,7 +185,7 @@ fn trailers_are_not_cut_short() {
     }
     town.client.headers(5, &vec![(b"t".to_vec(), vec![b'v'; 100_000])], true, 16_384);
     town.settle();
-    for (id, leg) in [(1, Leg::Up(0)), (3, Leg::Original)] {
+    for (id, leg) in [(1, Leg::Upstream(0)), (3, Leg::Original)] {
         assert_eq!(town.client.streams[&id].reset, Some(11));
         assert_eq!(
             (town.end(leg).streams[&id].reset, town.end(leg).streams[&id].blocks.len()),

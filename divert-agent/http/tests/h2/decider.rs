@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use divert_http::KeyNames;
-use divert_http::h2::{Answer, Fate, Host, Leg, RequestView, Route, Verdict};
+use divert_http::h2::{Dispatch, Fate, Handler, Leg, LocalReply, RequestView, Verdict};
 
 /// Decides by the key: alice and bob have servers, gone has none, late cannot be connected to, shared neither, but
 /// goes to the original then.
@@ -19,12 +19,12 @@ pub(crate) struct Decider {
     #[allow(dead_code, reason = "each user takes what it needs")]
     pub(crate) fates: Vec<Fate>,
     /// Connections in whose place another was wanted, and for how many requests that were sent.
-    pub(crate) again: Vec<(u32, usize)>,
+    pub(crate) reconnected: Vec<(u32, usize)>,
     /// What the clock says.
     #[allow(dead_code, reason = "each user takes what it needs")]
     pub(crate) now: Duration,
     /// ... and whether there is one to be had.
-    pub(crate) connects_again: bool,
+    pub(crate) reconnects: bool,
 }
 
 impl Decider {
@@ -36,9 +36,9 @@ impl Decider {
             asked: Vec::new(),
             current: [0, 1],
             fates: Vec::new(),
-            again: Vec::new(),
+            reconnected: Vec::new(),
             now: Duration::from_secs(1000),
-            connects_again: true,
+            reconnects: true,
         }
     }
 
@@ -49,7 +49,7 @@ impl Decider {
     }
 }
 
-impl Host for Decider {
+impl Handler for Decider {
     type Token = u32;
 
     fn names(&self) -> &KeyNames {
@@ -66,31 +66,31 @@ impl Host for Decider {
                 self.asked.push(id);
                 self.dialled.push(id);
             }
-            Route::Up { id, shared }
+            Dispatch::Upstream { id, shared }
         };
-        let route = match key {
+        let dispatch = match key {
             Some("alice") => up(alice, false),
             Some("bob") => up(bob, false),
             Some("late") => up(2, false),
             Some("shared") => up(3, true),
-            Some("gone") => Route::Answer(answer()),
-            _ => Route::Original,
+            Some("gone") => Dispatch::Reply(answer()),
+            _ => Dispatch::Original,
         };
         let target = request.debug.then(|| key.unwrap_or("nobody").into());
-        Verdict { route, inject: inject.map(Into::into), target, token: 0 }
+        Verdict { dispatch, inject: inject.map(Into::into), target, token: 0 }
     }
 
     fn settle(&mut self, _: u32, fate: Fate) {
         self.fates.push(fate);
     }
 
-    fn too_large(&mut self) -> Answer {
-        Answer { status: 431, ..answer() }
+    fn too_large(&mut self) -> LocalReply {
+        LocalReply { status: 431, ..answer() }
     }
 
-    fn again(&mut self, id: u32, sent: usize) -> Option<u32> {
-        self.again.push((id, sent));
-        if !self.connects_again {
+    fn reconnect(&mut self, id: u32, sent: usize) -> Option<u32> {
+        self.reconnected.push((id, sent));
+        if !self.reconnects {
             return None;
         }
         let next = self.fresh(id);
@@ -102,19 +102,19 @@ impl Host for Decider {
         Some(next)
     }
 
-    fn no_connect(&mut self, _: u32) -> Answer {
-        Answer { status: 502, reason: "NoExtendedConnect", ..answer() }
+    fn no_connect(&mut self, _: u32) -> LocalReply {
+        LocalReply { status: 502, reason: "NoExtendedConnect", ..answer() }
     }
 
     fn now(&mut self) -> Duration {
         self.now
     }
 
-    fn lost(&mut self, _: Leg) -> Answer {
-        Answer { status: 502, ..answer() }
+    fn lost(&mut self, _: Leg) -> LocalReply {
+        LocalReply { status: 502, ..answer() }
     }
 }
 
-pub(crate) fn answer() -> Answer {
-    Answer { status: 503, reason: "Test", sentence: "Nobody is there.".into() }
+pub(crate) fn answer() -> LocalReply {
+    LocalReply { status: 503, reason: "Test", sentence: "Nobody is there.".into() }
 }

@@ -95,7 +95,7 @@ fn play(seed: u64, original: u32, ups: u32, streams: u32, client: u32, tables: [
                     killed = true;
                     town.kill(id);
                 } else {
-                    town.end(Leg::Up(id)).leave();
+                    town.end(Leg::Upstream(id)).leave();
                 }
             }
             10 if random.u8(..) < 40 => {

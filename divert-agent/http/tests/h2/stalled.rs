@@ -8,7 +8,7 @@ use super::town::{Town, get, repeatable, request, response};
 
 /// Everything is carried but what goes to alice's first connection, and comes from it.
 fn carry_on(town: &mut Town) {
-    town.settle_legs(|leg| leg != Leg::Up(0));
+    town.settle_legs(|leg| leg != Leg::Upstream(0));
 }
 
 /// Bob and the original answer a new stream each.
@@ -91,11 +91,11 @@ fn uploads_to_many_stop_at_the_limit_of_all() {
         town.client.headers(id, &request(Some("alice"), &[]), false, 100);
         town.settle();
         legs.push(4 * round);
-        town.end(Leg::Up(4 * round)).leave_after(id);
-        town.carry_in(Leg::Up(4 * round), usize::MAX);
+        town.end(Leg::Upstream(4 * round)).leave_after(id);
+        town.carry_in(Leg::Upstream(4 * round), usize::MAX);
     }
     assert_eq!(town.mux.upstreams(), 6);
-    let stalled = |leg| matches!(leg, Leg::Up(id) if id % 4 == 0);
+    let stalled = |leg| matches!(leg, Leg::Upstream(id) if id % 4 == 0);
     for _ in 0..200 {
         for round in 0..6 {
             let id = 2 * round + 1;

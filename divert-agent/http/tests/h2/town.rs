@@ -53,17 +53,17 @@ impl Town {
         match leg {
             Leg::Client => &mut self.client,
             Leg::Original => &mut self.original,
-            Leg::Up(id) => self.ups.get_mut(&id).unwrap(),
+            Leg::Upstream(id) => self.ups.get_mut(&id).unwrap(),
         }
     }
 
     /// Alice's first connection is 0, bob's 1.
     pub(crate) fn ups(&mut self, id: u32) -> &mut End {
-        self.end(Leg::Up(id))
+        self.end(Leg::Upstream(id))
     }
 
     pub(crate) fn legs(&self) -> Vec<Leg> {
-        let ups = self.opened.iter().map(|id| Leg::Up(*id));
+        let ups = self.opened.iter().map(|id| Leg::Upstream(*id));
         [Leg::Client, Leg::Original].into_iter().chain(ups).collect()
     }
 
@@ -124,7 +124,7 @@ impl Town {
         }
         let Self { mux, decider, opened, .. } = self;
         opened.retain(|id| {
-            let unsent = mux.out(Leg::Up(*id)).is_some_and(|out| !out.is_empty());
+            let unsent = mux.out(Leg::Upstream(*id)).is_some_and(|out| !out.is_empty());
             let keep = !mux.is_finished(*id) || unsent;
             if !keep {
                 mux.closed(*id, decider);
@@ -135,7 +135,7 @@ impl Town {
 
     /// A connection breaks.
     pub(crate) fn kill(&mut self, id: u32) {
-        self.mux.ended(Leg::Up(id), &mut self.decider);
+        self.mux.ended(Leg::Upstream(id), &mut self.decider);
         self.renew();
         self.opened.retain(|it| *it != id);
     }

@@ -6,8 +6,8 @@
 //! developer's server leaves it open where it ends.
 
 mod beyond;
-mod down;
-mod up;
+mod request;
+mod response;
 
 use std::future::poll_fn;
 use std::io;
@@ -21,8 +21,8 @@ use super::conn::{Conn, ShortRead};
 use super::counts::Counts;
 use super::upstream::Idle;
 pub(super) use beyond::Beyond;
-use down::Down;
-use up::{Up, UpError};
+use request::{RequestError, RequestHalf};
+use response::ResponseHalf;
 
 /// The client's side, which outlives the exchange.
 #[derive(Debug)]
@@ -123,8 +123,8 @@ pub(in crate::splice) struct Exchange<'a> {
     single: bool,
     target: Option<String>,
     beyond: Beyond,
-    up: Up,
-    down: Down,
+    up: RequestHalf,
+    down: ResponseHalf,
 }
 
 /// Why an exchange cannot go on: both legs are to be reset.
@@ -163,13 +163,13 @@ impl<'a> Exchange<'a> {
             // Who has said that this is the last request has none behind it.
             beyond: if request.close { Beyond::open() } else { Beyond::Request },
             target: request.target,
-            up: Up {
+            up: RequestHalf {
                 lead,
                 pass: head + rest.as_ref().map_or(0, |advance| advance.consumed),
                 retain: request.retain,
-                ..Up::new(body, rest.is_ok())
+                ..RequestHalf::new(body, rest.is_ok())
             },
-            down: Down::new(),
+            down: ResponseHalf::new(),
             client,
         }
     }
@@ -181,8 +181,8 @@ impl<'a> Exchange<'a> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Outcome, Reset>> {
         match self.poll_up(cx) {
-            Poll::Ready(Err(UpError::Client)) => return Poll::Ready(Err(Reset)),
-            Poll::Ready(Err(UpError::BadChunk)) => {
+            Poll::Ready(Err(RequestError::Client)) => return Poll::Ready(Err(Reset)),
+            Poll::Ready(Err(RequestError::BadChunk)) => {
                 return Poll::Ready(Ok(Outcome::BadChunk { answered: self.down.begun }));
             }
             Poll::Ready(Ok(())) | Poll::Pending => {}

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use divert_http::h2::{Leg, Mux, UpId};
+use divert_http::h2::{Leg, Mux, UpstreamId};
 use divert_http::{ServerBytes, detect_server};
 
-use super::host::Decider;
+use super::handler::Decider;
 use crate::plan::{Route, ServiceRef};
 use crate::splice::answer::Answer;
 use crate::splice::conn::Conn;
@@ -31,7 +31,7 @@ type Dialling = Pin<Box<dyn Future<Output = Result<(SocketAddr, Conn), Unreachab
 
 /// A connection to an endpoint of a developer's service.
 struct Up {
-    id: UpId,
+    id: UpstreamId,
     route: Arc<Route>,
     state: State,
     /// It takes no new streams.
@@ -59,7 +59,7 @@ enum State {
 pub(super) struct Legs {
     pub(super) decider: Decider,
     ups: Vec<Up>,
-    next: UpId,
+    next: UpstreamId,
     /// Ways that lead nowhere for the time being, and until when.
     resting: Vec<(Arc<Route>, Instant)>,
     finished: bool,
@@ -72,7 +72,7 @@ impl Legs {
 
     /// The connection for a request of a route: the one there is, while its endpoint is one of the route's, else a new
     /// one. `None` when there are too many.
-    pub(super) fn take(&mut self, route: &Arc<Route>) -> Option<UpId> {
+    pub(super) fn take(&mut self, route: &Arc<Route>) -> Option<UpstreamId> {
         for up in self.ups.iter_mut().filter(|up| up.route.service == route.service && !up.retired) {
             match &up.state {
                 State::Open(endpoint, _) if !route.backend.all().any(|it| it == *endpoint) => {
@@ -89,14 +89,14 @@ impl Legs {
 
     /// A new connection in place of one that takes no more streams. `None` when there are too many, or is nobody to
     /// connect to.
-    pub(super) fn renew(&mut self, id: UpId, route: &Arc<Route>) -> Option<UpId> {
+    pub(super) fn renew(&mut self, id: UpstreamId, route: &Arc<Route>) -> Option<UpstreamId> {
         if let Some(up) = self.ups.iter_mut().find(|up| up.id == id) {
             up.retired = true;
         }
         if route.backend.all().next().is_none() { None } else { self.dial(route) }
     }
 
-    fn dial(&mut self, route: &Arc<Route>) -> Option<UpId> {
+    fn dial(&mut self, route: &Arc<Route>) -> Option<UpstreamId> {
         if self.ups.len() >= MOST {
             return None;
         }
@@ -131,7 +131,7 @@ impl Legs {
     }
 
     /// The service behind a connection.
-    pub(super) fn service(&self, id: UpId) -> Option<&ServiceRef> {
+    pub(super) fn service(&self, id: UpstreamId) -> Option<&ServiceRef> {
         self.ups.iter().find(|up| up.id == id).map(|up| &up.route.service)
     }
 
@@ -145,7 +145,7 @@ impl Legs {
     }
 
     /// The answer to a request whose server has ended the connection.
-    pub(super) fn lost(&self, id: UpId) -> Option<Answer<'_>> {
+    pub(super) fn lost(&self, id: UpstreamId) -> Option<Answer<'_>> {
         let up = self.ups.iter().find(|up| up.id == id)?;
         Some(match (&up.state, up.speaks) {
             (State::Open(endpoint, _), Some(Speaks::Http1)) => Answer::NotHttp2(&up.route.service, *endpoint),
@@ -159,7 +159,7 @@ impl Legs {
     }
 
     /// The one at a place in the list, if it is open.
-    pub(super) fn open_at(&self, at: usize) -> Option<(UpId, &Conn)> {
+    pub(super) fn open_at(&self, at: usize) -> Option<(UpstreamId, &Conn)> {
         let up = self.ups.get(at)?;
         match &up.state {
             State::Open(_, conn) => Some((up.id, conn)),
@@ -172,7 +172,7 @@ impl Legs {
     pub(super) fn poll_dial(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Option<(UpId, Result<(), (Arc<Route>, Unreachable)>)> {
+    ) -> Option<(UpstreamId, Result<(), (Arc<Route>, Unreachable)>)> {
         for at in 0..self.ups.len() {
             let up = &mut self.ups[at];
             let State::Dialling(dialling) = &mut up.state else { continue };
@@ -210,7 +210,7 @@ impl Legs {
         }
         let mut closed = Vec::new();
         self.ups.retain(|up| {
-            let unsent = mux.out(Leg::Up(up.id)).is_some_and(|out| !out.is_empty());
+            let unsent = mux.out(Leg::Upstream(up.id)).is_some_and(|out| !out.is_empty());
             let keep = !mux.is_finished(up.id) || unsent;
             if !keep {
                 closed.push(up.id);
@@ -226,8 +226,8 @@ impl Legs {
     pub(super) fn tell_end(&mut self, mux: &mut Mux<Arc<Tally>>) {
         for up in self.ups.iter_mut().filter(|up| !up.told_end) {
             if let State::Open(_, conn) = &up.state
-                && mux.out(Leg::Up(up.id)).is_none_or(|out| out.is_empty())
-                && !mux.holds_for(Leg::Up(up.id))
+                && mux.out(Leg::Upstream(up.id)).is_none_or(|out| out.is_empty())
+                && !mux.holds_for(Leg::Upstream(up.id))
             {
                 up.told_end = true;
                 conn.shutdown_write();

@@ -4,7 +4,7 @@
 //! is read only while the mux wants it to be, and everything that was read is with the mux at once, so that an idle
 //! connection holds no buffer.
 
-mod host;
+mod handler;
 mod legs;
 
 use std::future::poll_fn;
@@ -25,7 +25,7 @@ use super::dial::Open;
 use super::session::{End, Session};
 use super::tally::Tally;
 use crate::plan::OnUnavailable;
-use host::Decider;
+use handler::Decider;
 use legs::Legs;
 
 /// How long the original destination may take to be connected to before its client, which may wait for a word of it, is
@@ -302,17 +302,17 @@ impl H2 {
         let mut moved = false;
         for at in 0..self.legs.len() {
             let Some((id, conn)) = self.legs.open_at(at) else { continue };
-            if !self.mux.wants(Leg::Up(id)) {
+            if !self.mux.wants(Leg::Upstream(id)) {
                 continue;
             }
             match poll_read(cx, conn, &mut self.buffer) {
                 Read::Nothing => continue,
                 Read::Some => {
                     self.legs.heard(at, self.buffer.bytes());
-                    self.mux.receive(Leg::Up(id), self.buffer.bytes(), &mut self.legs);
+                    self.mux.receive(Leg::Upstream(id), self.buffer.bytes(), &mut self.legs);
                     self.buffer.consume(self.buffer.len());
                 }
-                Read::Ended | Read::Broke => self.mux.ended(Leg::Up(id), &mut self.legs),
+                Read::Ended | Read::Broke => self.mux.ended(Leg::Upstream(id), &mut self.legs),
             }
             moved = true;
         }
@@ -415,9 +415,9 @@ impl H2 {
         }
         for at in 0..self.legs.len() {
             let Some((id, conn)) = self.legs.open_at(at) else { continue };
-            match send(&mut self.mux, Leg::Up(id), conn, cx) {
+            match send(&mut self.mux, Leg::Upstream(id), conn, cx) {
                 Ok(some) => sent |= some,
-                Err(_) => sent |= drop_out(&mut self.mux, Leg::Up(id)),
+                Err(_) => sent |= drop_out(&mut self.mux, Leg::Upstream(id)),
             }
         }
         if sent {

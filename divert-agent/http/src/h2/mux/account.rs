@@ -2,7 +2,7 @@
 //!
 //! Whatever waits is counted with the leg that it waits for, or came from: heads of requests that have not been opened,
 //! DATA and trailers of the client (**up**); DATA, header blocks and resets for the client (**down**); heads that are kept
-//! to be sent once more (**again**). A [`Stream`] knows what it costs, and the account what it has counted of it, so the sum
+//! to be sent once more (**retry**). A [`Stream`] knows what it costs, and the account what it has counted of it, so the sum
 //! over the streams is always the account. What waits in the queues of sockets is counted by their lengths.
 //!
 //! Who has to wait when the account is full differs:
@@ -32,7 +32,7 @@ pub const MAX_UPSTREAMS_DOWN: usize = 4 << 20;
 /// Most bytes of the original that wait for the client, before it is not read.
 pub const MAX_ORIGINAL_DOWN: usize = 2 << 20;
 /// Most bytes of heads that are kept, to be sent once more.
-pub const MAX_AGAIN: usize = 256 * 1024;
+pub const MAX_RETRY: usize = 256 * 1024;
 /// While memory is short, each of the bounds is no more than this.
 pub const TIGHT: usize = 64 * 1024;
 
@@ -41,7 +41,7 @@ pub const TIGHT: usize = 64 * 1024;
 pub(super) struct Cost {
     pub(super) up: usize,
     pub(super) down: usize,
-    pub(super) again: usize,
+    pub(super) retry: usize,
 }
 
 /// What has been counted of a stream.
@@ -62,7 +62,7 @@ impl Counted {
 pub(super) struct Account {
     /// Only legs of which something is held.
     legs: BTreeMap<Leg, Cost>,
-    again: usize,
+    retry: usize,
     tight: bool,
 }
 
@@ -84,7 +84,7 @@ impl Account {
     }
 
     fn replace(&mut self, before: Counted, now: Counted) {
-        self.again = self.again + now.cost.again - before.cost.again;
+        self.retry = self.retry + now.cost.retry - before.cost.retry;
         let sum = self.legs.entry(now.leg).or_default();
         sum.up += now.cost.up;
         sum.down += now.cost.down;
@@ -131,7 +131,7 @@ impl Account {
             || match leg {
                 Leg::Client => self.up(Leg::Original) <= self.bound(MAX_ORIGINAL_UP),
                 Leg::Original => self.down(leg) <= self.bound(MAX_ORIGINAL_DOWN),
-                Leg::Up(_) => {
+                Leg::Upstream(_) => {
                     self.down(leg) <= self.bound(MAX_UPSTREAM_DOWN)
                         && self.upstreams_down() <= MAX_UPSTREAMS_DOWN
                 }
@@ -139,12 +139,12 @@ impl Account {
     }
 
     fn upstreams_down(&self) -> usize {
-        self.legs.range(Leg::Up(0)..).map(|(_, sum)| sum.down).sum()
+        self.legs.range(Leg::Upstream(0)..).map(|(_, sum)| sum.down).sum()
     }
 
     /// Whether a head of this size may be kept.
     pub(super) fn may_keep(&self, len: usize) -> bool {
-        self.again + len <= self.bound(MAX_AGAIN)
+        self.retry + len <= self.bound(MAX_RETRY)
     }
 
     /// Something of a server waits for the client.
@@ -155,7 +155,7 @@ impl Account {
     /// Everything, up and down.
     pub(super) fn sums(&self) -> (usize, usize) {
         let up: usize = self.legs.values().map(|sum| sum.up).sum();
-        (up + self.again, self.legs.values().map(|sum| sum.down).sum())
+        (up + self.retry, self.legs.values().map(|sum| sum.down).sum())
     }
 
     /// Whether it is the sum over these streams, and each was counted as it is.
@@ -167,6 +167,6 @@ impl Account {
             exact &= stream.counted == now || now.cost == Cost::default() && stream.counted.cost == now.cost;
             sum.replace(Counted::nothing(stream.leg), now);
         }
-        exact && sum.legs == self.legs && sum.again == self.again
+        exact && sum.legs == self.legs && sum.retry == self.retry
     }
 }

@@ -4,7 +4,7 @@ use super::data::DataIn;
 use super::ping::{Open, Ping};
 use super::stream::{RequestState, ResponseState, Stream};
 use super::{
-    Destination, Drain, Handling, Host, Leg, MAX_BLOCK, Mode, Mux, SOFT, Whose, is_clients, rst_stream,
+    Destination, Drain, Handler, Handling, Leg, MAX_BLOCK, Mode, Mux, SOFT, Whose, is_clients, rst_stream,
     well_formed, window_update,
 };
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
@@ -22,7 +22,7 @@ pub(super) struct Raw<'a> {
 }
 
 impl<T> Mux<T> {
-    pub(super) fn client_bytes<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
+    pub(super) fn client_bytes<H: Handler<Token = T>>(&mut self, mut bytes: &[u8], handler: &mut H) {
         if self.preface > 0 {
             let (preface, rest) = bytes.split_at(bytes.len().min(self.preface));
             self.preface -= preface.len();
@@ -42,7 +42,7 @@ impl<T> Mux<T> {
             let Some(piece) = self.client.reader.next(&mut bytes) else { return };
             let handled = match piece {
                 Piece::Begin(frame) => self.client_begins(frame),
-                Piece::Payload { frame, part, done } => self.client_goes_on(frame, part, done, host),
+                Piece::Payload { frame, part, done } => self.client_goes_on(frame, part, done, handler),
             };
             if let Err(code) = handled {
                 self.irregular(code);
@@ -71,7 +71,7 @@ impl<T> Mux<T> {
                     return Err(code::PROTOCOL_ERROR);
                 }
                 if let Some(stream) = self.streams.get_mut(&frame.stream)
-                    && matches!(stream.leg, Leg::Up(_))
+                    && matches!(stream.leg, Leg::Upstream(_))
                 {
                     stream.credit -= frame.len as i64;
                 }
@@ -110,12 +110,12 @@ impl<T> Mux<T> {
         Ok(())
     }
 
-    fn client_goes_on<H: Host<Token = T>>(
+    fn client_goes_on<H: Handler<Token = T>>(
         &mut self,
         frame: Frame,
         part: &[u8],
         done: bool,
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
         match &mut self.client.handling {
             Handling::Skip => Ok(()),
@@ -139,7 +139,7 @@ impl<T> Mux<T> {
             }
             Handling::Collect => {
                 let Some(payload) = self.client.collected(part, done) else { return Ok(()) };
-                let handled = self.client_frame(frame, &payload, host);
+                let handled = self.client_frame(frame, &payload, handler);
                 if handled.is_err() && self.mode == Mode::Transparent {
                     let side = &mut self.client;
                     side.block.frames.extend_from_slice(side.reader.header());
@@ -150,14 +150,14 @@ impl<T> Mux<T> {
         }
     }
 
-    fn client_frame<H: Host<Token = T>>(
+    fn client_frame<H: Handler<Token = T>>(
         &mut self,
         frame: Frame,
         payload: &[u8],
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
         match frame.kind {
-            kind::HEADERS | kind::CONTINUATION => return self.client_headers(frame, payload, host),
+            kind::HEADERS | kind::CONTINUATION => return self.client_headers(frame, payload, handler),
             kind::SETTINGS => {
                 if self.client_settings(frame, payload)? == Whose::Ours {
                     return Ok(());
@@ -168,7 +168,7 @@ impl<T> Mux<T> {
             }
             kind::WINDOW_UPDATE => return self.client_window(frame, payload),
             kind::RST_STREAM => return self.client_reset(frame, payload),
-            kind::PING if self.client_ping(frame, payload, host) => return Ok(()),
+            kind::PING if self.client_ping(frame, payload, handler) => return Ok(()),
             kind::PRIORITY if self.mode == Mode::Mixed && depends_on(payload) == Some(frame.stream) => {
                 return Err(code::PROTOCOL_ERROR);
             }
@@ -196,11 +196,11 @@ impl<T> Mux<T> {
         }
     }
 
-    fn client_headers<H: Host<Token = T>>(
+    fn client_headers<H: Handler<Token = T>>(
         &mut self,
         frame: Frame,
         payload: &[u8],
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
         let first = self.client.block.first.unwrap_or(frame);
         let part = match frame.kind {
@@ -232,7 +232,7 @@ impl<T> Mux<T> {
             &block.fragment
         };
         let raw = Raw { frames: &block.frames, header: &header, payload };
-        let handled = self.request_block(first, whole, &raw, host);
+        let handled = self.request_block(first, whole, &raw, handler);
         if handled.is_err() {
             self.client.block = block;
         }
@@ -289,12 +289,12 @@ impl<T> Mux<T> {
             }
             Some(stream) => match (&mut stream.waiting, stream.leg) {
                 (Some(waiting), _) => waiting.credit = waiting.credit.saturating_add(credit).min(STREAM_MASK),
-                (None, Leg::Up(id)) => {
+                (None, Leg::Upstream(id)) => {
                     stream.granted += i64::from(credit);
-                    if let Some(again) = &mut stream.again {
-                        again.credit = again.credit.saturating_add(credit).min(STREAM_MASK);
+                    if let Some(retry) = &mut stream.retry {
+                        retry.credit = retry.credit.saturating_add(credit).min(STREAM_MASK);
                     }
-                    if let Some(up) = self.ups.get_mut(&id) {
+                    if let Some(up) = self.upstreams.get_mut(&id) {
                         if up.side.out.len() < SOFT {
                             window_update(&mut up.side.out, frame.stream, credit);
                         } else {
@@ -343,8 +343,8 @@ impl<T> Mux<T> {
             return Err(code::PROTOCOL_ERROR);
         }
         match self.streams.get(&id).map(|stream| (stream.leg, stream.waiting.is_some())) {
-            Some((Leg::Up(up), false)) => {
-                if let Some(up) = self.ups.get_mut(&up) {
+            Some((Leg::Upstream(up), false)) => {
+                if let Some(up) = self.upstreams.get_mut(&up) {
                     rst_stream(&mut up.side.out, id, code);
                 }
             }
@@ -358,7 +358,7 @@ impl<T> Mux<T> {
     }
 
     /// Whether a PING is none of the original's business.
-    fn client_ping<H: Host<Token = T>>(&mut self, frame: Frame, payload: &[u8], host: &mut H) -> bool {
+    fn client_ping<H: Handler<Token = T>>(&mut self, frame: Frame, payload: &[u8], handler: &mut H) -> bool {
         if frame.has(flag::ACK) {
             let ours = payload == DRAIN_PING && matches!(self.drain, Drain::Asked | Drain::Heard);
             if ours {
@@ -367,16 +367,16 @@ impl<T> Mux<T> {
             return ours || !self.original_alive();
         }
         let ping = match self.destination {
-            Destination::Gone => Ping::Answer,
+            Destination::Gone => Ping::LocalReply,
             // It is not known to be dead, and the client was told that somebody is there.
-            Destination::Dialling if self.greeted || self.mode == Mode::Mixed => Ping::Answer,
+            Destination::Dialling if self.greeted || self.mode == Mode::Mixed => Ping::LocalReply,
             Destination::Open if self.mode == Mode::Mixed => {
                 let open = self.whose_are_open();
-                self.pings.received(host.now(), open)
+                self.pings.received(handler.now(), open)
             }
             Destination::Dialling | Destination::Open => Ping::Pass,
         };
-        if ping == Ping::Answer {
+        if ping == Ping::LocalReply {
             super::frame(self.client_queue(), kind::PING, flag::ACK, 0, payload);
         }
         ping != Ping::Pass

@@ -3,7 +3,8 @@
 use super::client::DRAIN_PING;
 use super::stream::{Chunk, RequestState, ResponseState, Stream};
 use super::{
-    Answer, Destination, Drain, Fate, Host, Leg, Mode, Mux, UpId, frame, goaway, is_clients, rst_stream,
+    Destination, Drain, Fate, Handler, Leg, LocalReply, Mode, Mux, UpstreamId, frame, goaway, is_clients,
+    rst_stream,
 };
 use crate::h2::frame::{STREAM_MASK, code, kind};
 
@@ -39,8 +40,8 @@ impl<T> Mux<T> {
         let mut stream = self.streams.remove(&id)?;
         self.account.remove(&mut stream);
         match stream.leg {
-            Leg::Up(up_id) => {
-                if let Some(up) = self.ups.get_mut(&up_id) {
+            Leg::Upstream(up_id) => {
+                if let Some(up) = self.upstreams.get_mut(&up_id) {
                     if stream.waiting.is_some() {
                         up.waiting.retain(|waiting| *waiting != id);
                     } else {
@@ -124,10 +125,10 @@ impl<T> Mux<T> {
     }
 
     /// A diverted upstream has said that it did not look at streams above `last`, and opens none.
-    pub(super) fn refuse_above(&mut self, id: UpId, last: u32) {
+    pub(super) fn refuse_above(&mut self, id: UpstreamId, last: u32) {
         let lost: Vec<u32> = (self.streams.iter())
             .filter(|(stream_id, stream)| {
-                stream.leg == Leg::Up(id) && (stream.waiting.is_some() || **stream_id > last)
+                stream.leg == Leg::Upstream(id) && (stream.waiting.is_some() || **stream_id > last)
             })
             .map(|(id, _)| *id)
             .collect();
@@ -138,7 +139,7 @@ impl<T> Mux<T> {
     }
 
     /// An upstream's connection has ended, or broke, or never was: what it had under way is over.
-    pub fn ended<H: Host<Token = T>>(&mut self, leg: Leg, host: &mut H) {
+    pub fn ended<H: Handler<Token = T>>(&mut self, leg: Leg, handler: &mut H) {
         match leg {
             Leg::Client => return,
             Leg::Original if !self.original_alive() || self.mode == Mode::Opaque => return,
@@ -152,17 +153,17 @@ impl<T> Mux<T> {
                 self.ledger.original_ended();
                 self.acknowledge_alone();
             }
-            Leg::Up(_) => {}
+            Leg::Upstream(_) => {}
         }
         self.keep_responses(leg);
-        if let Leg::Up(id) = leg {
-            self.move_all(id, host);
+        if let Leg::Upstream(id) = leg {
+            self.move_all(id, handler);
         }
         let lost: Vec<u32> = (self.streams.iter())
             .filter(|(_, stream)| stream.leg == leg && stream.response != ResponseState::Ended)
             .map(|(id, _)| *id)
             .collect();
-        let answer = (!lost.is_empty()).then(|| host.lost(leg));
+        let answer = (!lost.is_empty()).then(|| handler.lost(leg));
         for id in lost {
             // The client needs the blocks of the original that are under way, to read those that come after them.
             if let Some(stream) = self.streams.get(&id).filter(|stream| stream.holds_frames()) {
@@ -179,7 +180,7 @@ impl<T> Mux<T> {
             }
             let Some(mut stream) = self.forget(id) else { continue };
             if let Some(token) = stream.waiting.take().and_then(|waiting| waiting.token) {
-                host.settle(token, Fate::Unavailable);
+                handler.settle(token, Fate::Unavailable);
             }
             match &answer {
                 _ if stream.response == ResponseState::Cut => {}
@@ -194,18 +195,18 @@ impl<T> Mux<T> {
         self.block_order.retain(|id| self.streams.contains_key(&id));
         self.pass_acks();
         match leg {
-            Leg::Up(id) => return self.closed(id, host),
+            Leg::Upstream(id) => return self.closed(id, handler),
             _ => self.leave(code::NO_ERROR),
         }
         self.release_acks();
-        self.go_on(host);
+        self.go_on(handler);
     }
 
     /// The connection to an upstream is closed and has no streams: nobody waits any more for what it owes.
-    pub fn closed<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
-        self.ups.remove(&id);
+    pub fn closed<H: Handler<Token = T>>(&mut self, id: UpstreamId, handler: &mut H) {
+        self.upstreams.remove(&id);
         self.release_acks();
-        self.go_on(host);
+        self.go_on(handler);
     }
 
     /// Responses that came whole are still delivered when their server has gone; the rest of their requests is not
@@ -236,8 +237,13 @@ impl<T> Mux<T> {
 
     /// An upstream cannot be connected to. Streams that wait for it are answered, or go to the original destination: those
     /// for which it is too late, as later ones have, are refused. Nobody waits to see which it will be.
-    pub fn unreachable<H: Host<Token = T>>(&mut self, id: UpId, answer: &Answer, host: &mut H) {
-        let Some(up) = self.ups.remove(&id) else { return };
+    pub fn unreachable<H: Handler<Token = T>>(
+        &mut self,
+        id: UpstreamId,
+        answer: &LocalReply,
+        handler: &mut H,
+    ) {
+        let Some(up) = self.upstreams.remove(&id) else { return };
         let original = up.shared && self.original_alive();
         for id in up.waiting {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
@@ -245,7 +251,7 @@ impl<T> Mux<T> {
                 stream.leg = Leg::Original;
                 stream.held().owed = 0;
                 self.account.update(stream);
-                self.open_stream(id, 0, Fate::Original, host);
+                self.open_stream(id, 0, Fate::Original, handler);
                 continue;
             }
             let Some(mut stream) = self.forget(id) else { continue };
@@ -256,11 +262,11 @@ impl<T> Mux<T> {
                 continue;
             }
             if let Some(token) = unsent {
-                host.settle(token, Fate::Unavailable);
+                handler.settle(token, Fate::Unavailable);
             }
             self.answer(id, &stream, answer);
         }
-        self.go_on(host);
+        self.go_on(handler);
     }
 
     /// An error of the connection: the client gets a GOAWAY that says so, and nothing after it.
@@ -271,7 +277,7 @@ impl<T> Mux<T> {
         } else {
             self.leave(code);
         }
-        for up in self.ups.values_mut().filter(|up| up.open) {
+        for up in self.upstreams.values_mut().filter(|up| up.open) {
             goaway(&mut up.side.out, 0, code::NO_ERROR);
         }
         self.mode = Mode::Failed;

@@ -4,9 +4,9 @@
 //! that the original announced, so what it may send is made what the upstream takes. Credit for connections is the
 //! [`ledger`](super::ledger)'s.
 
-use super::host::Host;
+use super::handler::Handler;
 use super::stream::{RequestState, ResponseState};
-use super::{Destination, Leg, MAX_UNACKED, Mux, SOFT, Up, frame, window_update};
+use super::{Destination, Leg, MAX_UNACKED, Mux, SOFT, Upstream, frame, window_update};
 use crate::h2::frame::{STREAM_MASK, flag, kind};
 use crate::h2::settings::{self, Settings};
 
@@ -17,7 +17,7 @@ impl<T> Mux<T> {
             return;
         }
         let diverted: Vec<u32> = (self.streams.iter_mut())
-            .filter(|(_, stream)| matches!(stream.leg, Leg::Up(_)))
+            .filter(|(_, stream)| matches!(stream.leg, Leg::Upstream(_)))
             .map(|(id, stream)| {
                 stream.credit += more;
                 *id
@@ -30,11 +30,11 @@ impl<T> Mux<T> {
 
     /// Tells the upstreams how large the client's windows are: smaller at once, larger when the client counts on it.
     pub(super) fn tell_windows(&mut self) {
-        if self.ups.is_empty() {
+        if self.upstreams.is_empty() {
             return;
         }
         let (initial, list) = (self.agreement.certain_initial(), self.agreement.max_header_list());
-        for up in self.ups.values_mut().filter(|up| up.open) {
+        for up in self.upstreams.values_mut().filter(|up| up.open) {
             up.untold = up.told != initial || up.told_list != list;
             // One that does not read is told once, when it does.
             if !up.untold || up.side.out.len() >= SOFT || up.unacked.len() >= MAX_UNACKED {
@@ -53,15 +53,16 @@ impl<T> Mux<T> {
 
     /// Tells upstreams that read again what had to wait: the client's settings, and its credit for streams.
     pub(super) fn tell_late(&mut self) {
-        if self.ups.values().any(|up| up.untold && up.side.out.len() < SOFT) {
+        if self.upstreams.values().any(|up| up.untold && up.side.out.len() < SOFT) {
             self.tell_windows();
         }
-        for (id, up) in &mut self.ups {
+        for (id, up) in &mut self.upstreams {
             if !up.late_credit || up.side.out.len() >= SOFT {
                 continue;
             }
             up.late_credit = false;
-            let late = self.streams.iter_mut().filter(|(_, it)| it.leg == Leg::Up(*id) && it.late_credit > 0);
+            let late =
+                self.streams.iter_mut().filter(|(_, it)| it.leg == Leg::Upstream(*id) && it.late_credit > 0);
             for (id, stream) in late {
                 window_update(&mut up.side.out, *id, std::mem::take(&mut stream.late_credit));
             }
@@ -87,7 +88,7 @@ impl<T> Mux<T> {
     pub(super) fn grant(&mut self, id: u32) {
         let coming = self.agreement.coming();
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if !matches!(stream.leg, Leg::Up(_))
+        if !matches!(stream.leg, Leg::Upstream(_))
             || stream.waiting.is_some()
             || stream.request != RequestState::Open
         {
@@ -105,8 +106,8 @@ impl<T> Mux<T> {
         match leg {
             Leg::Client => self.ledger.owe_client(count),
             Leg::Original => self.ledger.owe_original(count),
-            Leg::Up(id) => {
-                let Some(up) = self.ups.get_mut(&id) else { return };
+            Leg::Upstream(id) => {
+                let Some(up) = self.upstreams.get_mut(&id) else { return };
                 if let Some(credit) = up.window.left(count) {
                     window_update(&mut up.side.out, 0, credit);
                 }
@@ -140,7 +141,7 @@ impl<T> Mux<T> {
     /// The client has ended its side of the connection, and gives no more credit. Its servers are told of the end, and after
     /// that can be told of no credit: what the client may be sent they get now.
     pub fn client_ended(&mut self) {
-        for up in self.ups.values_mut().filter(|up| up.open) {
+        for up in self.upstreams.values_mut().filter(|up| up.open) {
             if let Some(more) = up.window.last(&self.ledger) {
                 window_update(&mut up.side.out, 0, more);
             }
@@ -161,22 +162,22 @@ impl<T> Mux<T> {
 
     /// Somebody has not heard yet that the client's windows are smaller, or sent what is held before it did.
     pub(super) fn is_owed_larger_windows(&self) -> bool {
-        self.account.holds_down() || self.ups.values().any(Up::owes_acknowledgement)
+        self.account.holds_down() || self.upstreams.values().any(Upstream::owes_acknowledgement)
     }
 
     /// The client waits for the acknowledgement of its settings, and developers' servers have a part in that. A client may
     /// give up the whole connection over it, so the wait is not to be long.
     pub fn awaits_upstreams(&self) -> bool {
         self.agreement.waits(self.destination == Destination::Dialling)
-            && self.ups.values().any(Up::owes_acknowledgement)
+            && self.upstreams.values().any(Upstream::owes_acknowledgement)
     }
 
     /// Ends the connections to developers' servers that have not acknowledged what the client waits for.
-    pub fn end_stragglers<H: Host<Token = T>>(&mut self, host: &mut H) {
+    pub fn end_stragglers<H: Handler<Token = T>>(&mut self, handler: &mut H) {
         let owing: Vec<_> =
-            self.ups.iter().filter(|(_, up)| up.owes_acknowledgement()).map(|(id, _)| *id).collect();
+            self.upstreams.iter().filter(|(_, up)| up.owes_acknowledgement()).map(|(id, _)| *id).collect();
         for id in owing {
-            self.ended(Leg::Up(id), host);
+            self.ended(Leg::Upstream(id), handler);
         }
     }
 

@@ -234,7 +234,7 @@ mod tests {
                     }
                     Event::OthersSend(len) => {
                         let len = len.min(ledger.room());
-                        ledger.sent(Leg::Up(0), len);
+                        ledger.sent(Leg::Upstream(0), len);
                         sent += len as i64;
                     }
                 }

@@ -9,7 +9,7 @@
 //! What cannot be followed while nothing is diverted makes it **opaque**: the original destination is the judge, and
 //! answers as it would without us. In mixed mode it is an error of the connection.
 //!
-//! - `host`: who decides, and about what
+//! - `handler`: who decides, and about what
 //! - `client`, `original`, `upstream`: frames by where they come from
 //! - `request`: a request's head, from its block to a leg
 //! - `data`: DATA on its way in, without padding
@@ -17,8 +17,8 @@
 //! - `agreement`: what the two sides have announced by SETTINGS
 //! - `ledger`: credit for connections, who has used it and who is owed some; `flow`: credit for streams
 //! - `end`: streams and legs that end
-//! - `again`: streams whose upstream is lost, and that go to another connection
-//! - `answer`: answers of our own
+//! - `retry`: streams whose upstream is lost, and that go to another connection
+//! - `local_reply`: answers of our own
 //! - `ping`: which PINGs are the original's
 //! - `side`: a leg's bytes
 //! - `stream`: what is known of a stream; `state`: what is to be known from outside
@@ -41,19 +41,19 @@ use stream::Stream;
 use write::{frame, goaway, headers, put_table, rst_stream, window_update};
 
 mod account;
-mod again;
 mod agreement;
-mod answer;
 mod client;
 mod data;
 mod end;
 mod flow;
-mod host;
+mod handler;
 mod ledger;
+mod local_reply;
 mod original;
 mod ping;
 mod pump;
 mod request;
+mod retry;
 mod schedule;
 mod side;
 mod state;
@@ -62,11 +62,11 @@ mod upstream;
 mod write;
 
 pub use account::{
-    MAX_AGAIN, MAX_ORIGINAL_DOWN, MAX_ORIGINAL_UP, MAX_UPSTREAM, MAX_UPSTREAM_DOWN, MAX_UPSTREAMS,
+    MAX_ORIGINAL_DOWN, MAX_ORIGINAL_UP, MAX_RETRY, MAX_UPSTREAM, MAX_UPSTREAM_DOWN, MAX_UPSTREAMS,
     MAX_UPSTREAMS_DOWN, SHARE, TIGHT,
 };
-pub use answer::Answer;
-pub use host::{Fate, Host, Leg, Route, UpId, Verdict};
+pub use handler::{Dispatch, Fate, Handler, Leg, UpstreamId, Verdict};
+pub use local_reply::LocalReply;
 
 /// A leg is not read while what it feeds holds more than this, in bytes.
 pub const SOFT: usize = 64 * 1024;
@@ -98,7 +98,7 @@ enum Mode {
 
 /// A connection to a diverted upstream.
 #[derive(Debug)]
-struct Up {
+struct Upstream {
     side: Side,
     decoder: Decoder,
     /// Its preface has been sent, and a header block.
@@ -140,7 +140,7 @@ pub struct Mux<T> {
     mode: Mode,
     client: Side,
     original: Side,
-    ups: BTreeMap<UpId, Up>,
+    upstreams: BTreeMap<UpstreamId, Upstream>,
     streams: BTreeMap<u32, Stream<T>>,
     /// Bytes of the client's preface that have not come.
     preface: usize,
@@ -176,7 +176,7 @@ pub struct Mux<T> {
     block_order: BlockOrder,
     account: Account,
     /// Upstreams on which a stream has ended while others wait.
-    freed: Vec<UpId>,
+    freed: Vec<UpstreamId>,
     drain: Drain,
     pings: Pings,
 }
@@ -218,7 +218,7 @@ impl<T> Mux<T> {
             mode: Mode::Transparent,
             client: Side::default(),
             original: Side::default(),
-            ups: BTreeMap::new(),
+            upstreams: BTreeMap::new(),
             streams: BTreeMap::new(),
             preface: PREFACE.len(),
             destination: Destination::Open,
@@ -246,7 +246,7 @@ impl<T> Mux<T> {
     }
 
     /// A connection whose original destination cannot be connected to: the client is served here, and requests that
-    /// are not diverted are answered with [`Host::lost`].
+    /// are not diverted are answered with [`Handler::lost`].
     pub fn without_original() -> Self {
         let mut mux = Self::new();
         mux.begin_alone();
@@ -260,30 +260,30 @@ impl<T> Mux<T> {
     }
 
     /// The original destination was connected to.
-    pub fn original_opened<H: Host<Token = T>>(&mut self, host: &mut H) {
+    pub fn original_opened<H: Handler<Token = T>>(&mut self, handler: &mut H) {
         if self.destination == Destination::Dialling {
             self.destination = Destination::Open;
-            self.unsettled.drain(..).for_each(|token| host.settle(token, Fate::Original));
+            self.unsettled.drain(..).for_each(|token| handler.settle(token, Fate::Original));
         }
     }
 
-    /// The original destination cannot be connected to. What waits for it is answered with [`Host::lost`]; where that is
+    /// The original destination cannot be connected to. What waits for it is answered with [`Handler::lost`]; where that is
     /// nothing the client is served here.
-    pub fn original_unreachable<H: Host<Token = T>>(&mut self, host: &mut H) {
+    pub fn original_unreachable<H: Handler<Token = T>>(&mut self, handler: &mut H) {
         if self.destination != Destination::Dialling {
             return;
         }
-        self.unsettled.drain(..).for_each(|token| host.settle(token, Fate::Unavailable));
+        self.unsettled.drain(..).for_each(|token| handler.settle(token, Fate::Unavailable));
         if self.mode == Mode::Opaque {
             return;
         }
         self.original.out.clear();
         if self.last_original > 0 {
-            return self.ended(Leg::Original, host);
+            return self.ended(Leg::Original, handler);
         }
         self.begin_alone();
         self.acknowledge_alone();
-        self.go_on(host);
+        self.go_on(handler);
     }
 
     /// There is no original.
@@ -306,11 +306,11 @@ impl<T> Mux<T> {
 
     /// Says the server's part of the connection preface in the place of an original that is still being dialled: clients
     /// may wait for it before they send a request.
-    pub fn greet<H: Host<Token = T>>(&mut self, host: &mut H) {
+    pub fn greet<H: Handler<Token = T>>(&mut self, handler: &mut H) {
         if self.destination == Destination::Dialling && self.preface == 0 && self.mode != Mode::Opaque {
             self.client_queue();
             self.acknowledge_early();
-            self.go_on(host);
+            self.go_on(handler);
         }
     }
 
@@ -320,42 +320,46 @@ impl<T> Mux<T> {
     }
 
     /// Takes bytes of a leg.
-    pub fn receive<H: Host<Token = T>>(&mut self, leg: Leg, bytes: &[u8], host: &mut H) {
+    pub fn receive<H: Handler<Token = T>>(&mut self, leg: Leg, bytes: &[u8], handler: &mut H) {
         match leg {
             Leg::Client if !self.client.rest.is_empty() => self.client.rest.push(bytes),
-            Leg::Client => self.client_bytes(bytes, host),
-            Leg::Original => self.original_bytes(bytes, host),
-            Leg::Up(id) => self.up_bytes(id, bytes, host),
+            Leg::Client => self.client_bytes(bytes, handler),
+            Leg::Original => self.original_bytes(bytes, handler),
+            Leg::Upstream(id) => self.up_bytes(id, bytes, handler),
         }
-        self.go_on(host);
+        self.go_on(handler);
     }
 
     /// Sends what can be sent, and reads on where that was to wait for room.
-    fn go_on<H: Host<Token = T>>(&mut self, host: &mut H) {
+    fn go_on<H: Handler<Token = T>>(&mut self, handler: &mut H) {
         if self.mode != Mode::Mixed {
             return;
         }
-        self.pump(host);
+        self.pump(handler);
         while let Some(leg) = self.left_to_read() {
             let mut rest = match leg {
-                Leg::Up(id) => self.ups.get_mut(&id).map(|up| std::mem::take(&mut up.side.rest)),
+                Leg::Upstream(id) => self.upstreams.get_mut(&id).map(|up| std::mem::take(&mut up.side.rest)),
                 _ => Some(std::mem::take(&mut self.client.rest)),
             };
             let bytes = rest.as_mut().map_or(&[][..], |rest| rest.bytes());
             match leg {
-                Leg::Up(id) => self.up_bytes(id, bytes, host),
-                _ => self.client_bytes(bytes, host),
+                Leg::Upstream(id) => self.up_bytes(id, bytes, handler),
+                _ => self.client_bytes(bytes, handler),
             }
             if self.mode != Mode::Mixed {
                 return;
             }
-            self.pump(host);
+            self.pump(handler);
         }
     }
 
     /// A leg of which something was received and not read, and for which there is room.
     fn left_to_read(&self) -> Option<Leg> {
-        let ups = self.ups.iter().filter(|(_, up)| !up.side.rest.is_empty()).map(|(id, _)| Leg::Up(*id));
+        let ups = self
+            .upstreams
+            .iter()
+            .filter(|(_, up)| !up.side.rest.is_empty())
+            .map(|(id, _)| Leg::Upstream(*id));
         let client = (!self.client.rest.is_empty()).then_some(Leg::Client);
         client.into_iter().chain(ups).find(|leg| self.has_room(*leg))
     }
@@ -365,13 +369,13 @@ impl<T> Mux<T> {
         match leg {
             Leg::Client => Some(&mut self.client.out),
             Leg::Original => Some(&mut self.original.out),
-            Leg::Up(id) => self.ups.get_mut(&id).map(|up| &mut up.side.out),
+            Leg::Upstream(id) => self.upstreams.get_mut(&id).map(|up| &mut up.side.out),
         }
     }
 
     /// Something was sent: what waited for room goes on.
-    pub fn sent<H: Host<Token = T>>(&mut self, host: &mut H) {
-        self.go_on(host);
+    pub fn sent<H: Handler<Token = T>>(&mut self, handler: &mut H) {
+        self.go_on(handler);
     }
 
     /// Whether a leg is to be read.
@@ -379,7 +383,7 @@ impl<T> Mux<T> {
         let nothing_left = match leg {
             Leg::Client => self.client.rest.is_empty(),
             Leg::Original => true,
-            Leg::Up(id) => self.ups.get(&id).is_some_and(|up| up.open && up.side.rest.is_empty()),
+            Leg::Upstream(id) => self.upstreams.get(&id).is_some_and(|up| up.open && up.side.rest.is_empty()),
         };
         nothing_left && self.has_room(leg)
     }
@@ -404,10 +408,10 @@ impl<T> Mux<T> {
                     && self.account.may_send(leg)
             }
             // Its data is bounded by its window, its blocks are not.
-            (_, Leg::Up(id)) => {
+            (_, Leg::Upstream(id)) => {
                 self.client.out.len() + self.aside.len() < SOFT
                     && self.account.may_send(leg)
-                    && self.ups.get(&id).is_some_and(|up| up.side.out.len() < HARD)
+                    && self.upstreams.get(&id).is_some_and(|up| up.side.out.len() < HARD)
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::agreement::Acknowledged;
 use super::data::DataIn;
 use super::stream::{Chunk, RequestState, ResponseState};
-use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Whose, frame, goaway, is_clients, rst_stream};
+use super::{Handler, Handling, Leg, MAX_BLOCK, Mode, Mux, Whose, frame, goaway, is_clients, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, word};
 use crate::h2::hpack::encode;
 use crate::h2::settings::Settings;
@@ -12,7 +12,7 @@ use crate::h2::settings::Settings;
 pub(super) const TARGET: &[u8] = b"x-divert-target";
 
 impl<T> Mux<T> {
-    pub(super) fn original_bytes<H: Host<Token = T>>(&mut self, mut bytes: &[u8], host: &mut H) {
+    pub(super) fn original_bytes<H: Handler<Token = T>>(&mut self, mut bytes: &[u8], handler: &mut H) {
         while matches!(self.mode, Mode::Transparent | Mode::Mixed) && self.original_alive() {
             let Some(piece) = self.original.reader.next(&mut bytes) else { break };
             let handled = match piece {
@@ -25,7 +25,7 @@ impl<T> Mux<T> {
                     self.irregular(code);
                 } else {
                     goaway(&mut self.original.out, 0, code);
-                    self.ended(Leg::Original, host);
+                    self.ended(Leg::Original, handler);
                 }
             }
         }

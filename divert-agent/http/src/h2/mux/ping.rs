@@ -28,7 +28,7 @@ pub(super) enum Ping {
     /// The original gets it.
     Pass,
     /// It is answered here.
-    Answer,
+    LocalReply,
     /// Nobody answers.
     Ignore,
 }
@@ -100,7 +100,7 @@ impl Pings {
         if open == Open::Original && self.owed > 0 && now.saturating_sub(self.owed_since) >= QUIET {
             return Ping::Ignore;
         }
-        Ping::Answer
+        Ping::LocalReply
     }
 }
 
@@ -122,24 +122,24 @@ mod tests {
         pings.answered();
         for second in 1..300 {
             pings.others_spoke(at(second));
-            assert_eq!(pings.received(at(second), Open::Original), Ping::Answer, "{second}");
+            assert_eq!(pings.received(at(second), Open::Original), Ping::LocalReply, "{second}");
         }
         pings.others_spoke(at(301));
         assert_eq!(pings.received(at(301), Open::Original), Ping::Pass);
-        assert_eq!(pings.received(at(302), Open::Original), Ping::Answer);
+        assert_eq!(pings.received(at(302), Open::Original), Ping::LocalReply);
     }
 
     #[test]
     fn keep_alive_goes_through_where_nobody_else_speaks() {
         let mut pings = Pings::default();
         pings.others_spoke(at(0));
-        assert_eq!(pings.received(at(4), Open::Original), Ping::Answer);
+        assert_eq!(pings.received(at(4), Open::Original), Ping::LocalReply);
         for second in [10, 20, 30] {
             assert_eq!(pings.received(at(second), Open::Original), Ping::Pass);
             pings.answered();
         }
         // It has no part in streams of others, but an idle connection is its own.
-        assert_eq!(pings.received(at(40), Open::Others), Ping::Answer);
+        assert_eq!(pings.received(at(40), Open::Others), Ping::LocalReply);
         assert_eq!(pings.received(at(50), Open::Nobody), Ping::Pass);
     }
 
@@ -148,11 +148,11 @@ mod tests {
         let mut pings = Pings::default();
         assert_eq!(pings.received(at(10), Open::Original), Ping::Pass);
         pings.others_spoke(at(11));
-        assert_eq!(pings.received(at(11), Open::Original), Ping::Answer);
+        assert_eq!(pings.received(at(11), Open::Original), Ping::LocalReply);
         pings.others_spoke(at(15));
         assert_eq!(pings.received(at(15), Open::Original), Ping::Ignore);
-        assert_eq!(pings.received(at(15), Open::Others), Ping::Answer);
+        assert_eq!(pings.received(at(15), Open::Others), Ping::LocalReply);
         pings.answered();
-        assert_eq!(pings.received(at(16), Open::Original), Ping::Answer);
+        assert_eq!(pings.received(at(16), Open::Original), Ping::LocalReply);
     }
 }

@@ -1,7 +1,7 @@
 //! DATA on its way out, and what waits for windows. Whoever waits gets a turn of one frame at a time.
 
 use super::stream::{Chunk, RequestState, ResponseState, Stream};
-use super::{Destination, Host, Leg, Mux, SOFT, frame, headers, rst_stream};
+use super::{Destination, Handler, Leg, Mux, SOFT, frame, headers, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, code, flag, kind};
 use crate::h2::queue::Queue;
 
@@ -23,8 +23,8 @@ impl<T> Mux<T> {
         let len = data.len() as i64;
         let mut direct = stream.waiting.is_none() && stream.held_up() == 0;
         match stream.leg {
-            Leg::Up(up) => {
-                let Some(up) = self.ups.get_mut(&up) else { return };
+            Leg::Upstream(up) => {
+                let Some(up) = self.upstreams.get_mut(&up) else { return };
                 direct &=
                     up.side.out.len() < SOFT && (len == 0 || len <= up.window.room().min(stream.window));
                 if direct {
@@ -79,7 +79,7 @@ impl<T> Mux<T> {
     /// A stream waits to see whether a service can be connected to, and else goes to the original.
     fn may_turn(&self, id: u32) -> bool {
         let Some(stream) = self.streams.get(&id).filter(|stream| stream.may_turn()) else { return false };
-        matches!(stream.leg, Leg::Up(up) if self.ups.get(&up).is_some_and(|up| up.shared && !up.open))
+        matches!(stream.leg, Leg::Upstream(up) if self.upstreams.get(&up).is_some_and(|up| up.shared && !up.open))
     }
 
     /// Bytes for whose window the client waits.
@@ -113,13 +113,13 @@ impl<T> Mux<T> {
             }
             return self.give_back(leg, data.len());
         };
-        if let (Leg::Up(up), ResponseState::Awaited) = (leg, stream.response) {
+        if let (Leg::Upstream(up), ResponseState::Awaited) = (leg, stream.response) {
             // Data before a head (RFC 9113 8.1).
             self.refuse_response(up, id);
             return self.give_back(leg, data.len());
         }
         stream.response = if end { ResponseState::Ended } else { ResponseState::Data };
-        if stream.again.take().is_some() {
+        if stream.retry.take().is_some() {
             self.account.update(stream);
         }
         let len = data.len();
@@ -157,7 +157,7 @@ impl<T> Mux<T> {
     }
 
     /// Sends what can be sent.
-    pub(super) fn pump<H: Host<Token = T>>(&mut self, host: &mut H) {
+    pub(super) fn pump<H: Handler<Token = T>>(&mut self, handler: &mut H) {
         if self.destination == Destination::Dialling && self.greeted {
             self.acknowledge_early();
         }
@@ -166,7 +166,7 @@ impl<T> Mux<T> {
         self.pump_down();
         self.pump_up();
         for id in self.freed.drain(..).collect::<Vec<_>>() {
-            self.open_up(id, host);
+            self.open_up(id, handler);
         }
         self.release_acks();
         self.send_credit();
@@ -277,8 +277,8 @@ impl<T> Mux<T> {
         let (leg, client_ended) = (stream.leg, stream.request != RequestState::Open);
         let Some(held) = &mut stream.held else { return self.up_turns.remove(id) };
         let (out, window) = match leg {
-            Leg::Up(up) => {
-                let Some(up) = self.ups.get_mut(&up) else { return self.up_turns.remove(id) };
+            Leg::Upstream(up) => {
+                let Some(up) = self.upstreams.get_mut(&up) else { return self.up_turns.remove(id) };
                 (&mut up.side.out, Some((&mut up.window, &mut stream.window)))
             }
             _ => (&mut self.original.out, None),
@@ -330,7 +330,9 @@ impl<T> Mux<T> {
             let Some(stream) = self.streams.get(&id) else { continue };
             let open = stream.waiting.is_none();
             let may_be = match stream.leg {
-                Leg::Up(up) => stream.may_turn() && self.ups.get(&up).is_some_and(|up| up.shared && !up.open),
+                Leg::Upstream(up) => {
+                    stream.may_turn() && self.upstreams.get(&up).is_some_and(|up| up.shared && !up.open)
+                }
                 _ => true,
             };
             if open && stream.leg == Leg::Original {

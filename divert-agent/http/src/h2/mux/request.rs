@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 
 use super::client::Raw;
-use super::stream::{Again, RequestState, Stream, Waiting};
+use super::stream::{RequestState, Retry, Stream, Waiting};
 use super::{
-    Answer, Destination, FIRST_STREAMS, Fate, HARD, Host, Leg, MAX_STREAMS, Mode, Mux, Route, Side,
-    UP_WINDOW, Up, UpId, UpstreamWindow, Verdict, frame, headers, is_clients, put_table, rst_stream,
-    window_update,
+    Destination, Dispatch, FIRST_STREAMS, Fate, HARD, Handler, Leg, LocalReply, MAX_STREAMS, Mode, Mux, Side,
+    UP_WINDOW, Upstream, UpstreamId, UpstreamWindow, Verdict, frame, headers, is_clients, put_table,
+    rst_stream, window_update,
 };
 use crate::h2::fields::Injected;
 use crate::h2::frame::{Frame, PREFACE, code, flag, kind};
@@ -16,24 +16,24 @@ use crate::h2::settings::{self, DEFAULT_WINDOW};
 
 impl<T> Mux<T> {
     /// A header block of the client is whole.
-    pub(super) fn request_block<H: Host<Token = T>>(
+    pub(super) fn request_block<H: Handler<Token = T>>(
         &mut self,
         first: Frame,
         block: &[u8],
         raw: &Raw<'_>,
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
-        let handled = self.decide_block(first, block, raw, host);
+        let handled = self.decide_block(first, block, raw, handler);
         self.fields.release();
         handled
     }
 
-    fn decide_block<H: Host<Token = T>>(
+    fn decide_block<H: Handler<Token = T>>(
         &mut self,
         first: Frame,
         block: &[u8],
         raw: &Raw<'_>,
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
         let id = first.stream;
         let end = first.has(flag::END_STREAM);
@@ -65,29 +65,30 @@ impl<T> Mux<T> {
         stream.grpc = self.fields.is_grpc();
         stream.head = self.fields.is_head();
         if self.fields.too_large() {
-            let answer = host.too_large();
+            let answer = handler.too_large();
             self.enter_mixed(id);
             self.answer(id, &stream, &answer);
             return Ok(());
         }
-        let Verdict { route, inject, target, token } = host.decide(&self.fields.request(host.names()));
+        let Verdict { dispatch, inject, target, token } =
+            handler.decide(&self.fields.request(handler.names()));
         stream.target = target;
-        let injected = inject.map(|key| self.fields.inject(host.names(), &key));
+        let injected = inject.map(|key| self.fields.inject(handler.names(), &key));
         if self.fields.too_large() {
-            let answer = host.too_large();
+            let answer = handler.too_large();
             self.enter_mixed(id);
             self.answer(id, &stream, &answer);
             return Ok(());
         }
-        match route {
-            Route::Original
+        match dispatch {
+            Dispatch::Original
                 if self.mode == Mode::Transparent && self.is_filled_while_dialling(block.len()) =>
             {
                 self.enter_mixed(id);
                 rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             }
-            Route::Original if self.mode == Mode::Transparent => {
-                self.settle(token, Fate::Original, host);
+            Dispatch::Original if self.mode == Mode::Transparent => {
+                self.settle(token, Fate::Original, handler);
                 if end {
                     stream.request = RequestState::Closed;
                 }
@@ -110,7 +111,7 @@ impl<T> Mux<T> {
                 self.last_original = id;
                 self.streams.insert(id, stream);
             }
-            Route::Original if self.original_alive() => {
+            Dispatch::Original if self.original_alive() => {
                 let block = self.encoded();
                 if self.is_filled_while_dialling(block.len()) {
                     rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
@@ -118,21 +119,21 @@ impl<T> Mux<T> {
                 }
                 stream.waiting = Some(Box::new(Waiting::new(block, end, token)));
                 self.streams.insert(id, stream);
-                self.open_stream(id, 0, Fate::Original, host);
+                self.open_stream(id, 0, Fate::Original, handler);
             }
-            Route::Original => {
-                host.settle(token, Fate::Unavailable);
-                let answer = host.lost(Leg::Original);
+            Dispatch::Original => {
+                handler.settle(token, Fate::Unavailable);
+                let answer = handler.lost(Leg::Original);
                 self.answer(id, &stream, &answer);
                 // The client's next connection may find it there.
                 if self.goaway.is_none() {
                     self.leave(code::NO_ERROR);
                 }
             }
-            Route::Up { id: up, shared } => {
+            Dispatch::Upstream { id: up, shared } => {
                 self.enter_mixed(id);
                 let block = self.encoded();
-                let entry = self.ups.entry(up).or_insert_with(|| Up::new(shared));
+                let entry = self.upstreams.entry(up).or_insert_with(|| Upstream::new(shared));
                 let waits = !entry.open || entry.streams >= entry.max_streams || !entry.waiting.is_empty();
                 let refused = entry.retired || waits && self.account.is_tight();
                 if refused || !self.takes_more(up, block.len()) {
@@ -142,22 +143,22 @@ impl<T> Mux<T> {
                 let mut waiting = Waiting::new(block, end, token);
                 waiting.repeatable = end && self.fields.is_idempotent();
                 waiting.extended = self.fields.is_extended_connect();
-                stream.leg = Leg::Up(up);
+                stream.leg = Leg::Upstream(up);
                 stream.waiting = Some(Box::new(waiting));
                 self.account.update(&mut stream);
                 self.streams.insert(id, stream);
-                if let Some(up) = self.ups.get_mut(&up) {
+                if let Some(up) = self.upstreams.get_mut(&up) {
                     up.waiting.push_back(id);
                 }
-                self.open_up(up, host);
+                self.open_up(up, handler);
             }
-            Route::Refuse => {
+            Dispatch::Refuse => {
                 self.enter_mixed(id);
                 rst_stream(self.client_queue(), id, code::REFUSED_STREAM);
             }
-            Route::Answer(answer) => {
+            Dispatch::Reply(answer) => {
                 self.enter_mixed(id);
-                host.settle(token, Fate::Unavailable);
+                handler.settle(token, Fate::Unavailable);
                 self.answer(id, &stream, &answer);
             }
         }
@@ -224,8 +225,8 @@ impl<T> Mux<T> {
                 self.agreement.put_original_table(&mut prefix);
                 &mut self.original.out
             }
-            Leg::Up(up) => {
-                let Some(up) = self.ups.get_mut(&up) else { return };
+            Leg::Upstream(up) => {
+                let Some(up) = self.upstreams.get_mut(&up) else { return };
                 if !up.began {
                     up.began = true;
                     // Nothing that comes refers to a table, so the upstream need not keep one.
@@ -245,8 +246,8 @@ impl<T> Mux<T> {
     }
 
     /// Opens the streams that wait for an upstream, as many as it takes.
-    pub(super) fn open_up<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
-        while let Some(up) = self.ups.get_mut(&id)
+    pub(super) fn open_up<H: Handler<Token = T>>(&mut self, id: UpstreamId, handler: &mut H) {
+        while let Some(up) = self.upstreams.get_mut(&id)
             && up.open
             && up.streams < up.max_streams
             && let Some(&stream) = up.waiting.front()
@@ -257,32 +258,37 @@ impl<T> Mux<T> {
                     return;
                 }
                 // It would take it for a request that is malformed, or for another one (RFC 8441 3).
-                let answer = host.no_connect(id);
-                self.answer_waiting(stream, &answer, host);
+                let answer = handler.no_connect(id);
+                self.answer_waiting(stream, &answer, handler);
                 continue;
             }
             up.waiting.pop_front();
             up.streams += 1;
             let window = up.initial;
-            self.open_stream(stream, window, Fate::Diverted, host);
+            self.open_stream(stream, window, Fate::Diverted, handler);
         }
     }
 
     /// Answers a stream that was never sent to anybody.
-    pub(super) fn answer_waiting<H: Host<Token = T>>(&mut self, id: u32, answer: &Answer, host: &mut H) {
+    pub(super) fn answer_waiting<H: Handler<Token = T>>(
+        &mut self,
+        id: u32,
+        answer: &LocalReply,
+        handler: &mut H,
+    ) {
         let Some(mut stream) = self.forget(id) else { return };
         if let Some(token) = stream.waiting.take().and_then(|waiting| waiting.token) {
-            host.settle(token, Fate::Unavailable);
+            handler.settle(token, Fate::Unavailable);
         }
         self.answer(id, &stream, answer);
     }
 
     /// The fate of a request is known, unless it waits for a dial.
-    fn settle<H: Host<Token = T>>(&mut self, token: T, fate: Fate, host: &mut H) {
+    fn settle<H: Handler<Token = T>>(&mut self, token: T, fate: Fate, handler: &mut H) {
         if fate == Fate::Original && self.destination == Destination::Dialling {
             self.unsettled.push(token);
         } else {
-            host.settle(token, fate);
+            handler.settle(token, fate);
         }
     }
 
@@ -292,7 +298,13 @@ impl<T> Mux<T> {
     }
 
     /// Opens a stream that has waited, on its leg.
-    pub(super) fn open_stream<H: Host<Token = T>>(&mut self, id: u32, window: i64, fate: Fate, host: &mut H) {
+    pub(super) fn open_stream<H: Handler<Token = T>>(
+        &mut self,
+        id: u32,
+        window: i64,
+        fate: Fate,
+        handler: &mut H,
+    ) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         let Some(waiting) = stream.waiting.take() else { return };
         self.account.update(stream);
@@ -304,11 +316,11 @@ impl<T> Mux<T> {
         let Waiting { block, end, token, credit, repeatable, .. } = *waiting;
         (stream.granted, stream.used) = (credit.into(), 0);
         if let Some(token) = token {
-            self.settle(token, fate, host);
+            self.settle(token, fate, handler);
         }
         self.send_block(leg, id, &block, end);
         let out = match leg {
-            Leg::Up(up) => self.ups.get_mut(&up).map(|up| &mut up.side.out),
+            Leg::Upstream(up) => self.upstreams.get_mut(&up).map(|up| &mut up.side.out),
             _ => Some(&mut self.original.out),
         };
         if let Some(out) = out
@@ -317,7 +329,7 @@ impl<T> Mux<T> {
             window_update(out, id, credit);
         }
         if repeatable {
-            self.keep_again(id, Again { block, credit });
+            self.keep_for_retry(id, Retry { block, credit });
         }
         if end {
             self.passed_up_end(id);
@@ -327,8 +339,8 @@ impl<T> Mux<T> {
     }
 
     /// Streams that wait for an upstream do not become the original's: the client gets back what it waits for.
-    fn decided(&mut self, id: UpId) {
-        let Some(up) = self.ups.get(&id).filter(|up| up.shared) else { return };
+    fn decided(&mut self, id: UpstreamId) {
+        let Some(up) = self.upstreams.get(&id).filter(|up| up.shared) else { return };
         for id in &up.waiting {
             let held = self.streams.get_mut(id).and_then(|stream| stream.held.as_mut());
             let owed = held.map_or(0, |held| std::mem::take(&mut held.owed));
@@ -337,9 +349,9 @@ impl<T> Mux<T> {
     }
 
     /// An upstream was connected to.
-    pub fn opened<H: Host<Token = T>>(&mut self, id: UpId, host: &mut H) {
+    pub fn opened<H: Handler<Token = T>>(&mut self, id: UpstreamId, handler: &mut H) {
         let (list, initial) = (self.agreement.max_header_list(), self.agreement.certain_initial());
-        let Some(up) = self.ups.get_mut(&id).filter(|up| !up.open) else { return };
+        let Some(up) = self.upstreams.get_mut(&id).filter(|up| !up.open) else { return };
         let mut payload = Vec::new();
         settings::put(&mut payload, settings::ENABLE_PUSH, 0);
         settings::put(&mut payload, settings::INITIAL_WINDOW_SIZE, initial);
@@ -355,12 +367,12 @@ impl<T> Mux<T> {
         up.open = true;
         // It is clear now whose windows were used.
         self.decided(id);
-        self.open_up(id, host);
-        self.go_on(host);
+        self.open_up(id, handler);
+        self.go_on(handler);
     }
 }
 
-impl Up {
+impl Upstream {
     pub(super) fn new(shared: bool) -> Self {
         Self {
             side: Side::default(),

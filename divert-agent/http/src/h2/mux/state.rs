@@ -1,7 +1,7 @@
 //! What there is to know from outside.
 
 use super::account::{MAX_UPSTREAM, MAX_UPSTREAMS, SHARE};
-use super::{Destination, Drain, Leg, Mode, Mux, Up, UpId};
+use super::{Destination, Drain, Leg, Mode, Mux, Upstream, UpstreamId};
 use crate::h2::frame::{code, kind};
 use crate::h2::mux::stream::Stream;
 
@@ -11,19 +11,19 @@ const HELD_FOR_ORIGINAL: usize = 4096;
 
 impl<T> Mux<T> {
     /// What waits for a developer's service, the queue of its socket included.
-    fn load_of(&self, id: UpId, up: &Up) -> usize {
-        self.account.up(Leg::Up(id)) + up.side.out.len()
+    fn load_of(&self, id: UpstreamId, up: &Upstream) -> usize {
+        self.account.up(Leg::Upstream(id)) + up.side.out.len()
     }
 
     /// What waits for all of them.
     fn load_of_all(&self) -> usize {
-        self.ups.iter().map(|(id, up)| self.load_of(*id, up)).sum()
+        self.upstreams.iter().map(|(id, up)| self.load_of(*id, up)).sum()
     }
 
     /// Whether a stream that brings so much may be given to a developer's service. That others hold much is none of the
     /// business of one that holds little.
-    pub(super) fn takes_more(&self, id: UpId, len: usize) -> bool {
-        let Some(up) = self.ups.get(&id) else { return false };
+    pub(super) fn takes_more(&self, id: UpstreamId, len: usize) -> bool {
+        let Some(up) = self.upstreams.get(&id) else { return false };
         let load = self.load_of(id, up) + len;
         load <= self.account.bound(MAX_UPSTREAM)
             && (load <= SHARE || self.load_of_all() + len <= self.account.bound(MAX_UPSTREAMS))
@@ -31,14 +31,14 @@ impl<T> Mux<T> {
 
     /// The leg that has to give up something, where more waits for this one, or for all, than may.
     pub(super) fn overfull(&self, leg: Leg) -> Option<Leg> {
-        let Leg::Up(id) = leg else { return None };
-        if self.load_of(id, self.ups.get(&id)?) > self.account.bound(MAX_UPSTREAM) {
+        let Leg::Upstream(id) = leg else { return None };
+        if self.load_of(id, self.upstreams.get(&id)?) > self.account.bound(MAX_UPSTREAM) {
             return Some(leg);
         }
         if self.load_of_all() <= MAX_UPSTREAMS {
             return None;
         }
-        let loads = self.ups.keys().map(|id| (self.account.up(Leg::Up(*id)), Leg::Up(*id)));
+        let loads = self.upstreams.keys().map(|id| (self.account.up(Leg::Upstream(*id)), Leg::Upstream(*id)));
         loads.max().filter(|(held, _)| *held > SHARE).map(|(_, leg)| leg)
     }
 
@@ -101,33 +101,33 @@ impl<T> Mux<T> {
     }
 
     /// The upstream takes no new streams, or is gone.
-    pub fn is_retired(&self, id: UpId) -> bool {
-        self.ups.get(&id).is_none_or(|up| up.retired)
+    pub fn is_retired(&self, id: UpstreamId) -> bool {
+        self.upstreams.get(&id).is_none_or(|up| up.retired)
     }
 
     /// The connection to the upstream is not needed any more: it takes no new streams and has none.
-    pub fn is_finished(&self, id: UpId) -> bool {
-        self.ups.get(&id).is_none_or(|up| up.retired && up.streams == 0 && up.waiting.is_empty())
+    pub fn is_finished(&self, id: UpstreamId) -> bool {
+        self.upstreams.get(&id).is_none_or(|up| up.retired && up.streams == 0 && up.waiting.is_empty())
     }
 
     /// Something of the client waits to be sent to a server, or may come to be.
     pub fn holds_for(&self, leg: Leg) -> bool {
         let mine = |stream: &Stream<T>| stream.leg == leg;
-        let waits = |id: &UpId, up: &Up| {
-            !up.waiting.is_empty() && (leg == Leg::Up(*id) || leg == Leg::Original && up.shared)
+        let waits = |id: &UpstreamId, up: &Upstream| {
+            !up.waiting.is_empty() && (leg == Leg::Upstream(*id) || leg == Leg::Original && up.shared)
         };
-        self.ups.iter().any(|(id, up)| waits(id, up))
+        self.upstreams.iter().any(|(id, up)| waits(id, up))
             || self.up_turns.iter().filter_map(|id| self.streams.get(&id)).any(mine)
     }
 
     /// Streams that are open on an upstream, or wait for it.
-    pub fn load(&self, id: UpId) -> usize {
-        self.ups.get(&id).map_or(0, |up| up.streams as usize + up.waiting.len())
+    pub fn load(&self, id: UpstreamId) -> usize {
+        self.upstreams.get(&id).map_or(0, |up| up.streams as usize + up.waiting.len())
     }
 
     /// Gives an upstream no new streams.
-    pub fn retire(&mut self, id: UpId) {
-        if let Some(up) = self.ups.get_mut(&id) {
+    pub fn retire(&mut self, id: UpstreamId) {
+        if let Some(up) = self.upstreams.get_mut(&id) {
             up.retired = true;
         }
     }
@@ -152,7 +152,7 @@ impl<T> Mux<T> {
     /// All bytes that are held of this connection, but for the tables of HPACK.
     pub fn held(&self) -> usize {
         let (up, down) = self.account.sums();
-        let ups = self.ups.values().map(|up| up.side.held());
+        let ups = self.upstreams.values().map(|up| up.side.held());
         up + down + self.aside.len() + self.client.held() + self.original.held() + ups.sum::<usize>()
     }
 
@@ -168,7 +168,7 @@ impl<T> Mux<T> {
 
     /// Connections to developers' services that are known, open or not.
     pub fn upstreams(&self) -> usize {
-        self.ups.len()
+        self.upstreams.len()
     }
 
     /// Streams that are open.

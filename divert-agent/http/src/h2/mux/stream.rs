@@ -14,7 +14,7 @@ pub(super) struct Stream<T> {
     /// It has not been opened there yet.
     pub(super) waiting: Option<Box<Waiting<T>>>,
     /// It was, and nothing of a response has come; the request may be sent once more.
-    pub(super) again: Option<Box<Again>>,
+    pub(super) retry: Option<Box<Retry>>,
     /// How far the request has come, and the response.
     pub(super) request: RequestState,
     pub(super) response: ResponseState,
@@ -101,7 +101,7 @@ impl<T> Waiting<T> {
 
 /// What it takes to send a request once more.
 #[derive(Debug)]
-pub(super) struct Again {
+pub(super) struct Retry {
     pub(super) block: Vec<u8>,
     /// Credit that the client gave for the response.
     pub(super) credit: u32,
@@ -175,7 +175,7 @@ impl<T> Stream<T> {
         Self {
             leg,
             waiting: None,
-            again: None,
+            retry: None,
             request: RequestState::Open,
             response: ResponseState::Awaited,
             grpc: false,
@@ -222,8 +222,8 @@ impl<T> Stream<T> {
         if let Some(waiting) = &self.waiting {
             cost.up += waiting.block.len() + COST;
         }
-        if let Some(again) = &self.again {
-            cost.again = again.block.len() + COST;
+        if let Some(retry) = &self.retry {
+            cost.retry = retry.block.len() + COST;
         }
         if let Some(held) = &self.held {
             if !held.up.is_empty() {

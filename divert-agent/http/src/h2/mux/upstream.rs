@@ -3,13 +3,13 @@
 use super::data::DataIn;
 use super::original::TARGET;
 use super::stream::{Chunk, ResponseState};
-use super::{Handling, Host, Leg, MAX_BLOCK, Mode, Mux, Up, UpId, frame, rst_stream};
+use super::{Handler, Handling, Leg, MAX_BLOCK, Mode, Mux, Upstream, UpstreamId, frame, rst_stream};
 use crate::h2::frame::{FRAME_SIZE, Frame, HEADER_LEN, Piece, STREAM_MASK, code, flag, kind, unpadded, word};
 use crate::h2::hpack::encode;
 use crate::h2::response::{self, Block, Malformed};
 use crate::h2::settings::Settings;
 
-impl Up {
+impl Upstream {
     /// It has not acknowledged the client's settings, or was not told of them yet.
     pub(super) fn owes_acknowledgement(&self) -> bool {
         self.untold || !self.unacked.is_empty()
@@ -17,11 +17,16 @@ impl Up {
 }
 
 impl<T> Mux<T> {
-    pub(super) fn up_bytes<H: Host<Token = T>>(&mut self, id: UpId, mut bytes: &[u8], host: &mut H) {
+    pub(super) fn up_bytes<H: Handler<Token = T>>(
+        &mut self,
+        id: UpstreamId,
+        mut bytes: &[u8],
+        handler: &mut H,
+    ) {
         let mut spoke = false;
         while self.mode == Mode::Mixed {
-            let room = self.has_room(Leg::Up(id));
-            let Some(up) = self.ups.get_mut(&id) else { return };
+            let room = self.has_room(Leg::Upstream(id));
+            let Some(up) = self.upstreams.get_mut(&id) else { return };
             // A few bytes can stand for many. A frame that has begun is read to its end.
             if !up.side.rest.is_empty() || !room && up.side.reader.within().is_none() {
                 return up.side.rest.push(bytes);
@@ -31,27 +36,29 @@ impl<T> Mux<T> {
                 Piece::Begin(frame) => {
                     if !spoke && matches!(frame.kind, kind::DATA | kind::HEADERS) {
                         spoke = true;
-                        self.pings.others_spoke(host.now());
+                        self.pings.others_spoke(handler.now());
                     }
                     up.begins(frame).map(|()| self.up_data_begins(id, frame))
                 }
-                Piece::Payload { frame, part, done } => self.up_goes_on(id, frame, part, done, host),
+                Piece::Payload { frame, part, done } => self.up_goes_on(id, frame, part, done, handler),
             };
             // It broke the protocol: there is no more to be said, and what it said may have been a response.
             if handled.is_err() {
-                if let Some(up) = self.ups.get_mut(&id) {
+                if let Some(up) = self.upstreams.get_mut(&id) {
                     up.answered = false;
                 }
-                return self.ended(Leg::Up(id), host);
+                return self.ended(Leg::Upstream(id), handler);
             }
         }
     }
 
     /// DATA that breaks the rules of its stream ends the stream. Were it passed on, the client would end the connection.
-    fn up_data_begins(&mut self, id: UpId, frame: Frame) {
-        let Some(up) = self.ups.get_mut(&id).filter(|_| frame.kind == kind::DATA) else { return };
+    fn up_data_begins(&mut self, id: UpstreamId, frame: Frame) {
+        let Some(up) = self.upstreams.get_mut(&id).filter(|_| frame.kind == kind::DATA) else { return };
         let stream = self.streams.get_mut(&frame.stream);
-        let Some(stream) = stream.filter(|it| it.leg == Leg::Up(id) && it.waiting.is_none()) else { return };
+        let Some(stream) = stream.filter(|it| it.leg == Leg::Upstream(id) && it.waiting.is_none()) else {
+            return;
+        };
         stream.used += frame.len as i64;
         let initial = up.unacked.iter().copied().fold(up.kept_to, u32::max);
         let error = if stream.response == ResponseState::Awaited {
@@ -62,49 +69,49 @@ impl<T> Mux<T> {
             return;
         };
         rst_stream(&mut up.side.out, frame.stream, error);
-        self.reset_down(Leg::Up(id), frame.stream, code::INTERNAL_ERROR);
+        self.reset_down(Leg::Upstream(id), frame.stream, code::INTERNAL_ERROR);
     }
 
-    fn up_goes_on<H: Host<Token = T>>(
+    fn up_goes_on<H: Handler<Token = T>>(
         &mut self,
-        id: UpId,
+        id: UpstreamId,
         frame: Frame,
         part: &[u8],
         done: bool,
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
-        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        let Some(up) = self.upstreams.get_mut(&id) else { return Ok(()) };
         match &mut up.side.handling {
             Handling::Skip | Handling::Pass => Ok(()),
             Handling::Data(data) => {
                 let bytes = data.take(part).ok_or(code::PROTOCOL_ERROR)?;
                 let (stream, padding, end) = (data.stream, data.padding, data.end);
                 if !bytes.is_empty() || done && end {
-                    self.data_down(Leg::Up(id), stream, bytes, done && end);
+                    self.data_down(Leg::Upstream(id), stream, bytes, done && end);
                 }
                 if done && padding > 0 {
-                    self.padding_down(Leg::Up(id), stream, padding, end);
+                    self.padding_down(Leg::Upstream(id), stream, padding, end);
                 }
                 Ok(())
             }
             Handling::Collect => {
                 let Some(payload) = up.side.collected(part, done) else { return Ok(()) };
-                self.up_frame(id, frame, &payload, host)
+                self.up_frame(id, frame, &payload, handler)
             }
         }
     }
 
-    fn up_frame<H: Host<Token = T>>(
+    fn up_frame<H: Handler<Token = T>>(
         &mut self,
-        id: UpId,
+        id: UpstreamId,
         of: Frame,
         payload: &[u8],
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
-        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        let Some(up) = self.upstreams.get_mut(&id) else { return Ok(()) };
         match of.kind {
             kind::HEADERS | kind::CONTINUATION => self.up_headers(id, of, payload),
-            kind::SETTINGS => self.up_settings(id, of, payload, host),
+            kind::SETTINGS => self.up_settings(id, of, payload, handler),
             kind::PING if payload.len() != 8 => Err(code::FRAME_SIZE_ERROR),
             kind::PING => {
                 if !of.has(flag::ACK) {
@@ -114,14 +121,14 @@ impl<T> Mux<T> {
             }
             kind::RST_STREAM => {
                 let code = word(payload).ok_or(code::FRAME_SIZE_ERROR)?;
-                self.reset_down(Leg::Up(id), of.stream, code);
-                self.open_up(id, host);
+                self.reset_down(Leg::Upstream(id), of.stream, code);
+                self.open_up(id, handler);
                 Ok(())
             }
             kind::GOAWAY => {
                 let (last, _) = payload.split_first_chunk::<4>().ok_or(code::FRAME_SIZE_ERROR)?;
                 up.retired = true;
-                self.move_waiting(id, host);
+                self.move_waiting(id, handler);
                 self.refuse_above(id, u32::from_be_bytes(*last) & STREAM_MASK);
                 Ok(())
             }
@@ -130,17 +137,19 @@ impl<T> Mux<T> {
         }
     }
 
-    fn up_window(&mut self, id: UpId, of: Frame, payload: &[u8]) -> Result<(), u32> {
+    fn up_window(&mut self, id: UpstreamId, of: Frame, payload: &[u8]) -> Result<(), u32> {
         let credit = i64::from(word(payload).ok_or(code::FRAME_SIZE_ERROR)? & STREAM_MASK);
         if credit == 0 {
             return Err(code::PROTOCOL_ERROR);
         }
         if of.stream == 0 {
-            let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+            let Some(up) = self.upstreams.get_mut(&id) else { return Ok(()) };
             return up.window.granted(credit as u32);
         }
         let stream = self.streams.get_mut(&of.stream);
-        if let Some(stream) = stream.filter(|stream| stream.leg == Leg::Up(id) && stream.waiting.is_none()) {
+        if let Some(stream) =
+            stream.filter(|stream| stream.leg == Leg::Upstream(id) && stream.waiting.is_none())
+        {
             stream.window += credit;
             if stream.window > i64::from(STREAM_MASK) {
                 return Err(code::FLOW_CONTROL_ERROR);
@@ -150,14 +159,14 @@ impl<T> Mux<T> {
         Ok(())
     }
 
-    fn up_settings<H: Host<Token = T>>(
+    fn up_settings<H: Handler<Token = T>>(
         &mut self,
-        id: UpId,
+        id: UpstreamId,
         of: Frame,
         payload: &[u8],
-        host: &mut H,
+        handler: &mut H,
     ) -> Result<(), u32> {
-        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        let Some(up) = self.upstreams.get_mut(&id) else { return Ok(()) };
         if of.stream != 0 {
             return Err(code::PROTOCOL_ERROR);
         }
@@ -179,7 +188,7 @@ impl<T> Mux<T> {
             let more = i64::from(initial) - up.initial;
             up.initial = initial.into();
             let mine: Vec<u32> = (self.streams.iter_mut())
-                .filter(|(_, stream)| stream.leg == Leg::Up(id) && stream.waiting.is_none())
+                .filter(|(_, stream)| stream.leg == Leg::Upstream(id) && stream.waiting.is_none())
                 .map(|(id, stream)| {
                     stream.window += more;
                     *id
@@ -192,12 +201,12 @@ impl<T> Mux<T> {
                 self.grant(stream);
             }
         }
-        self.open_up(id, host);
+        self.open_up(id, handler);
         Ok(())
     }
 
-    fn up_headers(&mut self, id: UpId, of: Frame, payload: &[u8]) -> Result<(), u32> {
-        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+    fn up_headers(&mut self, id: UpstreamId, of: Frame, payload: &[u8]) -> Result<(), u32> {
+        let Some(up) = self.upstreams.get_mut(&id) else { return Ok(()) };
         let first = up.side.block.first.unwrap_or(of);
         let part = match of.kind {
             kind::HEADERS => unpadded(of, payload).ok_or(code::PROTOCOL_ERROR)?,
@@ -219,15 +228,15 @@ impl<T> Mux<T> {
         let end = first.has(flag::END_STREAM);
         up.answered = true;
         self.drop_again(first.stream);
-        let Some(up) = self.ups.get_mut(&id) else { return Ok(()) };
+        let Some(up) = self.upstreams.get_mut(&id) else { return Ok(()) };
         let stream = self.streams.get_mut(&first.stream);
-        let Some(stream) = stream.filter(|it| it.is_answering(Leg::Up(id))) else {
+        let Some(stream) = stream.filter(|it| it.is_answering(Leg::Upstream(id))) else {
             return Ok(());
         };
         if self.fields.too_large() {
             // The client is not told half of a response.
             rst_stream(&mut up.side.out, first.stream, code::ENHANCE_YOUR_CALM);
-            self.reset_down(Leg::Up(id), first.stream, code::INTERNAL_ERROR);
+            self.reset_down(Leg::Upstream(id), first.stream, code::INTERNAL_ERROR);
             return Ok(());
         }
         let block = match response::block(&self.fields, stream.response == ResponseState::Awaited, end) {
@@ -255,11 +264,11 @@ impl<T> Mux<T> {
     }
 
     /// A developer's server has sent a response that is none: its stream ends, and all others go on.
-    pub(super) fn refuse_response(&mut self, id: UpId, stream: u32) {
-        if let Some(up) = self.ups.get_mut(&id) {
+    pub(super) fn refuse_response(&mut self, id: UpstreamId, stream: u32) {
+        if let Some(up) = self.upstreams.get_mut(&id) {
             rst_stream(&mut up.side.out, stream, code::PROTOCOL_ERROR);
         }
-        self.reset_down(Leg::Up(id), stream, code::INTERNAL_ERROR);
+        self.reset_down(Leg::Upstream(id), stream, code::INTERNAL_ERROR);
     }
 
     /// A block of our writing: behind the data of its stream.
@@ -278,7 +287,7 @@ impl<T> Mux<T> {
     }
 }
 
-impl Up {
+impl Upstream {
     fn begins(&mut self, frame: Frame) -> Result<(), u32> {
         if !self.side.in_order(frame) {
             return Err(code::PROTOCOL_ERROR);

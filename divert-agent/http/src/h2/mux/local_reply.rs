@@ -9,7 +9,7 @@ use crate::h2::hpack::encode;
 
 /// An answer in a server's stead.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
+pub struct LocalReply {
     /// The status code of HTTP; a call of gRPC is answered UNAVAILABLE instead.
     pub status: u16,
     /// The value of `x-divert-error`.
@@ -23,7 +23,7 @@ const UNAVAILABLE: &[u8] = b"14";
 
 impl<T> Mux<T> {
     /// Answers a stream that is on no leg.
-    pub(super) fn answer(&mut self, id: u32, stream: &Stream<T>, answer: &Answer) {
+    pub(super) fn answer(&mut self, id: u32, stream: &Stream<T>, answer: &LocalReply) {
         let mut block = std::mem::take(&mut self.scratch);
         block.clear();
         let mut field = |name: &str, value: &[u8]| encode::field(&mut block, name.as_bytes(), value, false);

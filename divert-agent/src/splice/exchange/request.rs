@@ -13,7 +13,7 @@ use crate::splice::pump::{BodySplice, Moved, SPLICE_FROM};
 
 /// A request on its way up.
 #[derive(Debug)]
-pub(super) struct Up {
+pub(super) struct RequestHalf {
     pub(super) lead: Lead,
     /// Bytes at the front of the inbox that belong to the request.
     pub(super) pass: usize,
@@ -22,7 +22,7 @@ pub(super) struct Up {
     pub(super) retain: bool,
     pub(super) body: BodyReader,
     pub(super) splice: BodySplice,
-    pub(super) state: UpState,
+    pub(super) state: RequestProgress,
     /// The client's end was passed on.
     pub(super) finished: bool,
     /// How long a client that the event loop does not know yet may be left alone.
@@ -33,7 +33,7 @@ pub(super) struct Up {
 /// the connection, and then the event loop never need know the client: two calls of some twenty.
 const ALONE: Duration = Duration::from_millis(5);
 
-impl Up {
+impl RequestHalf {
     /// A request of which nothing is sent; `sound` says whether what came of its body can be followed.
     pub(super) fn new(body: BodyReader, sound: bool) -> Self {
         Self {
@@ -43,7 +43,7 @@ impl Up {
             retain: false,
             body,
             splice: BodySplice::default(),
-            state: if sound { UpState::Sending } else { UpState::Bad },
+            state: if sound { RequestProgress::Sending } else { RequestProgress::Bad },
             finished: false,
             alone: None,
         }
@@ -52,7 +52,7 @@ impl Up {
 
 /// How far a request has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum UpState {
+pub(super) enum RequestProgress {
     /// There is more to send.
     Sending,
     /// Everything is sent.
@@ -64,7 +64,7 @@ pub(super) enum UpState {
 }
 
 /// Why a step of sending cannot go on.
-enum UpStep {
+enum StepError {
     /// The upstream takes no more.
     Server,
     /// The client has reset the connection.
@@ -73,42 +73,43 @@ enum UpStep {
 }
 
 /// Why the exchange cannot go on for its request.
-pub(super) enum UpError {
+pub(super) enum RequestError {
     Client,
     BadChunk,
 }
 
-impl Up {
+impl RequestHalf {
     /// What of the request is on its way through us, and was taken from the inbox, has left.
     pub(super) fn is_flushed(&self) -> bool {
-        self.state == UpState::Cut || (self.lead.sent == self.lead.bytes.len() && !self.splice.holds())
+        self.state == RequestProgress::Cut
+            || (self.lead.sent == self.lead.bytes.len() && !self.splice.holds())
     }
 }
 
 impl Exchange<'_> {
-    pub(super) fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpError>> {
-        if self.up.state == UpState::Bad {
-            return Poll::Ready(Err(UpError::BadChunk));
+    pub(super) fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RequestError>> {
+        if self.up.state == RequestProgress::Bad {
+            return Poll::Ready(Err(RequestError::BadChunk));
         }
-        while self.up.state == UpState::Sending {
+        while self.up.state == RequestProgress::Sending {
             match ready!(self.poll_up_step(cx)) {
                 Ok(()) => {}
                 // The upstream takes no more. It may have answered already: its side tells.
-                Err(UpStep::Server) => self.up.state = UpState::Cut,
-                Err(UpStep::Client) => return Poll::Ready(Err(UpError::Client)),
-                Err(UpStep::BadChunk) => return Poll::Ready(Err(UpError::BadChunk)),
+                Err(StepError::Server) => self.up.state = RequestProgress::Cut,
+                Err(StepError::Client) => return Poll::Ready(Err(RequestError::Client)),
+                Err(StepError::BadChunk) => return Poll::Ready(Err(RequestError::BadChunk)),
             }
         }
         self.poll_client_while_waiting(cx)
     }
 
-    fn poll_up_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpStep>> {
+    fn poll_up_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StepError>> {
         let Self { client, server, up, .. } = self;
         if up.lead.sent < up.lead.bytes.len() {
-            ready!(up.lead.poll_send(cx, server)).map_err(|_| UpStep::Server)?;
+            ready!(up.lead.poll_send(cx, server)).map_err(|_| StepError::Server)?;
         } else if up.sent < up.pass {
             let sent = ready!(server.poll_send(cx, &client.inbox.bytes()[up.sent..up.pass]));
-            let sent = sent.map_err(|_| UpStep::Server)?;
+            let sent = sent.map_err(|_| StepError::Server)?;
             if up.retain {
                 up.sent += sent;
             } else {
@@ -116,9 +117,9 @@ impl Exchange<'_> {
                 up.pass -= sent;
             }
         } else if up.splice.holds() {
-            ready!(up.splice.poll_flush(cx, server)).map_err(|_| UpStep::Server)?;
+            ready!(up.splice.poll_flush(cx, server)).map_err(|_| StepError::Server)?;
         } else if up.body.is_done() {
-            up.state = UpState::Done;
+            up.state = RequestProgress::Done;
         } else {
             return self.poll_request_body(cx);
         }
@@ -126,18 +127,18 @@ impl Exchange<'_> {
     }
 
     /// Everything of the request that was read is sent, and it is not complete.
-    fn poll_request_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpStep>> {
+    fn poll_request_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StepError>> {
         let Self { client, server, up, .. } = self;
         if client.ended {
             server.shutdown_write();
             up.finished = true;
-            up.state = UpState::Cut;
+            up.state = RequestProgress::Cut;
             return Poll::Ready(Ok(()));
         }
         client.conn.ack_at_once();
         let bulk = up.body.bulk_remaining();
         if bulk >= SPLICE_FROM {
-            match ready!(up.splice.poll_fill(cx, &client.conn, bulk)).map_err(|_| UpStep::Client)? {
+            match ready!(up.splice.poll_fill(cx, &client.conn, bulk)).map_err(|_| StepError::Client)? {
                 Moved::Bytes(moved) => up.body.skip_bulk(moved),
                 Moved::End => client.ended = true,
                 Moved::NoPipe => return self.poll_read_request_body(cx),
@@ -147,12 +148,12 @@ impl Exchange<'_> {
         self.poll_read_request_body(cx)
     }
 
-    fn poll_read_request_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpStep>> {
+    fn poll_read_request_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StepError>> {
         let Self { client, up, .. } = self;
-        match ready!(client.poll_read(cx)).map_err(|_| UpStep::Client)? {
+        match ready!(client.poll_read(cx)).map_err(|_| StepError::Client)? {
             0 => {}
             _ => {
-                let advance = up.body.advance(client.inbox.bytes()).map_err(|_| UpStep::BadChunk)?;
+                let advance = up.body.advance(client.inbox.bytes()).map_err(|_| StepError::BadChunk)?;
                 up.pass = advance.consumed;
             }
         }
@@ -166,7 +167,7 @@ impl Exchange<'_> {
 
     /// The request is on its way: what the client does now is an end, a reset, or to send more. Its inbox may hold a
     /// head that is retained, which is no reason to look away.
-    fn poll_client_while_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), UpError>> {
+    fn poll_client_while_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RequestError>> {
         if !self.down.begun && !self.client.ended && !self.client.conn.is_watched() {
             let alone = self.up.alone.get_or_insert_with(|| Box::pin(sleep(ALONE)));
             ready!(alone.as_mut().poll(cx));
@@ -174,15 +175,15 @@ impl Exchange<'_> {
         while !self.client.ended && self.rest().len() < BLOCK / 2 {
             match self.client.poll_read(cx) {
                 Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(UpError::Client)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(RequestError::Client)),
                 Poll::Pending => break,
             }
         }
         // No request follows, so the upstream may know, as it would without us.
         if self.client.ended && !self.up.finished && is_blank(self.rest()) {
-            if !self.rest().is_empty() && self.up.state == UpState::Done {
+            if !self.rest().is_empty() && self.up.state == RequestProgress::Done {
                 self.up.pass = self.client.inbox.len();
-                self.up.state = UpState::Sending;
+                self.up.state = RequestProgress::Sending;
                 return self.poll_up(cx);
             }
             self.server.shutdown_write();

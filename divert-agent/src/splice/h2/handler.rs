@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use divert_http::KeyNames;
 use divert_http::h2;
-use divert_http::h2::{Host, Leg, RequestView, UpId, Verdict};
+use divert_http::h2::{Handler, Leg, RequestView, UpstreamId, Verdict};
 
 use super::legs::Legs;
 use crate::plan::{Backend, OnUnavailable, Route, ServiceRef};
@@ -33,7 +33,7 @@ impl Decider {
     }
 }
 
-impl Host for Legs {
+impl Handler for Legs {
     type Token = Arc<Tally>;
 
     fn names(&self) -> &KeyNames {
@@ -43,22 +43,24 @@ impl Host for Legs {
     fn decide(&mut self, request: &RequestView<'_>) -> Verdict<Self::Token> {
         let decided = Decided::of(&self.decider.0, request.key.as_deref(), request.host, request.debug);
         let mut target = decided.asked;
-        let route = match decided.route {
-            None => h2::Route::Original,
+        let dispatch = match decided.route {
+            None => h2::Dispatch::Original,
             Some(route) => match &route.backend {
                 Backend::Unavailable(_) if route.on_unavailable == OnUnavailable::Shared => {
-                    h2::Route::Original
+                    h2::Dispatch::Original
                 }
-                Backend::Unavailable(why) => h2::Route::Answer(Answer::Unavailable(&route.service, why).h2()),
-                Backend::Endpoints { .. } if self.rests(&route) => h2::Route::Original,
+                Backend::Unavailable(why) => {
+                    h2::Dispatch::Reply(Answer::Unavailable(&route.service, why).h2())
+                }
+                Backend::Endpoints { .. } if self.rests(&route) => h2::Dispatch::Original,
                 Backend::Endpoints { .. } => {
                     let shared = route.on_unavailable == OnUnavailable::Shared;
                     target = request.debug.then(|| route.service.to_string());
-                    self.take(&route).map_or(h2::Route::Refuse, |id| h2::Route::Up { id, shared })
+                    self.take(&route).map_or(h2::Dispatch::Refuse, |id| h2::Dispatch::Upstream { id, shared })
                 }
             },
         };
-        Verdict { route, inject: decided.inject, target: target.map(Into::into), token: decided.tally }
+        Verdict { dispatch, inject: decided.inject, target: target.map(Into::into), token: decided.tally }
     }
 
     fn settle(&mut self, tally: Arc<Tally>, fate: h2::Fate) {
@@ -71,19 +73,19 @@ impl Host for Legs {
         tally.add(fate);
     }
 
-    fn too_large(&mut self) -> h2::Answer {
+    fn too_large(&mut self) -> h2::LocalReply {
         self.decider.0.worker.counts.add(Count::RequestsRefused);
         Answer::HeadTooLarge.h2()
     }
 
-    fn again(&mut self, id: UpId, sent: usize) -> Option<UpId> {
+    fn reconnect(&mut self, id: UpstreamId, sent: usize) -> Option<UpstreamId> {
         let route = self.decider.route_to(self.service(id)?)?;
         let next = self.renew(id, &route)?;
         self.decider.0.worker.counts.add_many(Count::Retried, sent as u64);
         Some(next)
     }
 
-    fn no_connect(&mut self, id: UpId) -> h2::Answer {
+    fn no_connect(&mut self, id: UpstreamId) -> h2::LocalReply {
         self.service(id)
             .map_or_else(|| Answer::OriginalFailed.h2(), |service| Answer::NoExtendedConnect(service).h2())
     }
@@ -92,8 +94,8 @@ impl Host for Legs {
         self.decider.1.elapsed()
     }
 
-    fn lost(&mut self, leg: Leg) -> h2::Answer {
-        let answer = if let Leg::Up(id) = leg { Legs::lost(self, id) } else { None };
+    fn lost(&mut self, leg: Leg) -> h2::LocalReply {
+        let answer = if let Leg::Upstream(id) = leg { Legs::lost(self, id) } else { None };
         answer.unwrap_or(Answer::OriginalFailed).h2()
     }
 }

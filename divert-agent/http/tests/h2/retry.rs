@@ -1,6 +1,6 @@
 //! What becomes of streams whose server is lost: which go to another connection, and which are told.
 
-use divert_http::h2::mux::MAX_AGAIN;
+use divert_http::h2::mux::MAX_RETRY;
 use divert_http::h2::{Fate, Leg};
 
 use super::town::{Town, get, repeatable, request, response};
@@ -50,9 +50,9 @@ fn what_may_be_sent_twice_is_sent_once_more() {
     town.settle();
     town.ups(0).headers(11, &response("200"), false, 100);
     // No more than the beginning arrives.
-    town.carry_in(Leg::Up(0), 10);
+    town.carry_in(Leg::Upstream(0), 10);
     kill(&mut town, 0);
-    assert_eq!(town.decider.again, [(0, 1)]);
+    assert_eq!(town.decider.reconnected, [(0, 1)]);
     assert_eq!(streams(&town, 4), [3]);
     assert_eq!(town.ups(4).streams[&3].blocks, [repeatable(Some("alice"))]);
     for id in [5, 7, 9, 11] {
@@ -65,7 +65,7 @@ fn what_may_be_sent_twice_is_sent_once_more() {
     answer(&mut town, 4, 13);
     kill(&mut town, 4);
     assert_eq!(status(&town, 3), Some("502"));
-    assert_eq!((town.decider.again.len(), town.mux.open_streams()), (1, 0));
+    assert_eq!((town.decider.reconnected.len(), town.mux.open_streams()), (1, 0));
     assert_eq!(town.decider.fates, [Fate::Diverted; 7]);
 }
 
@@ -98,7 +98,7 @@ fn a_server_that_never_answered_is_not_asked_again() {
     }
     kill(&mut town, 0);
     assert_eq!([status(&town, 1), status(&town, 3)], [Some("502"); 2]);
-    assert_eq!(town.decider.again, []);
+    assert_eq!(town.decider.reconnected, []);
     assert_eq!(town.decider.fates, [Fate::Diverted, Fate::Unavailable]);
 }
 
@@ -109,7 +109,7 @@ fn where_nobody_can_be_connected_to_the_client_is_told() {
         town.client.headers(id, &repeatable(Some("alice")), true, 100);
         town.settle();
     }
-    town.decider.connects_again = false;
+    town.decider.reconnects = false;
     kill(&mut town, 0);
     assert_eq!([status(&town, 3), status(&town, 5)], [Some("502"); 2]);
     use Fate::{Diverted, Unavailable};
@@ -130,7 +130,7 @@ fn what_only_waited_goes_on_whatever_it_is() {
     assert!((16_384..24_000).contains(&town.mux.waiting().0), "{:?}", town.mux.waiting());
     kill(&mut town, 0);
     assert_eq!(status(&town, 3), Some("502"));
-    assert_eq!(town.decider.again, [(0, 0)]);
+    assert_eq!(town.decider.reconnected, [(0, 0)]);
     // How many it takes is not known before it has said so.
     assert_eq!(streams(&town, 4), [5]);
     town.client.data(5, &[8; 10_000], true, None);
@@ -206,7 +206,7 @@ fn what_has_moved_goes_to_the_original_no_more() {
 #[test]
 fn no_more_heads_are_kept_than_there_is_room_for() {
     const LARGE: usize = 100_000;
-    let many = MAX_AGAIN / LARGE + 1;
+    let many = MAX_RETRY / LARGE + 1;
     let mut town = kept(100);
     let mut list = repeatable(Some("alice"));
     list.push((b"x-large".to_vec(), vec![b'l'; LARGE]));
@@ -221,8 +221,8 @@ fn no_more_heads_are_kept_than_there_is_room_for() {
         let up = town.decider.current[0];
         kill(&mut town, up);
         // What went once more has left its room to others.
-        assert_eq!(town.decider.again.len(), round);
-        assert_eq!(town.decider.again[round - 1], (up, many - 1));
+        assert_eq!(town.decider.reconnected.len(), round);
+        assert_eq!(town.decider.reconnected[round - 1], (up, many - 1));
         assert_eq!(status(&town, id - 2), Some("502"));
         let next = town.decider.current[0];
         (first..id - 2).step_by(2).for_each(|id| answer(&mut town, next, id));

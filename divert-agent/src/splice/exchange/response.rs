@@ -8,7 +8,7 @@ use std::time::Duration;
 use divert_http::{Asked, BodyLength, BodyReader, HeadScan, Response, ResponseKind, parse_response};
 use tokio::time::{Sleep, sleep};
 
-use super::up::UpState;
+use super::request::RequestProgress;
 use super::{Beyond, Exchange, Lead, Outcome, Reset, is_blank};
 use crate::splice::budget::Hold;
 use crate::splice::buffer::Buffer;
@@ -19,14 +19,14 @@ use crate::splice::upstream::{Idle, poll_idle};
 
 /// A response on its way down.
 #[derive(Debug)]
-pub(super) struct Down {
+pub(super) struct ResponseHalf {
     pub(super) lead: Lead,
     pub(super) outbox: Buffer,
     /// Bytes at the front of the outbox that may go to the client.
     pub(super) pass: usize,
     pub(super) scan: HeadScan,
     pub(super) splice: BodySplice,
-    pub(super) state: DownState,
+    pub(super) state: ResponseProgress,
     /// A byte has come.
     pub(super) begun: bool,
     /// The response said that it is the last.
@@ -39,7 +39,7 @@ pub(super) struct Down {
     pub(super) since: Option<Idle>,
 }
 
-impl Down {
+impl ResponseHalf {
     /// A response of which nothing has come.
     pub(super) fn new() -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Down {
             pass: 0,
             scan: HeadScan::new(),
             splice: BodySplice::default(),
-            state: DownState::Head,
+            state: ResponseProgress::Head,
             begun: false,
             close: false,
             endless: false,
@@ -61,11 +61,11 @@ impl Down {
     fn until_close(&mut self) {
         self.close = true;
         self.endless = true;
-        self.state = DownState::Body(BodyReader::new(BodyLength::UntilClose));
+        self.state = ResponseProgress::Body(BodyReader::new(BodyLength::UntilClose));
     }
 }
 
-impl Down {
+impl ResponseHalf {
     /// Tells the client that the connection ends with this response, of which the head is at the front of the outbox:
     /// a client that reads some end of it must not go on to send somebody else's request. What is not HTTP/1 says so
     /// by itself.
@@ -86,7 +86,7 @@ const SILENCE: Duration = Duration::from_secs(1);
 
 /// How far a response has come.
 #[derive(Debug)]
-pub(super) enum DownState {
+pub(super) enum ResponseProgress {
     Head,
     Body(BodyReader),
     Tunnel,
@@ -109,27 +109,27 @@ impl Exchange<'_> {
                 return Poll::Ready(Ok(Outcome::ServerEnded));
             }
             match &mut self.down.state {
-                DownState::Broken => return Poll::Ready(Err(Reset)),
-                DownState::Head => {
+                ResponseProgress::Broken => return Poll::Ready(Err(Reset)),
+                ResponseProgress::Head => {
                     if let Some(outcome) = ready!(self.poll_response_head(cx))? {
                         return Poll::Ready(Ok(outcome));
                     }
                 }
-                DownState::Body(_) => ready!(self.poll_response_body(cx))?,
+                ResponseProgress::Body(_) => ready!(self.poll_response_body(cx))?,
                 // What of the request is on its way through a pipe goes first; poll_up is at it.
-                DownState::Tunnel if !self.up.is_flushed() => return Poll::Pending,
-                DownState::Tunnel => {
+                ResponseProgress::Tunnel if !self.up.is_flushed() => return Poll::Pending,
+                ResponseProgress::Tunnel => {
                     return Poll::Ready(Ok(Outcome::Tunnel(std::mem::take(&mut self.down.outbox))));
                 }
                 // The client learns of the end and may go on: a server that refuses a large body answers, ends
                 // its stream and reads on for a while, so that no reset takes the answer away.
-                DownState::Ended if self.up.state == UpState::Sending => {
+                ResponseProgress::Ended if self.up.state == RequestProgress::Sending => {
                     self.client.conn.shutdown_write();
                     return Poll::Pending;
                 }
-                DownState::Ended => return Poll::Ready(Ok(Outcome::ServerEnded)),
-                DownState::Done if self.single => return Poll::Ready(Ok(Outcome::Single)),
-                DownState::Done if self.up.state == UpState::Done => {
+                ResponseProgress::Ended => return Poll::Ready(Ok(Outcome::ServerEnded)),
+                ResponseProgress::Done if self.single => return Poll::Ready(Ok(Outcome::Single)),
+                ResponseProgress::Done if self.up.state == RequestProgress::Done => {
                     return Poll::Ready(Ok(if self.close || self.down.close {
                         Outcome::Last(
                             std::mem::replace(&mut self.beyond, Beyond::Request),
@@ -141,14 +141,14 @@ impl Exchange<'_> {
                         Outcome::Spoke
                     }));
                 }
-                DownState::Done if self.up.state == UpState::Cut => {
+                ResponseProgress::Done if self.up.state == RequestProgress::Cut => {
                     return Poll::Ready(Ok(Outcome::ServerEnded));
                 }
                 // An early response. The rest of the request goes on, until the upstream ends.
-                DownState::Done => {
+                ResponseProgress::Done => {
                     ready!(self.server.poll_readable(cx)).map_err(|_| Reset)?;
                     if ready!(self.poll_read_response(cx)).map_err(|_| Reset)? == 0 {
-                        self.down.state = DownState::Ended;
+                        self.down.state = ResponseProgress::Ended;
                     } else {
                         return Poll::Ready(Ok(Outcome::ServerEnded));
                     }
@@ -159,12 +159,12 @@ impl Exchange<'_> {
 
     /// Whether what the client sends belongs to this upstream from here on, and nothing is left of what was on its way.
     fn is_handed_over(&mut self) -> bool {
-        if self.up.state == UpState::Done && !matches!(self.beyond, Beyond::Request) {
+        if self.up.state == RequestProgress::Done && !matches!(self.beyond, Beyond::Request) {
             let rest = &self.client.inbox.bytes()[self.up.pass..];
             self.beyond.look(rest);
         }
-        let sound = self.up.state != UpState::Cut || self.client.ended;
-        let over = matches!(self.down.state, DownState::Done | DownState::Ended);
+        let sound = self.up.state != RequestProgress::Cut || self.client.ended;
+        let over = matches!(self.down.state, ResponseProgress::Done | ResponseProgress::Ended);
         if !matches!(self.beyond, Beyond::Foreign) || !sound || over || !self.up.is_flushed() {
             return false;
         }
@@ -186,13 +186,16 @@ impl Exchange<'_> {
 
     /// Whether the client has sent a request behind the one that is being answered.
     fn waits_with_request(&self) -> bool {
-        self.up.state == UpState::Done && matches!(self.beyond, Beyond::Request) && !is_blank(self.rest())
+        self.up.state == RequestProgress::Done
+            && matches!(self.beyond, Beyond::Request)
+            && !is_blank(self.rest())
     }
 
     /// A server that closes behind its last response has mostly done so by the time that this is read. Then the rest of
     /// the response and the end go to the client in one segment, which it reads in one turn.
     fn look_behind(&mut self, cx: &mut Context<'_>) {
-        let complete = matches!(self.down.state, DownState::Done) && self.up.state == UpState::Done;
+        let complete =
+            matches!(self.down.state, ResponseProgress::Done) && self.up.state == RequestProgress::Done;
         let last = (self.close || self.down.close) && !self.single;
         if complete
             && last
@@ -238,7 +241,7 @@ impl Exchange<'_> {
                     }
                     ResponseKind::SwitchingProtocols | ResponseKind::Tunnel => {
                         down.pass = len;
-                        down.state = DownState::Tunnel;
+                        down.state = ResponseProgress::Tunnel;
                     }
                     ResponseKind::Final => {
                         down.close = head.close;
@@ -276,12 +279,12 @@ impl Exchange<'_> {
                     return Poll::Ready(Ok(None));
                 }
                 match ready!(self.poll_read_response(cx)) {
-                    Ok(0) if !self.down.begun && self.up.state != UpState::Sending => {
+                    Ok(0) if !self.down.begun && self.up.state != RequestProgress::Sending => {
                         return Poll::Ready(Ok(Some(Outcome::NoResponse(None))));
                     }
                     Ok(0) => {
                         self.down.pass = self.down.outbox.len();
-                        self.down.state = DownState::Ended;
+                        self.down.state = ResponseProgress::Ended;
                     }
                     Ok(_) => {}
                     Err(error) if !self.down.begun => {
@@ -300,10 +303,10 @@ impl Exchange<'_> {
         if let Some(target) = &self.target {
             down.lead = Lead { bytes: name_target(&down.outbox.bytes()[..head_len], target), sent: 0 };
             down.outbox.consume(head_len);
-            down.state = DownState::Body(body);
+            down.state = ResponseProgress::Body(body);
             self.follow_body(0);
         } else {
-            down.state = DownState::Body(body);
+            down.state = ResponseProgress::Body(body);
             self.follow_body(head_len);
         }
     }
@@ -311,18 +314,18 @@ impl Exchange<'_> {
     /// Marks what of the outbox, behind `skip` bytes, belongs to the response.
     fn follow_body(&mut self, skip: usize) {
         let down = &mut self.down;
-        let DownState::Body(body) = &mut down.state else { return };
+        let ResponseProgress::Body(body) = &mut down.state else { return };
         match body.advance(&down.outbox.bytes()[skip..]) {
             Ok(advance) => {
                 down.pass = skip + advance.consumed;
                 if advance.done {
-                    down.state = DownState::Done;
+                    down.state = ResponseProgress::Done;
                 }
             }
             Err(_) if self.diverted => {
                 self.counts.add(Count::ResponseIrregular);
                 down.pass = skip;
-                down.state = DownState::Broken;
+                down.state = ResponseProgress::Broken;
             }
             // RFC 9112 7.1: not to be followed any further. The client gets the bytes and judges.
             Err(_) => {
@@ -335,9 +338,9 @@ impl Exchange<'_> {
     }
 
     fn poll_response_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Reset>> {
-        let DownState::Body(body) = &mut self.down.state else { return Poll::Ready(Ok(())) };
+        let ResponseProgress::Body(body) = &mut self.down.state else { return Poll::Ready(Ok(())) };
         if body.is_done() {
-            self.down.state = DownState::Done;
+            self.down.state = ResponseProgress::Done;
             return Poll::Ready(Ok(()));
         }
         if !self.down.outbox.is_empty() {
@@ -352,14 +355,14 @@ impl Exchange<'_> {
                     return Poll::Ready(Ok(()));
                 }
                 Moved::End => {
-                    self.down.state = DownState::Ended;
+                    self.down.state = ResponseProgress::Ended;
                     return Poll::Ready(Ok(()));
                 }
                 Moved::NoPipe => {}
             }
         }
         match self.poll_read_response(cx) {
-            Poll::Ready(Ok(0)) => self.down.state = DownState::Ended,
+            Poll::Ready(Ok(0)) => self.down.state = ResponseProgress::Ended,
             Poll::Ready(Ok(_)) => {
                 self.down.silence = None;
                 self.follow_body(0);
@@ -376,7 +379,7 @@ impl Exchange<'_> {
         }
         let silence = self.down.silence.get_or_insert_with(|| Box::pin(sleep(SILENCE)));
         ready!(silence.as_mut().poll(cx));
-        self.down.state = DownState::Ended;
+        self.down.state = ResponseProgress::Ended;
         Poll::Ready(Ok(()))
     }
 

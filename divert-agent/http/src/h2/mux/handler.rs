@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::Answer;
+use super::LocalReply;
 use crate::baggage::KeyNames;
 use crate::h2::fields::RequestView;
 
 /// A connection to a diverted upstream, numbered by whoever opens it; never used twice.
-pub type UpId = u32;
+pub type UpstreamId = u32;
 
 /// A connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -17,24 +17,24 @@ pub enum Leg {
     /// To the destination that the client asked for.
     Original,
     /// To a developer's service.
-    Up(UpId),
+    Upstream(UpstreamId),
 }
 
 /// Where a request goes.
 #[derive(Debug)]
-pub enum Route {
+pub enum Dispatch {
     /// To the destination that the client asked for.
     Original,
     /// To another. One with an id that was not seen yet waits for [`Mux::opened`](super::Mux::opened) or
     /// [`Mux::unreachable`](super::Mux::unreachable).
-    Up {
+    Upstream {
         /// Which.
-        id: UpId,
+        id: UpstreamId,
         /// To the original destination, where it cannot be connected to.
         shared: bool,
     },
     /// Nowhere.
-    Answer(Answer),
+    Reply(LocalReply),
     /// Nowhere, and the client may try again.
     Refuse,
 }
@@ -43,7 +43,7 @@ pub enum Route {
 #[derive(Debug)]
 pub struct Verdict<T> {
     /// Where it goes.
-    pub route: Route,
+    pub dispatch: Dispatch,
     /// The key to give it.
     pub inject: Option<Box<str>>,
     /// `x-divert-target` for its response.
@@ -64,7 +64,7 @@ pub enum Fate {
 }
 
 /// Who decides.
-pub trait Host {
+pub trait Handler {
     /// What a request is counted by.
     type Token;
     /// The names of keys.
@@ -74,15 +74,15 @@ pub trait Host {
     /// The fate of a request is known.
     fn settle(&mut self, token: Self::Token, fate: Fate);
     /// The answer to a request whose head is too large.
-    fn too_large(&mut self) -> Answer;
+    fn too_large(&mut self) -> LocalReply;
     /// A diverted upstream that has answered takes no more streams, or is gone: another connection for those that may go
     /// to another, of which `sent` were sent to it. Not seen yet, as ids must rise on a connection; none where there is
     /// nobody to connect to.
-    fn again(&mut self, id: UpId, sent: usize) -> Option<UpId>;
+    fn reconnect(&mut self, id: UpstreamId, sent: usize) -> Option<UpstreamId>;
     /// The answer to an extended CONNECT (RFC 8441) for a server that does not offer it.
-    fn no_connect(&mut self, id: UpId) -> Answer;
+    fn no_connect(&mut self, id: UpstreamId) -> LocalReply;
     /// The time by a clock that only goes forward.
     fn now(&mut self) -> Duration;
     /// The answer to a request whose server has gone, or never was there.
-    fn lost(&mut self, leg: Leg) -> Answer;
+    fn lost(&mut self, leg: Leg) -> LocalReply;
 }
