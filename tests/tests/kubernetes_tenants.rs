@@ -303,6 +303,11 @@ fn endpoints_that_are_not_hers(stage: &Stage) -> Result<()> {
         json!({"kind": "Pod", "namespace": "mallory", "name": "web"}),
     ))?;
     stage.admin().create(&faked)?;
+    // All that can be written is right; the address is not that Pod's.
+    let own = json!({"kind": "Pod", "namespace": "mallory", "name": "web"});
+    let mut beside_own = slice("web", "endpointslice-controller.k8s.io", own);
+    beside_own["metadata"]["name"] = json!("web-beside");
+    stage.admin().create(&beside_own)?;
     for namespace in ["staging", "mallory"] {
         let selector = if namespace == "staging" { json!({"app": "web"}) } else { Value::Null };
         stage.admin().create(&json!({
@@ -326,9 +331,11 @@ fn endpoints_that_are_not_hers(stage: &Stage) -> Result<()> {
         "spec": {"type": "ExternalName", "externalName": "web.alice.svc.cluster.local"},
     }))?;
     stage.nothing_has_moved("naming others' endpoints")?;
-    if let gone @ Err(_) = stage.admin().delete(ENDPOINT_SLICE, "mallory", "web-stolen") {
-        // The real controller takes what bears its name, sooner or later.
-        assert_eq!(Refusal::of(gone)?.code, 404);
+    for name in ["web-stolen", "web-beside"] {
+        if let gone @ Err(_) = stage.admin().delete(ENDPOINT_SLICE, "mallory", name) {
+            // The real controller takes what bears its name, sooner or later.
+            assert_eq!(Refusal::of(gone)?.code, 404);
+        }
     }
     stage.admin().delete(SERVICE, "staging", "api")
 }

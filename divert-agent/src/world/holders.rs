@@ -29,6 +29,7 @@ impl Holders {
 
     /// A Pod came, changed or went.
     pub(super) fn set_pod(&mut self, old: Option<&Pod>, new: Option<&Pod>, touched: &mut Touched) {
+        Self::note_move(old, new, touched);
         let (old, new) = (old.map_or_else(BTreeSet::new, held), new.map_or_else(BTreeSet::new, held));
         for (address, pod) in old.difference(&new) {
             if let Some(pods) = self.pods.get_mut(address) {
@@ -42,6 +43,16 @@ impl Holders {
             self.pods.entry(*address).or_default().insert(pod.clone());
         }
         touched.addresses.extend(old.symmetric_difference(&new).map(|(address, _)| *address));
+    }
+
+    /// Notes a Pod whose endpoints may count otherwise now: it came, went, or has other addresses.
+    fn note_move(old: Option<&Pod>, new: Option<&Pod>, touched: &mut Touched) {
+        fn running(pod: Option<&Pod>) -> Option<&[IpAddr]> {
+            pod.filter(|pod| !pod.finished).map(|pod| &*pod.addresses)
+        }
+        if running(old) != running(new) {
+            touched.moved.extend(old.or(new).map(|pod| pod.pod.clone()));
+        }
     }
 
     /// A slice came or went. Services that have endpoints on their way out where it has ready ones are touched.
@@ -76,12 +87,15 @@ fn held(pod: &Pod) -> BTreeSet<(IpAddr, PodRef)> {
 }
 
 impl World {
-    /// Whether a Pod that runs has the endpoint's address, and it is not the endpoint's own.
+    /// Whether the endpoint's address is not that of the Pod it names, as far as Pods are known: that one runs and has
+    /// other addresses, or another has this one. Whoever may write EndpointSlices can name a Pod of theirs and give it
+    /// anybody's address.
     pub fn is_strangers(&self, service: &ServiceRef, endpoint: &Endpoint) -> bool {
-        let (Some(name), Some(pods)) = (&endpoint.pod, self.holders.pods.get(&endpoint.address)) else {
-            return false;
-        };
-        !pods.iter().any(|pod| pod.namespace == service.namespace && pod.name == *name)
+        let Some(name) = &endpoint.pod else { return false };
+        if let Some(own) = self.pod(&service.namespace, name).filter(|pod| !pod.finished) {
+            return !own.addresses.contains(&endpoint.address);
+        }
+        self.holders.pods.contains_key(&endpoint.address)
     }
 
     /// Of these addresses of a namespace's Pods, on their way out, those at which a ready endpoint names another Pod.
@@ -114,11 +128,19 @@ impl World {
 
     /// Touches the services with endpoints at touched addresses.
     pub fn touch_endpoints(&self, touched: &mut Touched) {
-        let addresses = std::mem::take(&mut touched.addresses);
-        if addresses.is_empty() {
+        let (addresses, moved) = (std::mem::take(&mut touched.addresses), std::mem::take(&mut touched.moved));
+        if addresses.is_empty() && moved.is_empty() {
             return;
         }
-        let at = |slice: &&EndpointSlice| slice.endpoints.iter().any(|it| addresses.contains(&it.address));
+        let moved: HashSet<_> = moved.iter().map(|pod| (&*pod.namespace, &*pod.name)).collect();
+        let names_moved = |slice: &EndpointSlice, endpoint: &Endpoint| {
+            let pod = endpoint.pod.as_deref().filter(|_| !moved.is_empty());
+            pod.is_some_and(|name| moved.contains(&(&*slice.service.namespace, name)))
+        };
+        let at = |slice: &&EndpointSlice| {
+            let mut endpoints = slice.endpoints.iter();
+            endpoints.any(|it| addresses.contains(&it.address) || names_moved(slice, it))
+        };
         touched.services.extend(self.all_slices().filter(at).map(|slice| slice.service.clone()));
     }
 

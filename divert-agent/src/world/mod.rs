@@ -59,6 +59,8 @@ pub struct Touched {
     pub ingresses: BTreeSet<IngressRef>,
     /// Addresses that are another Pod's than before; which services that touches, [`World::touch_endpoints`] finds out.
     addresses: HashSet<IpAddr>,
+    /// Pods that have other addresses than before; likewise.
+    moved: BTreeSet<PodRef>,
 }
 
 /// All objects, by namespace.

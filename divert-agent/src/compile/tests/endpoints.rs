@@ -198,6 +198,13 @@ fn an_address_that_another_pod_has_by_now_does_not_count() {
             ("its own Pod", vec![pod("alice", "catalog-1", "10.0.1.1")], THERE),
             ("a Pod of staging by its name", vec![pod("staging", "catalog-1", "10.0.1.1")], GONE),
             ("another Pod of alice", vec![pod("alice", "catalog-2", "10.0.1.1")], GONE),
+            ("its own Pod, elsewhere", vec![pod("alice", "catalog-1", "10.0.1.9")], GONE),
+            (
+                "its own Pod, elsewhere, and a Pod of staging",
+                vec![pod("alice", "catalog-1", "10.0.1.9"), pod("staging", "catalog-9", "10.0.1.1")],
+                GONE,
+            ),
+            ("its own Pod, which has ended", vec![finished("alice", "catalog-1")], THERE),
             ("a Pod elsewhere", vec![pod("staging", "catalog-1", "10.0.1.9")], THERE),
             ("a Pod that has ended", vec![finished("staging", "job-1")], THERE),
             ("a Pod of the host's network", vec![host("staging", "node-1")], THERE),
@@ -210,6 +217,42 @@ fn an_address_that_another_pod_has_by_now_does_not_count() {
             let slices = std::iter::once(own()).chain(others).collect::<Vec<_>>();
             assert_eq!(route(&slices), expected, "{who}, leaving: {leaving}");
         }
+    }
+}
+
+/// In whatever order they come: the Pod after the slice that names it, and its other address after that.
+#[test]
+fn an_endpoint_counts_while_its_pod_has_its_address() {
+    let mut planner = planner(&[
+        shared_namespace("staging"),
+        namespace("alice"),
+        service("staging", "catalog", "clusterIP: 10.96.0.12, ports: [{name: http, port: 8080}]"),
+        service("alice", "catalog", "ports: [{name: http, port: 8080}]"),
+        divert("alice", "d", "sharedNamespace: staging"),
+        of_pod("alice", "catalog", "catalog-1", false),
+    ]);
+    let host = |address| pod("alice", "catalog-1", address).replace("spec: {}", "spec: {hostNetwork: true}");
+    for (own, expected) in [
+        (pod("alice", "catalog-1", "10.0.1.9"), GONE),
+        (pod("alice", "catalog-1", "10.0.1.1"), THERE),
+        (host("10.0.1.9"), GONE),
+        (host("10.0.1.1"), THERE),
+        (pod("alice", "catalog-1", "''"), GONE),
+        (pod("alice", "catalog-1", "10.0.1.1"), THERE),
+        (pod("alice", "catalog-1", "10.0.1.9"), GONE),
+        (
+            document(
+                "v1",
+                "Pod",
+                "name: catalog-1, namespace: alice",
+                "status: {podIP: 10.0.1.9, phase: Failed}",
+            ),
+            THERE,
+        ),
+    ] {
+        planner.update(objects(&own));
+        let line = capture_at(&planner, "10.96.0.12:8080").unwrap();
+        assert_eq!(line.split_once("alice>").unwrap().1, expected, "{own}");
     }
 }
 
