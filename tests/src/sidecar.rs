@@ -2,14 +2,14 @@
 //! each was meant to go, connects there as its own user, and passes bytes both ways.
 
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::Result;
-use socket2::Socket;
+use socket2::{SockRef, Socket};
 
 use crate::broker::User;
 use crate::lab::{Family, Pod};
@@ -47,6 +47,7 @@ pub struct Sidecar {
 struct Shared {
     pod: Arc<Pod>,
     kind: Kind,
+    family: Family,
     accepted: AtomicUsize,
     ending: AtomicBool,
 }
@@ -60,19 +61,36 @@ impl Sidecar {
         Self::start_as(pod, Kind::Forwarding)
     }
 
+    /// The same for connections of one family.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start_by(pod: &Arc<Pod>, family: Family) -> Result<Self> {
+        Self::serving(pod, Kind::Forwarding, family)
+    }
+
     /// Serves in the background.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn start_as(pod: &Arc<Pod>, kind: Kind) -> Result<Self> {
-        let socket = pod.socket_as(USER, Family::V4)?;
+        Self::serving(pod, kind, Family::V4)
+    }
+
+    fn serving(pod: &Arc<Pod>, kind: Kind, family: Family) -> Result<Self> {
+        let socket = pod.socket_as(USER, family)?;
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, PORT)).into())?;
+        let loopback: IpAddr = match family {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        socket.bind(&SocketAddr::from((loopback, PORT)).into())?;
         socket.listen(1024)?;
         let listener = Arc::new(TcpListener::from(socket));
         let shared = Arc::new(Shared {
             pod: Arc::clone(pod),
             kind,
+            family,
             accepted: AtomicUsize::new(0),
             ending: AtomicBool::new(false),
         });
@@ -114,13 +132,13 @@ impl Shared {
     fn serve(&self, client: &TcpStream, number: u16) -> io::Result<()> {
         USER.take_on();
         let to = match self.kind {
-            Kind::Forwarding | Kind::FromOwnPorts => original_destination(client)?,
+            Kind::Forwarding | Kind::FromOwnPorts => original_destination(client, self.family)?,
             Kind::ByHost(to) => {
                 client.peek(&mut [0])?;
                 to
             }
         };
-        let socket = self.pod.socket_as(USER, Family::V4)?;
+        let socket = self.pod.socket_as(USER, self.family)?;
         if self.kind == Kind::FromOwnPorts {
             socket.set_reuse_address(true)?;
             socket.bind(&SocketAddr::from((self.pod.v4, FROM + number)).into())?;
@@ -141,27 +159,14 @@ fn pass(from: &TcpStream, to: &TcpStream) {
     let _ = to.shutdown(Shutdown::Write);
 }
 
-/// SO_ORIGINAL_DST (linux/netfilter_ipv4.h).
-fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
-    const SO_ORIGINAL_DST: libc::c_int = 80;
-    // SAFETY: a sockaddr_in of zeros is one.
-    let mut address: libc::sockaddr_in = unsafe { std::mem::zeroed() };
-    let mut length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: the option writes one sockaddr_in, and the pointer and length describe one.
-    let done = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_IP,
-            SO_ORIGINAL_DST,
-            (&raw mut address).cast(),
-            &raw mut length,
-        )
+/// Where a connection was meant to go, as netfilter remembers.
+fn original_destination(stream: &TcpStream, family: Family) -> io::Result<SocketAddr> {
+    let socket = SockRef::from(stream);
+    let address = match family {
+        Family::V4 => socket.original_dst_v4()?,
+        Family::V6 => socket.original_dst_v6()?,
     };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let ip = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
-    Ok(SocketAddrV4::new(ip, u16::from_be(address.sin_port)).into())
+    address.as_socket().ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
 }
 
 /// A client's socket of a pod, of any user.
