@@ -11,7 +11,7 @@ use divert_tests::agent;
 use divert_tests::http::{Http, Response};
 use divert_tests::kube::{
     ApiServer, Client, DIVERT, ENDPOINT_SLICE, EVENT, INGRESS, Kind, NAMESPACE, OKTETO_DIVERT, Options, POD,
-    PORT, Refusal, SERVICE, Town, install_accounts, install_oktetos_definition,
+    PORT, Refusal, SERVICE, Town, install_accounts, install_anothers_definition, install_oktetos_definition,
 };
 use divert_tests::lab::{Family, Lab, Pod};
 use divert_tests::process::{Place, Process};
@@ -135,6 +135,8 @@ impl Stage {
             ("at alice's host", self.ask(&client, ALICES_HOST, None)?),
             ("at the shared host", self.ask(&client, SHARED_HOST, None)?),
             ("at a host without a rule", self.ask(&client, "mallory.example.com", None)?),
+            ("at a host of an HTTPRoute", self.ask(&client, "mallory-films.example.com", None)?),
+            ("at a host of a VirtualService", self.ask(&client, "films-mallory.example.com", None)?),
             ("at a host of no zone", self.ask(&client, "mallory.elsewhere.org", None)?),
             ("from alice's pod", self.ask(&alice, "web", None)?),
         ];
@@ -211,6 +213,8 @@ fn ought(mallory_diverts: bool) -> BTreeMap<&'static str, String> {
         ("at alice's host", "alice/web"),
         ("at the shared host", "staging/web"),
         ("at a host without a rule", "staging/web"),
+        ("at a host of an HTTPRoute", "staging/web"),
+        ("at a host of a VirtualService", "staging/web"),
         ("at a host of no zone", "staging/web"),
         ("from alice's pod", "alice/web"),
     ]
@@ -252,12 +256,25 @@ fn others_hosts(stage: &Stage) -> Result<()> {
     rule.remove("host");
     unruled["spec"]["tls"] = json!([{"hosts": ["mallory.example.com"]}]);
     stage.admin().create(&unruled)?;
+    // Kinds whose definitions come while everybody runs, one of them in a version of its own.
+    for (group, version, kind, field, host) in [
+        ("gateway.networking.k8s.io", "v1", "HTTPRoute", "hostnames", "mallory-films.example.com"),
+        ("networking.istio.io", "v1beta1", "VirtualService", "hosts", "films-mallory.example.com"),
+    ] {
+        install_anothers_definition(stage.admin(), group, kind, version)?;
+        stage.admin().create(&json!({
+            "apiVersion": format!("{group}/{version}"), "kind": kind,
+            "metadata": {"name": "films", "namespace": "staging"}, "spec": {field: [host]},
+        }))?;
+    }
     let hosts = [
         ALICES_HOST,
         SHARED_HOST,
         "alice.example.com",
         "mallory.example.com",
         "mallory.elsewhere.org",
+        "mallory-films.example.com",
+        "films-mallory.example.com",
         "web.staging",
         "web.staging.svc.cluster.local",
     ];

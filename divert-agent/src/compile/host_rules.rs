@@ -4,7 +4,7 @@
 //! nobody's: who could have them granted would take traffic that is not theirs. What else the shared application is
 //! served at cannot be known: load balancers, gateways and ingress controllers of other kinds keep that to themselves.
 //! So a name alone gives nothing. Somebody has to say that it is for developers: the shared namespace, by a pattern
-//! or a zone, or the cluster's ingress controller, as it serves an Ingress of the developer's for it.
+//! or a zone, or the cluster's ingress controller, as it serves an Ingress or route of the developer's for it.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -66,26 +66,26 @@ impl<'a> Rules<'a> {
             };
         }
         let namings = self.served.naming(host);
-        let own = namings.iter().filter(|it| it.by_rule && it.ingress.namespace == *developer);
-        let others = namings.iter().filter(|it| it.ingress.namespace != *developer);
+        let own = namings.iter().filter(|it| it.by_rule && *it.object.namespace == **developer);
+        let others = namings.iter().filter(|it| *it.object.namespace != **developer);
         match (own.min_by_key(|it| it.rank()), others.min_by_key(|it| it.rank())) {
             (Some(_), None) => allowed(shared.to_vec()),
             (Some(own), Some(other)) if own.rank() < other.rank() => allowed(shared.to_vec()),
             _ if !by_pattern.is_empty() => allowed(by_pattern),
             (Some(own), Some(other)) => Err(format!(
-                "{host} may not be {developer}'s: Ingress {} serves it, and is older than Ingress {}; choose another \
+                "{host} may not be {developer}'s: {} serves it, and is older than {}; choose another \
                  host, or {}",
-                other.ingress,
-                own.ingress,
+                other.object,
+                own.object,
                 zone_wanted(host, shared)
             )),
             (None, Some(other)) => Err(format!(
-                "{host} may not be {developer}'s: Ingress {} serves it; choose another host, or {}",
-                other.ingress,
+                "{host} may not be {developer}'s: {} serves it; choose another host, or {}",
+                other.object,
                 zone_wanted(host, shared)
             )),
             _ => Err(format!(
-                "{host} may not be {developer}'s: {developer} has no Ingress with a rule for it, and nothing says \
+                "{host} may not be {developer}'s: {developer} has no Ingress or route for it, and nothing says \
                  that hosts beside it are for developers; add an Ingress, or {}",
                 zone_wanted(host, shared)
             )),
@@ -109,10 +109,10 @@ impl<'a> Rules<'a> {
             return Err(format!("{host} may name a Service of the cluster: write a name from outside of it"));
         }
         let namings = self.served.naming(host).iter();
-        let shared = namings.filter(|it| self.is_protected(&it.ingress.namespace));
-        match shared.map(|it| it.ingress).min() {
-            Some(ingress) => Err(format!(
-                "{host} is a host of the shared application (Ingress {ingress}), whose requests carry nobody's key: \
+        let shared = namings.filter(|it| self.is_protected(it.object.namespace));
+        match shared.map(|it| it.object).min() {
+            Some(object) => Err(format!(
+                "{host} is a host of the shared application ({object}), whose requests carry nobody's key: \
                  choose another host"
             )),
             None => Ok(()),
@@ -138,7 +138,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// Whether the hosts of a namespace's Ingresses are nobody's. Where the operator says which namespaces may be
+    /// Whether the hosts that a namespace's objects name are nobody's. Where the operator says which namespaces may be
     /// shared, a tenant's label protects nothing.
     fn is_protected(&self, namespace: &str) -> bool {
         match &self.settings.shared_namespaces {

@@ -203,6 +203,7 @@ impl Judge {
         let affected = !touched.pairs.is_empty()
             || !touched.namespaces.is_empty()
             || !touched.ingresses.is_empty()
+            || touched.routes
             || touched.services.iter().any(|service| self.granted.followed.contains(service));
         if !affected {
             return;

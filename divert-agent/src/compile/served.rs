@@ -1,32 +1,47 @@
-//! Which Ingresses serve a host, looked up by name: each is gone through once, however many hosts are asked for.
+//! Which objects serve a host, looked up by name: each is gone through once, however many hosts are asked for.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 
-use crate::world::{Ingress, IngressRef, World};
+use crate::world::{Ingress, IngressRef, Route, World};
 
-/// The Ingresses of the world by what they serve.
+/// The Ingresses, routes and gateways of the world by what they serve.
 pub(super) struct Served<'a> {
-    /// By a host that a rule or more names, or a certificate or an alias.
+    /// By a host that a rule or more names, or a certificate, an alias or a listener.
     named: HashMap<&'a str, Vec<Naming<'a>>>,
     namespaces: HashMap<&'a str, Rules<'a>>,
 }
 
-/// An Ingress that names a host.
+/// An object that names a host.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Naming<'a> {
-    pub(super) ingress: &'a IngressRef,
-    /// By a rule, which says where its requests go.
+    pub(super) object: Named<'a>,
+    /// It says where the host's requests go.
     pub(super) by_rule: bool,
     created: Option<Timestamp>,
 }
 
+/// Kind, namespace and name of an Ingress, route or gateway.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Named<'a> {
+    pub(super) kind: &'static str,
+    pub(super) namespace: &'a str,
+    name: &'a str,
+}
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
 impl<'a> Naming<'a> {
-    /// The older Ingress first, as ingress controllers give a host that two name to the older one.
-    pub(super) fn rank(&self) -> (Option<Timestamp>, &'a IngressRef) {
-        (self.created, self.ingress)
+    /// The older first, as ingress controllers give a host that two name to the older one.
+    pub(super) fn rank(&self) -> (Option<Timestamp>, Named<'a>) {
+        (self.created, self.object)
     }
 }
 
@@ -54,13 +69,23 @@ impl<'a> Served<'a> {
         for ingress in world.all_ingresses() {
             served.add(ingress);
         }
+        for route in world.all_routes() {
+            let Route { kind, namespace, name, created, hosts } = route;
+            let object = Named { kind: kind.name(), namespace, name };
+            let naming = Naming { object, by_rule: kind.is_route(), created: *created };
+            for host in hosts {
+                served.named.entry(host).or_default().push(naming);
+            }
+        }
         served
     }
 
     fn add(&mut self, ingress: &'a Ingress) {
         let by_rule = ingress.rules.iter().filter_map(|rule| Some((rule.host.as_deref()?, true)));
         for (host, by_rule) in by_rule.chain(ingress.names.iter().map(|name| (&**name, false))) {
-            let naming = Naming { ingress: &ingress.ingress, by_rule, created: ingress.created };
+            let IngressRef { namespace, name } = &ingress.ingress;
+            let object = Named { kind: "Ingress", namespace, name };
+            let naming = Naming { object, by_rule, created: ingress.created };
             self.named.entry(host).or_default().push(naming);
         }
         let rules = self.namespaces.entry(&ingress.ingress.namespace).or_default();

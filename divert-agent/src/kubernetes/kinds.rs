@@ -7,13 +7,14 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::sync::mpsc::Sender;
 
-use super::objects::objects;
-use super::sync::Invalid;
+use super::objects::{BackOff, objects};
+use super::sync::{Invalid, Step};
 use super::watch::{Converted, Message, Task, Unfit, forward};
 use crate::api;
-use crate::world::{Convert, DivertApi, Object, ObjectKind};
+use crate::world::{Convert, DivertApi, Object, ObjectKind, RouteKind, RouteObject};
 
 /// The label of Services that the controller made; they never count as anybody's own (semantics.md,
 /// "Names that resolve"), and there may be thousands.
@@ -65,6 +66,43 @@ pub(super) fn watch_diverts(client: &Client, group: DivertApi, steps: &Sender<Me
     Task::spawn(async move { forward(kind, stream, |object| convert_divert(group, object), steps).await })
 }
 
+/// Watches routes or gateways, of the version that the API server prefers. Fields that are not as they should be make
+/// an object nobody's: the definitions are not ours.
+pub(super) fn watch_routes(client: &Client, kind: RouteKind, steps: &Sender<Message>) -> Task {
+    let (client, steps) = (client.clone(), steps.clone());
+    Task::spawn(async move {
+        let mut back_off = BackOff::default();
+        // The definition is there: until the kind is served, and while the API server is away, it is asked for again.
+        let resource = loop {
+            let found = kube::discovery::group(&client, kind.group()).await;
+            match found.map(|group| group.recommended_kind(kind.name())) {
+                Ok(Some((resource, _))) => break resource,
+                Ok(None) => {}
+                Err(error) => {
+                    let step = Step::Trouble(error.to_string());
+                    let message = Message { kind: ObjectKind::Route(kind), step, original: None };
+                    if steps.send(message).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            back_off.pause().await;
+        };
+        let api = Api::<DynamicObject>::all_with(client, &resource);
+        let stream = objects(api, watcher::Config::default());
+        let convert = |object| convert_route(kind, object);
+        forward(ObjectKind::Route(kind), stream, convert, steps).await;
+    })
+}
+
+fn convert_route(kind: RouteKind, object: DynamicObject) -> Converted {
+    let unfit = |error: &dyn std::fmt::Display| Unfit::Nobodys(error.to_string());
+    // Objects of a list come without their kind.
+    let value = json!({"kind": kind, "metadata": object.metadata, "spec": object.data.get("spec")});
+    let route: RouteObject = serde_json::from_value(value).map_err(|error| unfit(&error))?;
+    Ok((route.convert().map_err(|error| unfit(&error))?, None))
+}
+
 /// How the API server knows Diverts of a group.
 pub(crate) fn resource(group: DivertApi) -> ApiResource {
     let kind = match group {
@@ -104,8 +142,6 @@ fn understand_divert(group: DivertApi, object: &DynamicObject) -> Result<Object,
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn divert(group: DivertApi, spec: serde_json::Value) -> Result<Object, String> {

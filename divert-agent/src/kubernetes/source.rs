@@ -6,10 +6,11 @@ use kube::Client;
 use kube::api::DynamicObject;
 use tokio::sync::mpsc::{Receiver, channel};
 
+use super::definitions::{self, Defined};
+use super::kinds;
 use super::sync::{Invalid, Sync};
 use super::watch::{Message, Task};
-use super::{definitions, kinds};
-use crate::world::{DivertApi, ObjectKind, ObjectRef, World, WorldChange};
+use crate::world::{DivertApi, ObjectKind, ObjectRef, RouteKind, World, WorldChange};
 
 /// Steps on their way: a long list waits for its reader.
 const IN_FLIGHT: usize = 1024;
@@ -39,17 +40,21 @@ impl Source {
     /// is not ours. Whoever writes waits for them, as it would else take back the names that are theirs.
     pub(crate) fn start(client: &Client, node: Option<&str>) -> Self {
         let (sender, steps) = channel(IN_FLIGHT);
-        let groups = [DivertApi::Divert, DivertApi::Okteto];
+        let groups = [DivertApi::Divert, DivertApi::Okteto].map(Defined::Divert);
+        let defined = || groups.into_iter().chain(RouteKind::ALL.map(Defined::Route));
         let kinds = kinds::BUILT_IN
             .into_iter()
             .chain(node.map(|_| ObjectKind::Pod))
-            .chain(groups.map(ObjectKind::Divert));
+            .chain(defined().map(ObjectKind::from));
         let mut sync = Sync::new(kinds);
         if node.is_some() {
             sync = sync.dispensing_with(ObjectKind::Divert(DivertApi::Okteto));
         }
+        for kind in RouteKind::ALL {
+            sync = sync.dispensing_with(ObjectKind::Route(kind));
+        }
         let mut tasks = kinds::start(client, node, &sender);
-        tasks.extend(groups.map(|group| definitions::start(client, group, &sender)));
+        tasks.extend(defined().map(|kind| definitions::start(client, kind, &sender)));
         Self { steps, sync, _tasks: tasks }
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::locate::{self, Step};
 use crate::api;
-use crate::world::{Convert, DivertApi, Object, ObjectKind, ObjectRef};
+use crate::world::{Convert, DivertApi, Object, ObjectKind, ObjectRef, RouteKind, RouteObject};
 
 /// Something in a file that looks like an object.
 #[derive(Debug)]
@@ -131,6 +131,9 @@ impl Reader<'_> {
             }
             ("networking.k8s.io/v1", "Ingress") => {
                 self.object::<networking::Ingress>(value, ObjectKind::Ingress, within);
+            }
+            _ if let Some(route) = RouteKind::of(version, kind) => {
+                self.object::<RouteObject>(value, ObjectKind::Route(route), within);
             }
             (api::DIVERT_API, "Divert") => {
                 self.divert(value, within);

@@ -14,7 +14,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::object::Labels;
 use super::{
     Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Ingress, IngressRef,
-    IngressRule, Namespace, Object, Pod, Selector, Service, ServiceKind, ServicePort, SlicePort, TargetPort,
+    IngressRule, Namespace, Object, Pod, Route, RouteObject, Selector, Service, ServiceKind, ServicePort,
+    SlicePort, TargetPort,
 };
 use crate::api;
 use crate::plan::{PodRef, ServiceRef};
@@ -217,6 +218,18 @@ impl Convert for core::Pod {
             ports,
             hostname: spec.hostname.map(Arc::from),
             subdomain: spec.subdomain.map(Arc::from),
+        }))
+    }
+}
+
+impl Convert for RouteObject {
+    fn convert(mut self) -> Result<Object, ConvertError> {
+        Ok(Object::Route(Route {
+            kind: self.kind,
+            namespace: namespace(&self.metadata)?,
+            name: name(&self.metadata)?,
+            created: self.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            hosts: self.hosts(),
         }))
     }
 }

@@ -8,6 +8,7 @@ mod convert;
 mod holders;
 mod intern;
 mod object;
+mod route;
 mod selector;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -20,6 +21,7 @@ pub use object::{
     IngressRule, Labels, Namespace, Object, ObjectKind, ObjectRef, Pod, Service, ServiceKind, ServicePort,
     SlicePort, TargetPort,
 };
+pub use route::{Route, RouteKind, RouteObject};
 pub use selector::{Selector, SelectorError};
 
 use crate::plan::{PodRef, ServiceRef};
@@ -57,6 +59,8 @@ pub struct Touched {
     pub pairs: BTreeSet<Pair>,
     /// Ingresses that came, went or changed.
     pub ingresses: BTreeSet<IngressRef>,
+    /// Whether routes or gateways did.
+    pub routes: bool,
     /// Addresses that are another Pod's than before; which services that touches, [`World::touch_endpoints`] finds out.
     addresses: HashSet<IpAddr>,
     /// Pods that have other addresses than before; likewise.
@@ -84,6 +88,7 @@ struct Contents {
     slice_service: HashMap<Arc<str>, Arc<str>>,
     pods: BTreeMap<Arc<str>, Pod>,
     ingresses: BTreeMap<Arc<str>, Ingress>,
+    routes: BTreeMap<(RouteKind, Arc<str>), Route>,
     diverts: BTreeMap<DivertRef, Divert>,
 }
 
@@ -94,6 +99,7 @@ impl Contents {
             && self.slices.is_empty()
             && self.pods.is_empty()
             && self.ingresses.is_empty()
+            && self.routes.is_empty()
             && self.diverts.is_empty()
     }
 }
@@ -111,6 +117,7 @@ impl World {
                     Object::EndpointSlice(slice) => self.set_slice(slice, touched),
                     Object::Pod(pod) => self.set_pod(pod, touched),
                     Object::Ingress(ingress) => self.set_ingress(ingress, touched),
+                    Object::Route(route) => self.set_route(route, touched),
                     Object::Divert(divert) => self.set_divert(divert, touched),
                 }
             }
@@ -172,6 +179,11 @@ impl World {
         self.contents.values().flat_map(|contents| contents.ingresses.values())
     }
 
+    /// Routes and gateways of all namespaces, in no order.
+    pub fn all_routes(&self) -> impl Iterator<Item = &Route> {
+        self.contents.values().flat_map(|contents| contents.routes.values())
+    }
+
     /// The Divert of that name.
     pub fn divert(&self, divert: &DivertRef) -> Option<&Divert> {
         self.contents.get(&divert.namespace)?.diverts.get(divert)
@@ -201,6 +213,10 @@ impl World {
                 ObjectKind::EndpointSlice => contents.slice_service.keys().for_each(add),
                 ObjectKind::Pod => contents.pods.keys().for_each(add),
                 ObjectKind::Ingress => contents.ingresses.keys().for_each(add),
+                ObjectKind::Route(kind) => {
+                    let of_kind = contents.routes.keys().filter(|(it, _)| *it == kind);
+                    of_kind.for_each(|(_, name)| add(name));
+                }
                 ObjectKind::Divert(api) => {
                     let of_api = contents.diverts.keys().filter(|it| it.api == api);
                     of_api.for_each(|it| add(&it.name));
@@ -267,6 +283,15 @@ impl World {
         contents.ingresses.insert(ingress.ingress.name.clone(), ingress);
     }
 
+    fn set_route(&mut self, route: Route, touched: &mut Touched) {
+        let contents = self.contents.entry(route.namespace.clone()).or_default();
+        let key = (route.kind, route.name.clone());
+        if contents.routes.get(&key) != Some(&route) {
+            touched.routes = true;
+            contents.routes.insert(key, route);
+        }
+    }
+
     fn set_divert(&mut self, divert: Divert, touched: &mut Touched) {
         let contents = self.contents.entry(divert.divert.namespace.clone()).or_default();
         if contents.diverts.get(&divert.divert) == Some(&divert) {
@@ -307,6 +332,9 @@ impl World {
                 if let Some(old) = contents.ingresses.remove(&object.name) {
                     touched.ingresses.insert(old.ingress);
                 }
+            }
+            ObjectKind::Route(kind) => {
+                touched.routes |= contents.routes.remove(&(kind, object.name.clone())).is_some();
             }
             ObjectKind::Divert(api) => {
                 let divert =

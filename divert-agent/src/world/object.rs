@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
 use super::intern::Interner;
-use super::{Pair, Selector, SelectorError};
+use super::{Pair, Route, RouteKind, Selector, SelectorError};
 use crate::api;
 use crate::plan::{OnUnavailable, PodRef, ServiceRef};
 
@@ -38,6 +38,8 @@ pub enum ObjectKind {
     Pod,
     /// networking.k8s.io/v1.
     Ingress,
+    /// Of the Gateway API or Istio.
+    Route(RouteKind),
     /// Of either group.
     Divert(DivertApi),
 }
@@ -50,6 +52,7 @@ impl fmt::Display for ObjectKind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
             Self::Ingress => "Ingress",
+            Self::Route(kind) => kind.name(),
             Self::Divert(DivertApi::Divert) => "Divert",
             Self::Divert(DivertApi::Okteto) => "Divert.okteto.com",
         })
@@ -96,6 +99,8 @@ pub enum Object {
     Pod(Pod),
     /// networking.k8s.io/v1.
     Ingress(Ingress),
+    /// Of the Gateway API or Istio.
+    Route(Route),
     /// Of either group.
     Divert(Divert),
 }
@@ -114,6 +119,9 @@ impl Object {
             Self::Pod(Pod { pod, .. }) => (ObjectKind::Pod, pod.namespace.clone(), pod.name.clone()),
             Self::Ingress(Ingress { ingress, .. }) => {
                 (ObjectKind::Ingress, ingress.namespace.clone(), ingress.name.clone())
+            }
+            Self::Route(Route { kind, namespace, name, .. }) => {
+                (ObjectKind::Route(*kind), namespace.clone(), name.clone())
             }
             Self::Divert(Divert { divert, .. }) => {
                 (ObjectKind::Divert(divert.api), divert.namespace.clone(), divert.name.clone())
@@ -143,6 +151,7 @@ impl Object {
                 rules.iter_mut().flat_map(|rule| &mut rule.services).for_each(&mut intern);
                 default_backend.iter_mut().for_each(intern);
             }
+            Self::Route(route) => intern(&mut route.namespace),
             Self::Divert(Divert { divert, shared, .. }) => {
                 intern(&mut divert.namespace);
                 intern(shared);

@@ -36,7 +36,9 @@ pub use names::resolve;
 pub use okteto::OktetoCli;
 pub use program::program;
 pub use server::{ApiServer, Options};
-pub use town::{PORT, Town, install_accounts, install_definition, install_oktetos_definition};
+pub use town::{
+    PORT, Town, install_accounts, install_anothers_definition, install_definition, install_oktetos_definition,
+};
 
 // What a cluster with real nodes is made of as well.
 pub(crate) use parts::{ETCD, etcd};

@@ -200,17 +200,30 @@ fn wait_for_policy(controllers: &Client) -> Result<()> {
 /// # Errors
 /// When the API server refuses it.
 pub fn install_oktetos_definition(admin: &Client) -> Result<()> {
-    let name = "diverts.okteto.com";
+    install_anothers_definition(admin, "okteto.com", "Divert", "v1")
+}
+
+/// Installs a definition that takes whatever is written, as the API server wants the real one only for what it refuses.
+///
+/// # Errors
+/// When the API server refuses it.
+pub fn install_anothers_definition(admin: &Client, group: &str, kind: &str, version: &str) -> Result<()> {
+    let singular = kind.to_lowercase();
+    let name = format!("{singular}s.{group}");
     admin.apply(&json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": name},
+        "metadata": {
+            "name": name,
+            // Groups of Kubernetes are kept for what was approved.
+            "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/gateway-api"},
+        },
         "spec": {
-            "group": "okteto.com",
+            "group": group,
             "scope": "Namespaced",
-            "names": {"kind": "Divert", "plural": "diverts", "singular": "divert"},
+            "names": {"kind": kind, "plural": format!("{singular}s"), "singular": singular},
             "versions": [{
-                "name": "v1",
+                "name": version,
                 "served": true,
                 "storage": true,
                 "schema": {"openAPIV3Schema": {
@@ -220,7 +233,7 @@ pub fn install_oktetos_definition(admin: &Client) -> Result<()> {
             }],
         },
     }))?;
-    admin.wait_for(CUSTOM_RESOURCE_DEFINITION, "", name, "to be served", established)?;
+    admin.wait_for(CUSTOM_RESOURCE_DEFINITION, "", &name, "to be served", established)?;
     Ok(())
 }
 
