@@ -5,8 +5,10 @@ mod agents;
 use std::io::{self, Write as _};
 
 use clap::Args;
+use futures_util::{StreamExt as _, stream};
+use serde::Serialize;
 
-use self::agents::{Agents, AskError, Serving};
+use self::agents::{Agent, Agents, AskError, Serving};
 use crate::admin::agent::AgentStatus;
 use crate::columns::Columns;
 use crate::explain::{Destination, Explanation, Question, question};
@@ -83,32 +85,54 @@ fn run<T>(asking: impl Future<Output = Result<T, InspectError>>) -> Result<T, In
 
 /// What agents said.
 struct Asked {
-    statuses: Vec<AgentStatus>,
-    /// Of those that were asked for it, one after the other.
-    plans: String,
+    told: Vec<Told>,
     /// One for each agent that did not answer, or not all.
     silent: Vec<AskError>,
 }
 
-/// Asks all agents for their status, and for their plan; one that does not answer keeps nobody else's to itself.
-async fn ask(agents: &Agents, plan: bool) -> Asked {
-    let mut asked = Asked { statuses: Vec::new(), plans: String::new(), silent: Vec::new() };
-    for agent in agents.all() {
-        match agents.json::<AgentStatus>(agent, "/status").await {
-            Ok(status) => asked.statuses.push(status),
-            Err(error) => {
-                asked.silent.push(error);
-                continue;
-            }
-        }
-        if plan {
-            match agents.text(agent, "/plan").await {
-                Ok(plan) => asked.plans.push_str(&format!("\nPlan of {}\n\n{plan}", agent.name)),
-                Err(error) => asked.silent.push(error),
-            }
-        }
+/// What one agent said.
+#[derive(Serialize)]
+struct Told {
+    #[serde(flatten)]
+    status: AgentStatus,
+    /// Where it was asked for, and told: an object, or a string that is the table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plan: Option<serde_json::Value>,
+    #[serde(skip)]
+    agent: String,
+}
+
+/// So many agents are asked at once.
+const AT_ONCE: usize = 32;
+
+/// Asks all agents for their status, and for their plan; one that does not answer keeps nobody else's to itself, nor keeps
+/// them waiting.
+async fn ask(agents: &Agents, plan: Option<Format>) -> Asked {
+    let asking = agents.all().iter().map(|agent| ask_one(agents, agent, plan));
+    let answers: Vec<_> = stream::iter(asking).buffered(AT_ONCE).collect().await;
+    let mut asked = Asked { told: Vec::new(), silent: Vec::new() };
+    for (told, silent) in answers {
+        asked.told.extend(told);
+        asked.silent.extend(silent);
     }
     asked
+}
+
+async fn ask_one(agents: &Agents, agent: &Agent, plan: Option<Format>) -> (Option<Told>, Option<AskError>) {
+    let status = match agents.json::<AgentStatus>(agent, "/status").await {
+        Ok(status) => status,
+        Err(error) => return (None, Some(error)),
+    };
+    let plan = match plan {
+        None => Ok(None),
+        Some(Format::Table) => agents.text(agent, "/plan").await.map(|table| Some(table.into())),
+        Some(Format::Json) => agents.json(agent, "/plan?output=json").await.map(Some),
+    };
+    let told = |plan| Some(Told { status, plan, agent: agent.name.clone() });
+    match plan {
+        Ok(plan) => (told(plan), None),
+        Err(error) => (told(None), Some(error)),
+    }
 }
 
 /// Prints an overview of all agents.
@@ -118,11 +142,10 @@ async fn ask(agents: &Agents, plan: bool) -> Asked {
 pub fn status(args: StatusArgs) -> Result<(), InspectError> {
     run(async {
         let agents = Agents::find(&args.at).await?;
-        let Asked { statuses, plans, silent } =
-            ask(&agents, args.plan && args.at.output == Format::Table).await;
+        let Asked { told, silent } = ask(&agents, args.plan.then_some(args.at.output)).await;
         let text = match args.at.output {
-            Format::Json => serde_json::to_string_pretty(&statuses).map_err(io::Error::from)? + "\n",
-            Format::Table => overview(&statuses) + &plans,
+            Format::Json => serde_json::to_string_pretty(&told).map_err(io::Error::from)? + "\n",
+            Format::Table => table(&told),
         };
         io::stdout().write_all(text.as_bytes())?;
         for problem in &silent {
@@ -153,6 +176,16 @@ pub fn explain(args: ExplainArgs) -> Result<(), InspectError> {
         }
         Ok(())
     })
+}
+
+/// An overview, and behind it the plans that were asked for.
+fn table(told: &[Told]) -> String {
+    let statuses: Vec<_> = told.iter().map(|it| it.status.clone()).collect();
+    let mut table = overview(&statuses);
+    for (agent, plan) in told.iter().filter_map(|it| Some((&it.agent, it.plan.as_ref()?.as_str()?))) {
+        table.push_str(&format!("\nPlan of {agent}\n\n{plan}"));
+    }
+    table
 }
 
 fn overview(statuses: &[AgentStatus]) -> String {
@@ -220,7 +253,10 @@ fn sentence(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use hyper::StatusCode;
+    use tokio::sync::Barrier;
 
     use super::*;
     use crate::admin::agent::LeftDirect;
@@ -229,13 +265,27 @@ mod tests {
 
     /// An agent that answers for its status, and for its plan or not.
     async fn agent(tells_plan: bool) -> String {
+        serve(tells_plan, Arc::new(Barrier::new(1))).await
+    }
+
+    /// One that answers for its status once all are asked.
+    async fn serve(tells_plan: bool, all: Arc<Barrier>) -> String {
         let listener = admin::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        tokio::spawn(admin::serve(listener, move |path, _| async move {
-            match path.as_str() {
-                "/status" => Answer::json(&AgentStatus::default()),
-                "/plan" if tells_plan => Answer::text(StatusCode::OK, "as planned\n"),
-                _ => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "in a moment\n"),
+        tokio::spawn(admin::serve(listener, move |path, query| {
+            let all = Arc::clone(&all);
+            async move {
+                match path.as_str() {
+                    "/status" => {
+                        all.wait().await;
+                        Answer::json(&AgentStatus::default())
+                    }
+                    "/plan" if tells_plan && query == "output=json" => {
+                        Answer::json(&serde_json::json!({ "shared": [] }))
+                    }
+                    "/plan" if tells_plan => Answer::text(StatusCode::OK, "as planned\n"),
+                    _ => Answer::text(StatusCode::SERVICE_UNAVAILABLE, "in a moment\n"),
+                }
             }
         }));
         address
@@ -247,13 +297,38 @@ mod tests {
         // Nobody listens there.
         let gone = admin::bind(([127, 0, 0, 1], 0).into()).await.unwrap().local_addr().unwrap().to_string();
         let agents = Agents::at([busy.clone(), gone.clone(), fine.clone()]);
-        let asked = ask(&agents, true).await;
-        assert_eq!(asked.statuses.len(), 2);
-        assert_eq!(asked.plans, format!("\nPlan of {fine}\n\nas planned\n"));
+        let asked = ask(&agents, Some(Format::Table)).await;
+        assert_eq!(asked.told.len(), 2);
+        assert!(table(&asked.told).ends_with(&format!("\nPlan of {fine}\n\nas planned\n")));
         let silent: Vec<_> = asked.silent.iter().map(ToString::to_string).collect();
         assert_eq!(silent.len(), 2, "{silent:?}");
         assert!(silent[0].contains(&format!("{busy} for /plan: 503")), "{silent:?}");
         assert!(silent[1].contains(&format!("{gone} for /status")), "{silent:?}");
+    }
+
+    #[tokio::test]
+    async fn a_plan_is_part_of_what_is_printed_for_programs() {
+        let agents = Agents::at([agent(true).await]);
+        for (plan, expected) in
+            [(None, None), (Some(Format::Json), Some(serde_json::json!({ "shared": [] })))]
+        {
+            let printed = serde_json::to_value(ask(&agents, plan).await.told).unwrap();
+            assert_eq!(printed[0].get("plan"), expected.as_ref());
+            assert_eq!(printed[0]["identity"], "");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_agents_are_asked_at_once() {
+        let all = Arc::new(Barrier::new(3));
+        let mut addresses = Vec::new();
+        for _ in 0..3 {
+            addresses.push(serve(true, Arc::clone(&all)).await);
+        }
+        // One after the other, the first would not answer.
+        let asked = ask(&Agents::at(addresses.clone()), Some(Format::Json)).await;
+        let order: Vec<_> = asked.told.into_iter().map(|it| it.agent).collect();
+        assert_eq!((order, asked.silent.len()), (addresses, 0));
     }
 
     #[test]
