@@ -58,20 +58,28 @@ fuzz_target!(|bytes: &[u8]| {
                     assert_eq!((parsed.version, parsed.code), (Some(head.version), Some(head.status)));
                 }
                 Err(httparse::Error::TooManyHeaders) => {}
-                // A name that is none changes nothing about where the response ends, and is passed on.
-                Err(httparse::Error::HeaderName) if has_odd_name(&bytes[..head.len]) => {}
+                // What changes nothing about where the response ends is passed on.
+                Err(httparse::Error::HeaderName | httparse::Error::HeaderValue)
+                    if has_odd_line(&bytes[..head.len]) => {}
                 Err(error) => assert!(head.version > 1, "{error} in {head:?}"),
             }
         }
     }
 });
 
-/// Whether a line of a head is no field by RFC 9110 5.1.
-fn has_odd_name(head: &[u8]) -> bool {
+/// Whether a line of a head is no field by RFC 9110 5.1, or one that does not frame and has a control character (5.5).
+fn has_odd_line(head: &[u8]) -> bool {
     let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let is_control = |byte: &u8| byte.is_ascii_control() && !b"\t\r".contains(byte);
+    let frames = |name: &[u8]| {
+        [&b"content-length"[..], b"transfer-encoding"].iter().any(|it| it.eq_ignore_ascii_case(name))
+    };
     let lines = head.split(|byte| *byte == b'\n').skip(1).filter(|line| !matches!(line, [] | [b'\r']));
-    lines.into_iter().any(|line| match line.split(|byte| *byte == b':').next() {
-        Some(name) => name.len() == line.len() || name.is_empty() || !name.iter().all(is_token),
+    lines.into_iter().any(|line| match line.iter().position(|byte| *byte == b':') {
+        Some(colon) => {
+            let (name, value) = line.split_at(colon);
+            name.is_empty() || !name.iter().all(is_token) || !frames(name) && value.iter().any(is_control)
+        }
         None => true,
     })
 }
