@@ -63,11 +63,18 @@ impl Source {
     pub(crate) async fn next(&mut self, world: &World) -> Batch {
         let mut messages = Vec::new();
         self.steps.recv_many(&mut messages, BATCH).await;
+        self.sync.begin_batch();
         let mut batch = Batch::default();
         for Message { kind, step, original } in messages {
             let changes = self.sync.take(world, kind, step);
             if let (Some(original), Some(WorldChange::Upsert(object))) = (original, changes.first()) {
                 batch.originals.push((object.reference(), original));
+            }
+            // What went in the same batch has no original any more.
+            for change in &changes {
+                if let WorldChange::Delete(gone) = change {
+                    batch.originals.retain(|(object, _)| object != gone);
+                }
             }
             batch.changes.extend(changes);
         }

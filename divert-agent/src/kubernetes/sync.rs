@@ -48,6 +48,8 @@ pub(super) struct Sync {
     watches: BTreeMap<ObjectKind, Progress>,
     /// Kinds that can be done without.
     dispensable: BTreeSet<ObjectKind>,
+    /// What came since the world was last known to have all that was given back.
+    fresh: HashSet<ObjectRef>,
     /// What objects say that they may not.
     invalid: BTreeMap<ObjectRef, Invalid>,
 }
@@ -67,13 +69,18 @@ impl Sync {
     /// Nothing is known of these kinds.
     pub(super) fn new(kinds: impl IntoIterator<Item = ObjectKind>) -> Self {
         let watches = kinds.into_iter().map(|kind| (kind, Progress::default())).collect();
-        Self { watches, dispensable: BTreeSet::new(), invalid: BTreeMap::new() }
+        Self { watches, dispensable: BTreeSet::new(), fresh: HashSet::new(), invalid: BTreeMap::new() }
     }
 
     /// The same, and a kind that can be done without where it alone cannot be listed.
     pub(super) fn dispensing_with(mut self, kind: ObjectKind) -> Self {
         self.dispensable.insert(kind);
         self
+    }
+
+    /// The world has all that was given back so far.
+    pub(super) fn begin_batch(&mut self) {
+        self.fresh.clear();
     }
 
     /// Takes a step of the watch of a kind. `world` may be behind by changes that were given back and
@@ -93,6 +100,7 @@ impl Sync {
             Step::Upsert(object) => {
                 let reference = object.reference();
                 self.invalid.remove(&reference);
+                self.fresh.insert(reference.clone());
                 progress.listed.as_mut().map(|listed| listed.insert(reference));
                 vec![WorldChange::Upsert(object)]
             }
@@ -134,7 +142,9 @@ impl Sync {
         }
         let Some(listed) = progress.listed.take() else { return Vec::new() };
         self.invalid.retain(|reference, _| reference.kind != kind || listed.contains(reference));
-        let gone = world.references(kind).into_iter().filter(|known| !listed.contains(known));
+        let mut known: BTreeSet<_> = world.references(kind).into_iter().collect();
+        known.extend(self.fresh.iter().filter(|it| it.kind == kind).cloned());
+        let gone = known.into_iter().filter(|known| !listed.contains(known));
         gone.map(WorldChange::Delete).collect()
     }
 
@@ -179,6 +189,7 @@ impl Sync {
 mod tests {
     use k8s_openapi::api::core::v1 as core;
     use kube::api::ObjectMeta;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::world::{Convert, RouteKind, Touched};
@@ -289,6 +300,38 @@ mod tests {
         let mut it = Follower::new(&[NAMESPACE]);
         fail(&mut it, NAMESPACE, 2 * TRIES);
         assert!(!it.sync.is_complete(), "without any other there is nothing");
+    }
+
+    proptest! {
+        /// However steps are cut into batches, of which the world knows only the former ones: after a list there is what
+        /// the list had.
+        #[test]
+        fn a_list_leaves_no_ghosts(
+            steps in prop::collection::vec((0..4_u8, 0..3_usize, any::<bool>()), 0..30),
+            last in prop::collection::btree_set(0..3_usize, 0..3),
+        ) {
+            const NAMES: [&str; 3] = ["a", "b", "c"];
+            let step = |(kind, name, ends): (u8, usize, bool)| (match kind {
+                0 => Step::Begin,
+                1 => Step::Done,
+                2 => Step::Delete(reference(NAMES[name])),
+                _ => upsert(NAMES[name]),
+            }, ends);
+            let list = last.iter().map(|&name| upsert(NAMES[name]));
+            let list = std::iter::once(Step::Begin).chain(list).chain([Step::Done]).map(|step| (step, false));
+            let mut it = Follower::new(&[NAMESPACE]);
+            let mut batch = Vec::new();
+            for (step, ends) in steps.into_iter().map(step).chain(list) {
+                batch.extend(it.sync.take(&it.world, NAMESPACE, step));
+                if ends {
+                    batch.drain(..).for_each(|change| it.world.apply(change, &mut Touched::default()));
+                    it.sync.begin_batch();
+                }
+            }
+            batch.drain(..).for_each(|change| it.world.apply(change, &mut Touched::default()));
+            let known: Vec<_> = it.world.references(NAMESPACE).iter().map(|it| it.name.to_string()).collect();
+            prop_assert_eq!(known, last.iter().map(|&name| NAMES[name].to_owned()).collect::<Vec<_>>());
+        }
     }
 
     #[test]
