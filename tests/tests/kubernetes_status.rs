@@ -211,7 +211,7 @@ fn each_service_has_a_row_that_says_what_to_do() -> Result<()> {
         })
     };
     admin.wait_for(DIVERT, k, "all", "to have each row", holds)?;
-    let waiting = "alone, so there is nothing to divert (and 7 more)";
+    let waiting = "alone, so there is nothing to divert (and 6 more)";
     let seen = admin.wait_condition(&divert, "Ready", "ServicesNotReady", waiting)?;
     assert_eq!(condition(&seen, "Ready")["status"], "False");
     assert_eq!(condition(&seen, "Accepted")["status"], "True", "Ready gates nothing");

@@ -5,7 +5,7 @@ use crate::world::{Service, ServicePort};
 
 /// Values of appProtocol that are HTTP in clear text. Any other is not.
 const HTTP_PROTOCOLS: &[&str] =
-    &["http", "http2", "h2c", "grpc", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"];
+    &["http", "http2", "h2c", "grpc", "grpc-web", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"];
 
 /// Beginnings of port names that say something else, whatever follows. Looked for before [`HTTP_PREFIXES`].
 const OTHER_PREFIXES: &[&str] = &["https", "tcp", "tls"];

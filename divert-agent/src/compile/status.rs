@@ -128,7 +128,11 @@ pub(super) fn of_divert(judge: &Judge, pair: &Pair, group: &Group, divert: &Dive
 }
 
 fn readiness(pair: &Pair, rows: &[ServiceRow]) -> Condition {
-    let waiting: Vec<_> = rows.iter().filter(|row| row.reason != RowReason::Ready).collect();
+    // What does not speak HTTP is nothing that could be diverted: okteto writes a Divert for each service, also for queues
+    // and databases.
+    let left_alone = |row: &&ServiceRow| row.reason == RowReason::NotHTTP;
+    let waiting: Vec<_> =
+        rows.iter().filter(|row| row.reason != RowReason::Ready && !left_alone(row)).collect();
     let (status, reason, message) = if rows.is_empty() {
         let message = format!(
             "{} and {} have no Service in common: deploy one into {0} under the name it has in {1}",
@@ -142,8 +146,16 @@ fn readiness(pair: &Pair, rows: &[ServiceRow]) -> Condition {
         };
         (false, "ServicesNotReady", format!("{}{others}", first.message))
     } else {
-        let names: Vec<_> = rows.iter().map(|row| &*row.name).collect();
-        (true, "Ready", format!("{} run in {}", names.join(", "), pair.developer))
+        let names = |wanted: bool| {
+            let names = rows.iter().filter(|row| left_alone(row) == wanted).map(|row| &*row.name);
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let message = match (names(false), names(true)) {
+            (running, alone) if alone.is_empty() => format!("{running} run in {}", pair.developer),
+            (running, alone) if running.is_empty() => format!("no HTTP, left alone: {alone}"),
+            (running, alone) => format!("{running} run in {}; no HTTP, left alone: {alone}", pair.developer),
+        };
+        (true, "Ready", message)
     };
     Condition { kind: "Ready", status, reason, message }
 }
@@ -200,7 +212,7 @@ fn availability(
     let http: Vec<_> = shared.ports.iter().filter(|port| may_be_http(settings, port)).collect();
     if http.is_empty() {
         let message = format!(
-            "no port of {} may speak HTTP: if one does, say so with `appProtocol: http`",
+            "no port of {} may speak HTTP, so it is left alone: if one does, say so with `appProtocol: http`",
             shared.service
         );
         return (0, RowReason::NotHTTP, message);

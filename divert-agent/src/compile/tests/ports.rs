@@ -17,7 +17,9 @@ fn http(port: &str) -> bool {
 
 #[test]
 fn app_protocol_decides() {
-    for yes in ["http", "http2", "h2c", "grpc", "ws", "kubernetes.io/h2c", "kubernetes.io/ws", "HTTP"] {
+    for yes in
+        ["http", "http2", "h2c", "grpc", "grpc-web", "ws", "kubernetes.io/h2c", "kubernetes.io/ws", "HTTP"]
+    {
         assert!(http(&format!("{{name: redis, port: 6379, appProtocol: {yes}}}")), "{yes}");
     }
     for no in ["https", "tcp", "tls", "mysql", "kubernetes.io/wss", "example.com/http", "''"] {

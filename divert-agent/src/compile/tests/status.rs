@@ -81,7 +81,7 @@ fn each_service_has_a_row_that_says_what_is_wrong() {
         ]
     );
     assert_eq!(reason, "ServicesNotReady");
-    assert_eq!(message, "alice/alias is of type ExternalName, an alias and no service of alice (and 7 more)");
+    assert_eq!(message, "alice/alias is of type ExternalName, an alias and no service of alice (and 6 more)");
 }
 
 #[test]
@@ -125,4 +125,28 @@ fn endpoints_of_both_families_count_once() {
         divert("alice", "d", "sharedNamespace: staging"),
     ];
     assert_eq!(status(&documents, "alice/d").0, ["catalog 2 Ready"]);
+}
+
+#[test]
+fn what_is_not_http_is_left_alone_and_keeps_no_divert_from_being_ready() {
+    let kafka =
+        |namespace, ip| service(namespace, "kafka", &format!("clusterIP: {ip}, ports: [{{port: 9092}}]"));
+    let mut documents = staging_and_alice();
+    documents.extend([kafka("staging", "10.96.0.92"), kafka("alice", "10.96.1.92")]);
+    documents.push(okteto("alice", "kafka", "staging", "alice"));
+    let alone = planner(&documents);
+    assert_eq!(
+        condition(&alone, "alice/kafka (okteto.com)", "Ready").unwrap(),
+        ("Ready", "no HTTP, left alone: kafka".to_owned())
+    );
+    let row = &alone.statuses()[0].services[0];
+    assert_eq!(row.reason, RowReason::NotHTTP);
+    assert!(row.message.contains("so it is left alone"), "{}", row.message);
+
+    documents.pop();
+    documents.push(divert("alice", "d", "sharedNamespace: staging"));
+    assert_eq!(
+        condition(&planner(&documents), "alice/d", "Ready").unwrap(),
+        ("Ready", "catalog run in alice; no HTTP, left alone: kafka".to_owned())
+    );
 }
