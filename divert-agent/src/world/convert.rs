@@ -77,7 +77,7 @@ impl Convert for core::Service {
         };
         let mut ports = Vec::new();
         for (i, port) in spec.ports.into_iter().flatten().enumerate() {
-            if !is_tcp(port.protocol.as_deref()) {
+            if !is_tcp(port.protocol.as_deref(), || format!("spec.ports[{i}].protocol"))? {
                 continue;
             }
             let number = port_number(port.port, || format!("spec.ports[{i}].port"))?;
@@ -86,7 +86,14 @@ impl Convert for core::Service {
                 Some(IntOrString::Int(target)) => {
                     TargetPort::Number(port_number(target, || format!("spec.ports[{i}].targetPort"))?)
                 }
-                Some(IntOrString::String(name)) => TargetPort::Name(name.into()),
+                Some(IntOrString::String(name)) if is_port_name(&name) => TargetPort::Name(name.into()),
+                Some(IntOrString::String(name)) => {
+                    let problem = format!(
+                        "`{name}` is no name of a port, which has 1 to 15 lower-case letters, digits and `-`, a letter \
+                         among them; write a number without quotes"
+                    );
+                    return Err(fail(format!("spec.ports[{i}].targetPort"), problem));
+                }
             };
             let name = port.name.unwrap_or_default().into();
             ports.push(ServicePort { name, number, app_protocol: port.app_protocol.map(Arc::from), target });
@@ -129,7 +136,8 @@ impl Convert for discovery::EndpointSlice {
         let mut ports = Vec::new();
         for (i, port) in self.ports.into_iter().flatten().enumerate() {
             // Without a number it means all ports, which no Service does.
-            let Some(number) = port.port.filter(|_| is_tcp(port.protocol.as_deref())) else { continue };
+            let is_tcp = is_tcp(port.protocol.as_deref(), || format!("ports[{i}].protocol"))?;
+            let Some(number) = port.port.filter(|_| is_tcp) else { continue };
             let number = port_number(number, || format!("ports[{i}].port"))?;
             ports.push(SlicePort { name: port.name.unwrap_or_default().into(), number });
         }
@@ -193,7 +201,8 @@ impl Convert for core::Pod {
         for (list, containers) in containers {
             for (i, container) in containers.into_iter().enumerate() {
                 for (j, port) in container.ports.into_iter().flatten().enumerate() {
-                    if is_tcp(port.protocol.as_deref()) {
+                    let field = || format!("spec.{list}[{i}].ports[{j}].protocol");
+                    if is_tcp(port.protocol.as_deref(), field)? {
                         let field = || format!("spec.{list}[{i}].ports[{j}].containerPort");
                         let number = port_number(port.container_port, field)?;
                         ports.push(ContainerPort { name: port.name.map(Arc::from), number });
@@ -373,8 +382,20 @@ fn labels(labels: Option<BTreeMap<String, String>>) -> Labels {
     labels.into_iter().flatten().map(|(key, value)| (key.into(), value.into())).collect()
 }
 
-fn is_tcp(protocol: Option<&str>) -> bool {
-    protocol.is_none_or(|protocol| protocol == "TCP")
+fn is_tcp(protocol: Option<&str>, field: impl FnOnce() -> String) -> Result<bool, ConvertError> {
+    match protocol {
+        None | Some("" | "TCP") => Ok(true),
+        Some("UDP" | "SCTP") => Ok(false),
+        Some(other) => Err(fail(field(), format!("`{other}` is no protocol; write TCP, UDP or SCTP"))),
+    }
+}
+
+/// As `IANA_SVC_NAME` of RFC 6335 5.1, which Kubernetes holds names of ports to.
+fn is_port_name(name: &str) -> bool {
+    name.len() <= 15
+        && is_dns_part(name)
+        && !name.contains("--")
+        && name.bytes().any(|byte| byte.is_ascii_lowercase())
 }
 
 fn port_number(number: i32, field: impl FnOnce() -> String) -> Result<u16, ConvertError> {
@@ -397,4 +418,31 @@ fn address(text: &str, field: impl FnOnce() -> String) -> Result<IpAddr, Convert
         Ok(ip) => return Ok(ip),
     };
     Err(fail(field(), format!("`{text}` {problem}; write the address of a pod or service")))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ports_are_what_the_api_server_takes() {
+        for (port, field) in [
+            (json!({"port": 80, "targetPort": "8080"}), Some("spec.ports[0].targetPort")),
+            (json!({"port": 80, "targetPort": "Web"}), Some("spec.ports[0].targetPort")),
+            (json!({"port": 80, "targetPort": "a-name-of-sixteen"}), Some("spec.ports[0].targetPort")),
+            (json!({"port": 80, "targetPort": "web-8080"}), None),
+            (json!({"port": 80, "protocol": "tcp"}), Some("spec.ports[0].protocol")),
+            (json!({"port": 80, "protocol": "UDP"}), None),
+        ] {
+            let service = json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "n"},
+                "spec": {"ports": [port]},
+            });
+            let service: core::Service = serde_json::from_value(service).unwrap();
+            let error = service.convert().err().map(|error| error.field);
+            assert_eq!(error.as_deref(), field, "{port}");
+        }
+    }
 }
