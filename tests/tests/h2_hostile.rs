@@ -12,11 +12,12 @@ use divert_tests::agent::{Agent, Options};
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::grpc::{self, Client, Server, in_time, method};
 use divert_tests::h2::frame::{PREFACE, encode};
-use divert_tests::h2::stage::{answer, expect_answer, greet};
+use divert_tests::h2::stage::{alice, answer, expect_answer, greet, open};
 use divert_tests::h2::{Frame, H2, Style, code, flag, kind, request};
 use divert_tests::lab::{ClusterIps, Family};
 use divert_tests::manifest;
 use divert_tests::peer::Peer;
+use divert_tests::stage::Stage;
 use divert_tests::usage;
 
 /// What an attacker gets to send before it is enough of a test: ten of them more than may be held of them all.
@@ -326,5 +327,23 @@ fn a_head_that_does_not_end_in_time_is_cut_off_even_if_it_is_the_first() -> Resu
     idle.request(1, &[], true);
     answer(&mut idles, 1, "served");
     expect_answer(&mut idle, 1, "served");
+    Ok(())
+}
+
+/// RFC 9113 5.1: on a stream that nobody has opened, HEADERS are an error of the connection.
+#[test]
+fn an_original_that_answers_what_nobody_has_asked_is_given_up() -> Result<()> {
+    let stage = Stage::new()?;
+    let (mut client, mut shared) = open(&stage)?;
+    client.request(1, &[ALICE], true);
+    let (mut alice, _) = alice(&stage, &[])?;
+    alice.head(1);
+    shared.respond(3, &[], true);
+    assert_eq!(shared.expect_goaway(), (0, code::PROTOCOL_ERROR));
+    // The client goes elsewhere with what it asks next on that stream, and gets nobody else's answer.
+    client.request(3, &[], true);
+    client.expect_reset(3, code::REFUSED_STREAM);
+    alice.respond(1, &[], true);
+    assert_eq!(client.head(1).status(), "200");
     Ok(())
 }

@@ -52,7 +52,10 @@ impl<T> Mux<T> {
                 self.original.handling = Handling::Pass;
             }
             kind::HEADERS | kind::PUSH_PROMISE | kind::CONTINUATION => {
-                if frame.stream == 0 {
+                // Nobody has opened the stream yet (RFC 9113 5.1, idle). What the client is sent of it would be in the way of
+                // what it opens.
+                let idle = is_clients(frame.stream) && frame.stream > self.last_client;
+                if frame.stream == 0 || idle && self.mode == Mode::Mixed {
                     return Err(code::PROTOCOL_ERROR);
                 }
                 self.original.block.len += frame.len + HEADER_LEN;
