@@ -106,6 +106,33 @@ fn what_goes_up_behind_an_uncertain_answer_of_a_developer_arrives_as_well() -> R
     Ok(())
 }
 
+/// The line has no end, so that it could have become a request until the client ended its stream.
+#[test]
+fn what_could_have_become_a_request_arrives_once_it_cannot() -> Result<()> {
+    let request = "POST / HTTP/1.0\r\nHost: web\r\n\r\n";
+    let cases = ["ready\r\n", "HTTP/1.0 200 OK\r\n\r\nsome"].map(|answer| {
+        let script = Script::new(
+            vec![
+                Step::send(request),
+                Step::expect(answer),
+                Step::send("raw and without an end"),
+                Finish,
+                ReadEnd,
+                Close,
+            ],
+            vec![
+                Step::expect(request),
+                Step::send(answer),
+                Step::expect("raw and without an end"),
+                ReadEnd,
+                Close,
+            ],
+        );
+        (answer, script)
+    });
+    compare(&cases)
+}
+
 #[test]
 fn what_goes_up_arrives_and_each_direction_ends_by_itself() -> Result<()> {
     both(|key| {

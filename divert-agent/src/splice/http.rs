@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use divert_http::{
-    BodyLength, Irregularity, KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key, lenient_key,
-    offered_protocols, parse_request, strip_h2c_offer,
+    BodyLength, BodyReader, Irregularity, KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key,
+    lenient_key, offered_protocols, parse_request, strip_h2c_offer,
 };
 
 use super::answer::Answer;
@@ -211,6 +211,10 @@ impl Session {
     }
 
     async fn serve_request(&mut self, wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
+        if is_malformed(&wanted.outgoing, self.client.inbox.bytes()) {
+            // Nobody is connected to for it.
+            return Err(self.refuse(&Answer::Ambiguous(&MALFORMED_CHUNK)));
+        }
         let Some(route) = route else {
             let conn = self.original.take(&self.client.conn).await?;
             return self.serve_from_original(conn, wanted).await;
@@ -313,7 +317,7 @@ impl Session {
                 if answered {
                     return Err(End::Reset);
                 }
-                Err(self.refuse(&Answer::Ambiguous(&"a chunk of its body is malformed")))
+                Err(self.refuse(&Answer::Ambiguous(&MALFORMED_CHUNK)))
             }
             Ok(Outcome::Tunnel(server)) => Err(self.tunnel(conn, server, false).await),
         }
@@ -414,6 +418,14 @@ impl Session {
             None => self.relay_rest(conn, Buffer::default(), false).await,
         }
     }
+}
+
+const MALFORMED_CHUNK: &str = "a chunk of its body is malformed";
+
+/// Whether what has come of a request's body cannot be followed.
+fn is_malformed(outgoing: &Outgoing, inbox: &[u8]) -> bool {
+    outgoing.body == BodyLength::Chunked
+        && BodyReader::new(BodyLength::Chunked).advance(&inbox[outgoing.head_len..]).is_err()
 }
 
 /// The head to send instead of the one that came; `None` when that is to go as it is.

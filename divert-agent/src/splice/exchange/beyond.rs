@@ -11,6 +11,8 @@
 
 use divert_http::{ClientBytes, ClientDetector};
 
+use super::is_blank;
+
 /// Longest line, in bytes, that is waited for before it is taken for the beginning of a request.
 const UNDECIDED: usize = 4096;
 
@@ -39,6 +41,14 @@ impl Beyond {
                 ClientBytes::Opaque => *self = Self::Foreign,
                 ClientBytes::Undecided | ClientBytes::Http1 | ClientBytes::Http2 => *self = Self::Request,
             }
+        }
+    }
+
+    /// The client has ended its stream behind them. What has not become a request by now will not: to the original
+    /// destination it goes as it would without us. A developer's server gets none of it, as it may be the beginning of one.
+    pub(in crate::splice) fn end(&mut self, rest: &[u8], diverted: bool) {
+        if matches!(self, Self::Open(_)) && !is_blank(rest) {
+            *self = if diverted { Self::Request } else { Self::Foreign };
         }
     }
 }
@@ -79,5 +89,21 @@ mod tests {
         }
         assert!(matches!(seen(&["G", "ET / HTTP/1.1"]), Beyond::Request));
         assert!(matches!(seen(&["GET /", &"x".repeat(5000), "\n"]), Beyond::Request));
+    }
+
+    #[test]
+    fn what_is_undecided_at_the_end_is_the_originals() {
+        for (rest, diverted, foreign) in
+            [("raw", false, true), ("raw", true, false), ("GET / HT", false, true), ("\r\n", false, false)]
+        {
+            let mut beyond = seen(&[rest]);
+            assert!(matches!(beyond, Beyond::Open(_)), "{rest:?}");
+            beyond.end(rest.as_bytes(), diverted);
+            assert_eq!(matches!(beyond, Beyond::Foreign), foreign, "{rest:?}");
+            assert_eq!(matches!(beyond, Beyond::Request), diverted, "{rest:?}");
+        }
+        let mut request = seen(&["GET / HTTP/1.1\r\n"]);
+        request.end(b"GET / HTTP/1.1\r\n", false);
+        assert!(matches!(request, Beyond::Request));
     }
 }

@@ -162,6 +162,9 @@ impl Exchange<'_> {
         if self.up.state == RequestProgress::Done && !matches!(self.beyond, Beyond::Request) {
             let rest = &self.client.inbox.bytes()[self.up.pass..];
             self.beyond.look(rest);
+            if self.client.ended {
+                self.beyond.end(rest, self.diverted);
+            }
         }
         let sound = self.up.state != RequestProgress::Cut || self.client.ended;
         let over = matches!(self.down.state, ResponseProgress::Done | ResponseProgress::Ended);
