@@ -1,5 +1,7 @@
 //! The section `deploy.divert` of an okteto.yaml: pure.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::Deserialize;
@@ -24,17 +26,31 @@ pub struct Section {
     pub driver: Driver,
     /// The shared namespace.
     pub namespace: String,
-    /// What is ignored.
+    /// What is ignored, or not known.
     pub warnings: Vec<Warning>,
 }
 
-/// A field that is read and has no effect.
+/// What may not be as its author thinks.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Warning(&'static str);
+pub enum Warning {
+    /// A field that is read and has no effect.
+    Deprecated(&'static str),
+    /// A variable that is not set.
+    Unset(String),
+}
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the field 'deploy.divert.{}' is deprecated and will be ignored", self.0)
+        match self {
+            Self::Deprecated(field) => {
+                write!(f, "the field 'deploy.divert.{field}' is deprecated and will be ignored")
+            }
+            Self::Unset(name) => write!(
+                f,
+                "the variable {name} is set neither here, in .env nor in the manifest; those of the Okteto platform are not \
+                 seen from here"
+            ),
+        }
     }
 }
 
@@ -66,6 +82,17 @@ pub enum ManifestError {
         "the field 'deploy.divert.{0}' is for the divert driver 'istio', which isn't supported: remove it"
     )]
     Istio(&'static str),
+    /// Its own variables.
+    #[error("the field 'variables' is a list of name and value, or of NAME=value, or an object: {0}")]
+    Variables(String),
+    /// A variable in one of them.
+    #[error("the field 'variables', {name}: {error}")]
+    ExpandVariable {
+        /// Which.
+        name: String,
+        /// What is wrong.
+        error: ExpandError,
+    },
     /// A variable.
     #[error("the field 'deploy.divert.{field}': {error}")]
     Expand {
@@ -89,11 +116,11 @@ struct Raw {
 }
 
 impl Section {
-    /// Reads a manifest.
+    /// Reads a manifest. Variables from outside come before its own.
     ///
     /// # Errors
     /// When the section is missing, or asks for what is not supported.
-    pub fn read(text: &str, variable: impl Fn(&str) -> Option<String>) -> Result<Self, ManifestError> {
+    pub fn read(text: &str, outside: &dyn Fn(&str) -> Option<String>) -> Result<Self, ManifestError> {
         let manifest: Value = serde_saphyr::from_str(text)
             .map_err(|error| ManifestError::Syntax(error.without_snippet().to_string()))?;
         let section = manifest.pointer("/deploy/divert").filter(|section| !section.is_null());
@@ -102,6 +129,15 @@ impl Section {
             field: error.path().to_string(),
             problem: error.inner().to_string(),
         })?;
+        let own = variables(manifest.get("variables"), outside)?;
+        let unset = RefCell::new(Vec::new());
+        let variable = |name: &str| {
+            let value = outside(name).or_else(|| own.get(name).cloned());
+            if value.is_none() {
+                unset.borrow_mut().push(name.to_owned());
+            }
+            value
+        };
         let expanded = |field, text: Option<String>| {
             expand(&text.unwrap_or_default(), &variable)
                 .map_err(|error| ManifestError::Expand { field, error })
@@ -121,8 +157,10 @@ impl Section {
         }
         let deprecated =
             [("service", raw.service), ("deployment", raw.deployment), ("port", raw.port)].into_iter();
-        let warnings = deprecated.filter(|(_, value)| value.is_some()).map(|(field, _)| Warning(field));
-        Ok(Self { driver, namespace, warnings: warnings.collect() })
+        let deprecated = deprecated.filter(|(_, value)| value.is_some());
+        let deprecated = deprecated.map(|(field, _)| Warning::Deprecated(field));
+        let unset = unset.into_inner().into_iter().map(Warning::Unset);
+        Ok(Self { driver, namespace, warnings: deprecated.chain(unset).collect() })
     }
 
     /// The Divert that it comes to, for the namespace that it is applied in.
@@ -134,26 +172,98 @@ impl Section {
     }
 }
 
+/// The manifest's own variables. Their values may name others from outside, and those above them.
+fn variables(
+    section: Option<&Value>,
+    outside: &dyn Fn(&str) -> Option<String>,
+) -> Result<HashMap<String, String>, ManifestError> {
+    let wrong = |value: &Value| ManifestError::Variables(format!("not {value}"));
+    let scalar = |value: &Value| match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+        _ => Err(wrong(value)),
+    };
+    let named = |entry: &Value| match entry {
+        Value::String(text) => {
+            let (name, value) = text.split_once('=').ok_or_else(|| wrong(entry))?;
+            Ok((name.to_owned(), value.to_owned()))
+        }
+        _ => match (entry.get("name").and_then(Value::as_str), entry.get("value")) {
+            (Some(name), Some(value)) => Ok((name.to_owned(), scalar(value)?)),
+            _ => Err(wrong(entry)),
+        },
+    };
+    let listed: Vec<(String, String)> = match section {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(entries)) => entries.iter().map(named).collect::<Result<_, _>>()?,
+        Some(Value::Object(entries)) => {
+            let entries = entries.iter().map(|(name, value)| Ok((name.clone(), scalar(value)?)));
+            entries.collect::<Result<_, ManifestError>>()?
+        }
+        Some(other) => return Err(wrong(other)),
+    };
+    let mut variables = HashMap::new();
+    for (name, value) in listed {
+        let variable = |name: &str| outside(name).or_else(|| variables.get(name).cloned());
+        let value = expand(&value, &variable)
+            .map_err(|error| ManifestError::ExpandVariable { name: name.clone(), error })?;
+        variables.insert(name, value);
+    }
+    Ok(variables)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn read(section: &str) -> Result<Section, ManifestError> {
         let text = format!("name: app\ndeploy:\n  commands: [make]\n  divert:\n{section}");
-        Section::read(&text, |name| (name == "OKTETO_SHARED_NAMESPACE").then(|| "qa".to_owned()))
+        Section::read(&text, &|name| (name == "OKTETO_SHARED_NAMESPACE").then(|| "qa".to_owned()))
+    }
+
+    #[test]
+    fn the_manifests_own_variables_come_after_those_from_outside() {
+        let namespace = |variables: &str, namespace: &str| {
+            let text = format!("{variables}deploy:\n  divert:\n    namespace: {namespace}\n");
+            Section::read(&text, &|name| (name == "OUTSIDE").then(|| "qa".to_owned())).map(|it| it.namespace)
+        };
+        for (variables, written, expected) in [
+            ("variables:\n- name: SHARED\n  value: own\n", "${SHARED:-staging}", "own"),
+            ("variables:\n- name: OUTSIDE\n  value: own\n", "$OUTSIDE", "qa"),
+            ("variables: [SHARED=a=b]\n", "$SHARED", "a=b"),
+            ("variables: {SHARED: own}\n", "$SHARED", "own"),
+            ("variables: {SHARED: 7}\n", "n$SHARED", "n7"),
+            ("variables: [A=$OUTSIDE, \"B=x-$A\"]\n", "$B", "x-qa"),
+            ("variables:\n", "staging", "staging"),
+        ] {
+            assert_eq!(namespace(variables, written).as_deref(), Ok(expected), "{variables}");
+        }
+        for bad in ["[SHARED]", "[{name: A}]", "{A: [b]}", "text", "[\"A=${B\"]"] {
+            let error = namespace(&format!("variables: {bad}\n"), "staging").unwrap_err().to_string();
+            assert!(error.contains("the field 'variables'"), "{bad}: {error}");
+        }
     }
 
     #[test]
     fn the_section_names_the_shared_namespace() {
-        for (section, driver, namespace) in [
-            ("    namespace: staging\n", Driver::Nginx, "staging"),
-            ("    driver: nginx\n    namespace: staging\n", Driver::Nginx, "staging"),
-            ("    driver: ebpf\n    namespace: staging\n", Driver::Ebpf, "staging"),
-            ("    namespace: ${OKTETO_SHARED_NAMESPACE:-staging}\n", Driver::Nginx, "qa"),
-            ("    namespace: ${OTHER:-staging}\n", Driver::Nginx, "staging"),
-            ("    driver: ${DRIVER}\n    namespace: a-${OKTETO_SHARED_NAMESPACE}\n", Driver::Nginx, "a-qa"),
+        for (section, driver, namespace, unset) in [
+            ("    namespace: staging\n", Driver::Nginx, "staging", None),
+            ("    driver: nginx\n    namespace: staging\n", Driver::Nginx, "staging", None),
+            ("    driver: ebpf\n    namespace: staging\n", Driver::Ebpf, "staging", None),
+            ("    namespace: ${OKTETO_SHARED_NAMESPACE:-staging}\n", Driver::Nginx, "qa", None),
+            ("    namespace: ${OTHER:-staging}\n", Driver::Nginx, "staging", Some("OTHER")),
+            (
+                "    driver: ${DRIVER}\n    namespace: a-${OKTETO_SHARED_NAMESPACE}\n",
+                Driver::Nginx,
+                "a-qa",
+                Some("DRIVER"),
+            ),
         ] {
-            let expected = Section { driver, namespace: namespace.into(), warnings: Vec::new() };
+            let expected = Section {
+                driver,
+                namespace: namespace.into(),
+                warnings: unset.map(|it| Warning::Unset(it.to_owned())).into_iter().collect(),
+            };
             assert_eq!(read(section), Ok(expected), "{section}");
         }
         let divert = read("    namespace: staging\n").unwrap().divert("alice");
@@ -184,7 +294,7 @@ mod tests {
             let error = read(section).unwrap_err().to_string();
             assert!(error.contains(expected), "{section}: {error}");
         }
-        let none = |text| Section::read(text, |_| None).unwrap_err();
+        let none = |text| Section::read(text, &|_| None).unwrap_err();
         assert_eq!(none("deploy: [make]\n"), ManifestError::NoSection);
         assert_eq!(none("deploy:\n  divert:\n"), ManifestError::NoSection);
         assert!(matches!(none("deploy: {"), ManifestError::Syntax(_)));

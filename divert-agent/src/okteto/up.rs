@@ -10,6 +10,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::files::{self, Files, FilesError};
 use super::manifest::{ManifestError, Section};
 use crate::api::Divert;
 use crate::kubernetes::{Cluster, ConnectError, describe};
@@ -24,9 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Options of `divert-agent up`.
 #[derive(Args, Clone, Debug)]
 pub struct UpArgs {
-    /// The manifest of okteto, of which the section deploy.divert is read.
-    #[arg(long, short, value_name = "FILE", default_value = "okteto.yaml")]
-    pub file: PathBuf,
+    /// The manifest of okteto, of which the section deploy.divert is read, or the folder that has it. Default: okteto.yml,
+    /// okteto.yaml, or one of them in .okteto. Variables in it are those of the shell, of .env beside it, and its own.
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
     /// The developer's namespace. Default: the current one of the kubeconfig.
     #[arg(long, short, value_name = "NAME")]
     pub namespace: Option<String>,
@@ -42,9 +44,10 @@ pub struct UpArgs {
 /// Options of `divert-agent down`.
 #[derive(Args, Clone, Debug)]
 pub struct DownArgs {
-    /// The manifest of okteto, of which the section deploy.divert is read.
-    #[arg(long, short, value_name = "FILE", default_value = "okteto.yaml")]
-    pub file: PathBuf,
+    /// The manifest of okteto, of which the section deploy.divert is read, or the folder that has it. Default: okteto.yml,
+    /// okteto.yaml, or one of them in .okteto. Variables in it are those of the shell, of .env beside it, and its own.
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
     /// The developer's namespace. Default: the current one of the kubeconfig.
     #[arg(long, short, value_name = "NAME")]
     pub namespace: Option<String>,
@@ -54,14 +57,9 @@ pub struct DownArgs {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpError {
-    /// The file.
-    #[error("reading {}: {source}; name the manifest with -f", path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    /// The files.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// What it says.
     #[error("{}: {error}", path.display())]
     Manifest {
@@ -123,11 +121,11 @@ struct Place {
 }
 
 impl Place {
-    async fn find(file: PathBuf, namespace: Option<String>) -> Result<Self, UpError> {
-        let text =
-            std::fs::read_to_string(&file).map_err(|source| UpError::Read { path: file.clone(), source })?;
-        let section = Section::read(&text, |name| std::env::var(name).ok())
-            .map_err(|error| UpError::Manifest { path: file, error })?;
+    async fn find(file: Option<PathBuf>, namespace: Option<String>) -> Result<Self, UpError> {
+        let Files { manifest, text, variables } = files::read(file.as_deref())?;
+        let variable = |name: &str| std::env::var(name).ok().or_else(|| variables.get(name).cloned());
+        let section =
+            Section::read(&text, &variable).map_err(|error| UpError::Manifest { path: manifest, error })?;
         for warning in &section.warnings {
             eprintln!("warning: {warning}");
         }
