@@ -1,10 +1,10 @@
 //! One end of a connection, in the hands of a test that plays both ends itself, step by step: what is
 //! expected must be what comes next, byte for byte.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::panic::Location;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
@@ -125,7 +125,13 @@ impl Peer {
     #[track_caller]
     pub fn expect_silence(&mut self, time: Duration) {
         let before = self.0.read_timeout().unwrap_or_default();
-        let came = self.0.set_read_timeout(Some(time)).and_then(|()| self.0.read(&mut [0]));
+        let end = Instant::now() + time;
+        let mut came = Err(ErrorKind::Interrupted.into());
+        // A machine that is put to sleep interrupts a read that has a time limit.
+        while came.as_ref().is_err_and(|error: &io::Error| error.kind() == ErrorKind::Interrupted) {
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            came = self.0.set_read_timeout(Some(left)).and_then(|()| self.0.read(&mut [0]));
+        }
         let silent = came.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
         assert!(silent, "no silence: {came:?}");
         let restored = self.0.set_read_timeout(before);

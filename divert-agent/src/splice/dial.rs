@@ -144,9 +144,10 @@ impl Unreachable {
         self.tried.iter().all(|(_, error)| error.kind() == io::ErrorKind::TimedOut)
     }
 
-    /// An attempt that failed for want of a descriptor or a port of ours.
+    /// An attempt that failed for want of a descriptor or a port of ours; of a descriptor rather, as that is everybody's.
     pub(super) fn exhausted(&self) -> Option<&io::Error> {
-        self.tried.iter().map(|(_, error)| error).find(|error| is_exhausted(error))
+        let errors = || self.tried.iter().map(|(_, error)| error);
+        errors().find(|error| lacks_descriptors(error)).or_else(|| errors().find(|error| is_exhausted(error)))
     }
 }
 

@@ -340,13 +340,17 @@ impl Session {
                 }
             },
         };
+        let lacking = match &answer {
+            Answer::Unreachable(_, unreachable) => unreachable.exhausted(),
+            _ => None,
+        };
+        if let Some(error) = lacking {
+            self.captured.exhausted(error);
+        }
         if route.on_unavailable == OnUnavailable::Shared {
             return Ok(Upstream::Original(self.original.take(&self.client.conn).await?));
         }
-        if let Answer::Unreachable(_, unreachable) = &answer
-            && let Some(error) = unreachable.exhausted()
-        {
-            self.captured.exhausted(error);
+        if lacking.is_some() {
             return Err(End::Reset);
         }
         self.count(Count::RequestsUnavailable);
