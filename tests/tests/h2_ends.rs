@@ -348,3 +348,25 @@ fn a_client_that_goes_takes_all_its_connections_along() -> Result<()> {
         stage.agent.metric("divert_connections_active").is_ok_and(|active| active == 0.0)
     })
 }
+
+/// A client that has ended its stream gives no credit for what is left of its responses.
+#[test]
+fn a_client_that_can_be_sent_nothing_more_is_let_go() -> Result<()> {
+    let stage = Stage::new()?;
+    let (mut client, mut shared) = open(&stage)?;
+    client.request(1, &[ALICE], true);
+    client.request(3, &[], true);
+    let (mut alice, _) = alice(&stage, &[])?;
+    // Each may send 64 KiB, as far as it knows, and the client takes as much of both.
+    for (server, stream) in [(&mut alice, 1), (&mut shared, 3)] {
+        server.head(stream);
+        server.respond(stream, &[], false);
+        server.data(stream, vec![b'x'; 60_000], true);
+        client.head(stream);
+    }
+    drop(shared);
+    client.peer().finish();
+    wait::until("the connection to be gone", || {
+        stage.agent.metric("divert_connections_active").is_ok_and(|active| active == 0.0)
+    })
+}

@@ -457,7 +457,8 @@ impl H2 {
                 conn.shutdown_write();
             }
             self.legs.tell_end(&mut self.mux);
-            if self.mux.open_streams() == 0 && client_done {
+            // It gives no more credit either.
+            if self.mux.awaits_only_credit() && client_done {
                 return Some(Left::Ended(End::Close));
             }
         }

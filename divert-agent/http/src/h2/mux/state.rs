@@ -3,7 +3,7 @@
 use super::account::{MAX_UPSTREAM, MAX_UPSTREAMS, SHARE};
 use super::{Destination, Drain, Leg, Mode, Mux, Upstream, UpstreamId};
 use crate::h2::frame::{code, kind};
-use crate::h2::mux::stream::Stream;
+use crate::h2::mux::stream::{ResponseState, Stream};
 
 /// What may wait for an original destination that nobody has asked for anything, in bytes: the preface, and what a client
 /// says of its connection.
@@ -61,6 +61,14 @@ impl<T> Mux<T> {
     /// Frames go by their stream.
     pub fn is_mixed(&self) -> bool {
         self.mode == Mode::Mixed
+    }
+
+    /// All responses are here, and all requests have gone. What is left of the responses once [`Self::out`] is empty waits for
+    /// credit of the client.
+    pub fn awaits_only_credit(&self) -> bool {
+        let is_here =
+            |response| matches!(response, ResponseState::Ended | ResponseState::Closed | ResponseState::Cut);
+        self.streams.values().all(|stream| is_here(stream.response) && stream.held_up() == 0)
     }
 
     /// Something waits for an original destination that was not connected to: a request, or more frames than are worth
