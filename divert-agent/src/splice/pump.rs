@@ -154,7 +154,7 @@ pub(super) struct BodySplice {
     pipe: Option<Pipe>,
 }
 
-/// What one call of [`BodySplice::poll`] came to.
+/// What one call of [`BodySplice::poll_fill`] came to.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Moved {
     /// This many bytes were taken from the source (and are written, or will be before anything else).
