@@ -77,8 +77,13 @@ impl Sources {
                 None => ("", "other"),
             };
             for ((_, result), value) in FATES.iter().zip(values).filter(|(_, value)| *value > 0) {
-                let labels =
-                    [("namespace", namespace), ("service", name), ("key", &*series.key), ("result", *result)];
+                // Not `namespace` and `service`: Prometheus gives these to what it scrapes, and would rename ours.
+                let labels = [
+                    ("destination_namespace", namespace),
+                    ("destination_service", name),
+                    ("key", &*series.key),
+                    ("result", *result),
+                ];
                 family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
             }
         }

@@ -32,6 +32,7 @@ pub mod memory;
 pub mod named_netns;
 pub mod peer;
 pub mod process;
+pub mod prometheus;
 pub mod run;
 pub mod script;
 pub mod server;

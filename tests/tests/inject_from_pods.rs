@@ -174,7 +174,7 @@ fn debug_names_the_target_and_metrics_the_service_and_the_key() -> Result<()> {
     let metrics = town.agent.get("/metrics")?.text();
     let value = |service: &str, key: &str, result: &str| {
         let series = format!(
-            "divert_service_requests_total{{namespace=\"staging\",service=\"{service}\",key=\"{key}\",result=\"{result}\"}} "
+            "divert_service_requests_total{{destination_namespace=\"staging\",destination_service=\"{service}\",key=\"{key}\",result=\"{result}\"}} "
         );
         metrics.lines().find_map(|line| line.strip_prefix(&series)).map(str::to_owned)
     };
@@ -194,7 +194,7 @@ fn a_service_of_hers_that_is_not_there_is_counted() -> Result<()> {
     let mut http = town.web("alice/dev")?;
     assert_eq!(http.get("/", &[])?.status, 502);
     let metrics = town.agent.get("/metrics")?.text();
-    let series = "divert_service_requests_total{namespace=\"staging\",service=\"web\",key=\"alice\",result=\"unavailable\"} 1";
+    let series = "divert_service_requests_total{destination_namespace=\"staging\",destination_service=\"web\",key=\"alice\",result=\"unavailable\"} 1";
     assert!(metrics.contains(series), "{metrics}");
     Ok(())
 }

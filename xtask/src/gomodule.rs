@@ -23,6 +23,8 @@ pub(crate) struct Module {
     pub(crate) folder: &'static str,
     /// The package to build, as `go build` takes it.
     pub(crate) package: &'static str,
+    /// Build tags, as `go build -tags` takes them.
+    pub(crate) tags: &'static str,
     /// The file name of the program.
     pub(crate) program: &'static str,
     /// The module whose version is said, and the linker's name of a variable that is to hold it, if any.
@@ -41,6 +43,8 @@ impl Module {
         let sources = sources(&folder)?;
         let mut inputs: Vec<&str> = sources.iter().map(String::as_str).collect();
         inputs.extend([LINK_FLAGS, env::consts::ARCH]);
+        // What has none keeps its place in the cache.
+        inputs.extend(Some(self.tags).filter(|tags| !tags.is_empty()));
         let built = cache::built_once(self.name, &inputs, |root| self.compile(&folder, root))?;
         Ok(built.join(self.program))
     }
@@ -62,6 +66,7 @@ impl Module {
         }
         let mut go = Command::new(golang::find(wanted("go")?)?);
         go.current_dir(folder).args(["build", "-trimpath", "-buildvcs=false", "-ldflags", &flags]);
+        go.args(["-tags", self.tags]);
         go.arg("-o").arg(root.join(self.program)).arg(self.package);
         // Whatever the user's own settings are: the same program. Distributions may forbid Go to fetch another.
         go.env_remove("GOROOT")

@@ -12,6 +12,7 @@ const MODULE: Module = Module {
     name: "h2spec",
     folder: "tests/h2spec",
     package: "github.com/summerwind/h2spec/cmd/h2spec",
+    tags: "",
     program: "h2spec",
     of: Some(("github.com/summerwind/h2spec", None)),
     takes: "ten seconds",

@@ -12,6 +12,7 @@ const MODULE: Module = Module {
     name: "kubernetes",
     folder: "tests/k8s",
     package: ".",
+    tags: "",
     program: "k8s",
     of: Some(("k8s.io/kubernetes", Some("k8s.io/component-base/version.gitVersion"))),
     takes: "some six minutes",

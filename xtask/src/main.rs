@@ -1,4 +1,4 @@
-//! Tasks of this repository: `cargo xtask build | test | bench | demo | hostile | kubernetes | h2spec | cluster | image | manifests`.
+//! Tasks of this repository: `cargo xtask build | test | bench | demo | hostile | kubernetes | h2spec | prometheus | cluster | image | manifests`.
 
 mod bench;
 mod build;
@@ -16,6 +16,7 @@ mod kubernetes;
 mod linker;
 mod manifests;
 mod packages;
+mod prometheus;
 mod test;
 mod toolchain;
 mod workspace;
@@ -44,6 +45,8 @@ enum Task {
     Kubernetes,
     /// Builds h2spec, which tests run, once; `cargo xtask test` does so, too.
     H2spec,
+    /// Builds Prometheus, which tests run, once; `cargo xtask test` does so, too.
+    Prometheus,
     /// Writes the agent's container image, without a container engine.
     Image(image::Args),
     /// Makes the files below deploy that are made from others: definition, plain manifests.
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Task::Hostile(args) => hostile::run(&args),
         Task::Kubernetes => kubernetes::build().map(|program| println!("{}", program.display())),
         Task::H2spec => h2spec::build().map(|program| println!("{}", program.display())),
+        Task::Prometheus => prometheus::build().map(|program| println!("{}", program.display())),
         Task::Image(args) => image::run(&args),
         Task::Manifests(args) => manifests::run(&args),
         Task::Cluster(task) => cluster::run(&task),

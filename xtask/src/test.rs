@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::command::{self, clean};
 use crate::toolchain::nightlies;
-use crate::{build, cache, cluster, h2spec, image, kubernetes, manifests, packages, workspace};
+use crate::{build, cache, cluster, h2spec, image, kubernetes, manifests, packages, prometheus, workspace};
 
 const CARGO_FUZZ: &str = "0.13.2";
 /// Targets of divert-agent/http/fuzz.
@@ -44,10 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let cluster = cluster::build()?;
     let image = image::quick()?;
     let h2spec = h2spec::build()?;
+    let prometheus = prometheus::build()?;
     let mut test = at_root();
     test.args(["test", "--workspace"]).args(&args.cargo_test);
     test.env("DIVERT_AGENT", agent).env("DIVERT_KUBERNETES", kubernetes);
     test.env("DIVERT_CLUSTER", cluster).env("DIVERT_IMAGE", image).env("DIVERT_H2SPEC", h2spec);
+    test.env("DIVERT_PROMETHEUS", prometheus);
     command::run(&mut test)
 }
 
