@@ -9,6 +9,7 @@ use divert_common::label;
 use crate::compile::SettingsArgs;
 use crate::controller::{ControllerArgs, UninstallArgs};
 use crate::inspect::{ExplainArgs, StatusArgs};
+use crate::kubernetes::ClusterArgs;
 use crate::okteto::{DownArgs, UpArgs};
 use crate::plan_view::PlanArgs;
 
@@ -49,8 +50,11 @@ pub enum Command {
 pub struct RunArgs {
     /// Folder of Kubernetes manifests: Namespaces, Services, EndpointSlices, Pods, Diverts. Watched. Without
     /// it, the agent follows the cluster: of KUBECONFIG, ~/.kube/config, or the pod that it runs in.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "context"])]
     pub manifests: Option<PathBuf>,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// Name of the node whose pods are served; in a cluster only.
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node_name: Option<String>,

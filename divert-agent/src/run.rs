@@ -26,7 +26,7 @@ use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::pod_slots::PodSlots;
 use crate::kernel::ports::DEFAULT_PORTS;
 use crate::kernel::{cgroup, preflight};
-use crate::kubernetes::Cluster;
+use crate::kubernetes::{Cluster, ClusterArgs};
 use crate::metrics::Sources;
 use crate::node_lock::{LockError, Place};
 use crate::plan::PlanChange;
@@ -140,7 +140,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let ranges = label_ranges(&args)?;
     let names =
         KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
-    let source = Source::choose(args.manifests, args.node_name).await?;
+    let source = Source::choose(args.manifests, &args.cluster, args.node_name).await?;
     let identity: Arc<str> = args.identity.unwrap_or_else(host_name).into();
     let node = source.node().map(Arc::from);
     preflight::check()?;
@@ -338,11 +338,15 @@ impl Source {
         }
     }
 
-    async fn choose(manifests: Option<PathBuf>, node: Option<String>) -> Result<Self, RunError> {
+    async fn choose(
+        manifests: Option<PathBuf>,
+        cluster: &ClusterArgs,
+        node: Option<String>,
+    ) -> Result<Self, RunError> {
         if let Some(folder) = manifests {
             return Ok(Self::Manifests(folder));
         }
-        let cluster = Box::new(Cluster::infer().await?);
+        let cluster = Box::new(Cluster::find(cluster).await?);
         let node = node.filter(|node| !node.is_empty()).ok_or(RunError::NoNode)?;
         Ok(Self::Cluster { cluster, node })
     }

@@ -61,7 +61,7 @@ use self::write::{Outcome, Writer};
 use crate::admin::controller::Standing;
 use crate::compile::{EndpointTrust, Settings, SettingsArgs};
 use crate::kubernetes::source::Source;
-use crate::kubernetes::{Cluster, ConnectError, Troubles};
+use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, Troubles};
 use crate::{admin, api};
 
 /// Changes that come together are written together.
@@ -107,6 +107,9 @@ pub struct ControllerArgs {
     /// Address of /healthz and /readyz. Default: none.
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<SocketAddr>,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
     /// The same as the agents'.
     #[command(flatten)]
     pub settings: SettingsArgs,
@@ -163,7 +166,7 @@ pub fn run(args: ControllerArgs) -> Result<(), ControllerError> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for SIGINT"))?;
-        let cluster = Cluster::infer().await?;
+        let cluster = Cluster::find(&args.cluster).await?;
         let end = async move {
             tokio::select! {
                 _ = terminate.recv() => {}

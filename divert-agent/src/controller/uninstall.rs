@@ -20,7 +20,7 @@ use super::reconcile::Job;
 use super::write::Writer;
 use super::{AT_ONCE, ControllerError, host_name, lease, system};
 use crate::api;
-use crate::kubernetes::{Cluster, describe};
+use crate::kubernetes::{Cluster, ClusterArgs, describe};
 
 /// Between two looks.
 const PACE: Duration = Duration::from_secs(1);
@@ -39,6 +39,9 @@ pub struct UninstallArgs {
     /// Name of the Lease by which controllers lead.
     #[arg(long, value_name = "NAME", default_value = super::DEFAULT_LEASE)]
     pub lease: String,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Takes back all names.
@@ -51,7 +54,7 @@ pub fn run(args: UninstallArgs) -> Result<(), ControllerError> {
         .build()
         .map_err(system("making the runtime"))?;
     runtime.block_on(async {
-        let cluster = Cluster::infer().await?;
+        let cluster = Cluster::find(&args.cluster).await?;
         take_back(args, &cluster).await
     })
 }

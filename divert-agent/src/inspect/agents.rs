@@ -105,7 +105,7 @@ impl Agents {
         if let Some(address) = &at.agent {
             return Ok(Self::at([address.clone()]));
         }
-        let client = Cluster::infer().await?.client()?;
+        let client = Cluster::find(&at.cluster).await?.client()?;
         let namespace = at.agents_namespace.clone();
         let pods = Api::<Pod>::namespaced(client.clone(), &namespace);
         let pods = pods.list(&ListParams::default().labels(&at.agents)).await;

@@ -12,6 +12,7 @@ use self::agents::{Agent, Agents, AskError, Serving};
 use crate::admin::agent::AgentStatus;
 use crate::columns::Columns;
 use crate::explain::{Destination, Explanation, Question, question};
+use crate::kubernetes::ClusterArgs;
 use crate::plan::PodRef;
 use crate::plan_view::Format;
 
@@ -34,6 +35,9 @@ pub struct WhereArgs {
     /// How to print it.
     #[arg(long, short, value_enum, default_value_t)]
     pub output: Format,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Options of `divert-agent status`.

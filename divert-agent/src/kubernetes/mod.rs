@@ -7,6 +7,9 @@
 //! | part | one concept |
 //! |---|---|
 //! | `connect` | which cluster, as who |
+//! | `proxy` | pure: which proxy leads there, if any |
+//! | `wire` | the connection to it, by a proxy or not |
+//! | `trust` | whether it is the API server: its certificate |
 //! | `objects` | the objects of a kind: a list, then a watch, then a list again where need be; back-off |
 //! | `gate` | a connection that sends only while it may |
 //! | `watch` | one watch: from its stream to steps |
@@ -23,10 +26,13 @@ mod follow;
 mod gate;
 mod kinds;
 pub(crate) mod objects;
+mod proxy;
 pub(crate) mod source;
 mod sync;
 mod troubles;
+mod trust;
 pub(crate) mod watch;
+mod wire;
 
 /// What went wrong with a request, in one clause, without the layers that say the same again.
 pub(crate) fn describe(error: &kube::Error) -> String {
@@ -44,7 +50,7 @@ pub(crate) fn describe(error: &kube::Error) -> String {
     innermost.to_string()
 }
 
-pub use connect::{Cluster, ConnectError};
+pub use connect::{Cluster, ClusterArgs, ConnectError};
 pub use follow::{FollowError, Following, follow};
 pub(crate) use sync::Invalid;
 pub(crate) use troubles::Troubles;

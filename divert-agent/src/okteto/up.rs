@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::files::{self, Files, FilesError};
 use super::manifest::{ManifestError, Section};
 use crate::api::Divert;
-use crate::kubernetes::{Cluster, ConnectError, describe};
+use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, describe};
 
 /// Who applies, to server-side apply.
 const FIELD_MANAGER: &str = "divert-up";
@@ -39,6 +39,9 @@ pub struct UpArgs {
     /// Seconds to wait at most.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub timeout: u64,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Options of `divert-agent down`.
@@ -51,6 +54,9 @@ pub struct DownArgs {
     /// The developer's namespace. Default: the current one of the kubeconfig.
     #[arg(long, short, value_name = "NAME")]
     pub namespace: Option<String>,
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
 }
 
 /// Why nothing is diverted, or still is.
@@ -121,7 +127,11 @@ struct Place {
 }
 
 impl Place {
-    async fn find(file: Option<PathBuf>, namespace: Option<String>) -> Result<Self, UpError> {
+    async fn find(
+        file: Option<PathBuf>,
+        namespace: Option<String>,
+        cluster: &ClusterArgs,
+    ) -> Result<Self, UpError> {
         let Files { manifest, text, variables } = files::read(file.as_deref())?;
         let variable = |name: &str| std::env::var(name).ok().or_else(|| variables.get(name).cloned());
         let section =
@@ -129,7 +139,7 @@ impl Place {
         for warning in &section.warnings {
             eprintln!("warning: {warning}");
         }
-        let cluster = Cluster::infer().await?;
+        let cluster = Cluster::find(cluster).await?;
         let namespace = namespace.unwrap_or_else(|| cluster.default_namespace().to_owned());
         let client: Client = cluster.client()?;
         let divert = section.divert(&namespace);
@@ -168,7 +178,7 @@ impl Place {
 pub fn up(args: UpArgs) -> Result<(), UpError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let place = Place::find(args.file, args.namespace).await?;
+        let place = Place::find(args.file, args.namespace, &args.cluster).await?;
         let apply = PatchParams::apply(FIELD_MANAGER).force();
         let applied = place.api.patch(&place.name, &apply, &Patch::Apply(&place.divert)).await;
         let applied = applied.map_err(place.failed("applying"))?;
@@ -198,7 +208,7 @@ pub fn up(args: UpArgs) -> Result<(), UpError> {
 pub fn down(args: DownArgs) -> Result<(), UpError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let place = Place::find(args.file, args.namespace).await?;
+        let place = Place::find(args.file, args.namespace, &args.cluster).await?;
         let nothing = || {
             println!("there is no Divert {}: nothing to remove", place.title());
             Ok(())
