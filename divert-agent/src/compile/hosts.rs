@@ -12,13 +12,11 @@ use serde::Serialize;
 use super::Settings;
 use super::acceptance::Group;
 use super::host_rules::{Allowed, Rules};
+use super::names::{MAX_ALIASES, service_of_name, wants_names};
 use super::served::{Backends, Served};
-use crate::api::{self, Names};
+use crate::api;
 use crate::plan::{Grant, Hosts, ServiceRef};
 use crate::world::{Asks, Divert, DivertRef, Ingress, IngressRef, Pair, ServiceKind, World};
-
-/// Most aliases that are followed from one to the next, as resolvers limit CNAMEs.
-const MAX_ALIASES: usize = 8;
 
 /// State of a host that a Divert or an annotated Ingress asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -311,8 +309,7 @@ impl<'a> Routes<'a> {
         }
         let resolves = |shared: &&Arc<str>| {
             let pair = Pair { developer: grant.key.clone(), shared: (*shared).clone() };
-            let coverage = self.groups.get(&pair).and_then(|group| group.coverage.as_ref());
-            coverage.is_some_and(|coverage| coverage.names == Names::All)
+            self.groups.get(&pair).is_some_and(wants_names)
         };
         let shared = grant.shared.iter().filter(resolves);
         shared
@@ -333,37 +330,6 @@ impl<'a> Routes<'a> {
                 Some(next) if grant.extends_to(&next.namespace) => service = next,
                 _ => return,
             }
-        }
-    }
-}
-
-/// The Service that a DNS name means: `catalog.staging.svc`, with the cluster's domain or without.
-fn service_of_name(name: &str, cluster_domain: &str) -> Option<ServiceRef> {
-    let name = name.strip_suffix('.').unwrap_or(name);
-    let name = name.strip_suffix(cluster_domain).and_then(|name| name.strip_suffix('.')).unwrap_or(name);
-    let mut labels = name.split('.');
-    match (labels.next(), labels.next(), labels.next(), labels.next()) {
-        (Some(service), Some(namespace), Some("svc"), None) => {
-            Some(ServiceRef { namespace: namespace.into(), name: service.into() })
-        }
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_services() {
-        let service = |name| service_of_name(name, "cluster.local").map(|it| it.to_string());
-        for name in
-            ["catalog.staging.svc.cluster.local", "catalog.staging.svc.cluster.local.", "catalog.staging.svc"]
-        {
-            assert_eq!(service(name).unwrap(), "staging/catalog", "{name}");
-        }
-        for name in ["catalog.staging", "example.com", "a.b.c.svc", "catalog.staging.svc.example.com", ""] {
-            assert_eq!(service(name), None, "{name}");
         }
     }
 }

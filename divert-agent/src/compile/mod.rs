@@ -6,6 +6,7 @@
 //! | `hosts` | which hosts are granted to whom, and which services are captured to give their requests a key |
 //! | `host_rules` | which host may be whose |
 //! | `served` | which Ingresses serve a host |
+//! | `names` | which names of Services are lent to a developer's namespace, and what a DNS name means |
 //! | `ports` | which ports may speak HTTP, and which port of a developer's service takes whose place |
 //! | `endpoints` | which endpoints of a developer's service take requests |
 //! | `service` | the captured addresses of one shared service and the routes at each |
@@ -19,6 +20,7 @@ mod endpoints;
 mod host_rules;
 mod hosts;
 mod judge;
+pub(crate) mod names;
 mod planner;
 mod pods;
 mod ports;

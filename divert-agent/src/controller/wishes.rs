@@ -7,13 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::conditions::Said;
-use crate::api::Names;
 use crate::compile::Judge;
-use crate::compile::acceptance::Group;
+use crate::compile::names::{KUBERNETES, lending_pairs};
 use crate::world::Pair;
-
-/// Never made: every namespace's pods find the API server by variables and by this name of `default`.
-const KUBERNETES: &str = "kubernetes";
 
 /// The names of all developers' namespaces.
 #[derive(Debug)]
@@ -57,7 +53,7 @@ impl Wishes {
     ) -> BTreeSet<Arc<str>> {
         let old = self.developers.remove(developer).unwrap_or_default();
         let mut affected = old.names;
-        let pairs = pairs(judge, developer);
+        let pairs = lending_pairs(judge, developer);
         if !pairs.is_empty() {
             let mut wish = Wish { pairs, ..Wish::default() };
             let services = wish.pairs.iter().flat_map(|pair| judge.world().services(&pair.shared));
@@ -166,26 +162,6 @@ impl Wish {
         let beyond = (self.names.len() > limit).then(|| self.names.iter().nth(limit).cloned()).flatten();
         std::mem::replace(&mut self.beyond, beyond)
     }
-}
-
-/// The pairs of a developer that want names, the oldest first; none in a namespace that is on its way out.
-fn pairs(judge: &Judge, developer: &Arc<str>) -> Vec<Pair> {
-    let world = judge.world();
-    if world.namespace(developer).is_none_or(|namespace| namespace.terminating) {
-        return Vec::new();
-    }
-    let wants = |pair: &&Pair| judge.group(pair).is_some_and(wants_names);
-    let mut pairs: Vec<_> = judge.pairs_of(developer).filter(wants).cloned().collect();
-    pairs.sort_by_cached_key(|pair| {
-        let oldest = world.diverts(pair).map(|it| (it.created, it.divert.clone())).min();
-        (oldest, pair.shared.clone())
-    });
-    pairs
-}
-
-/// Whether the Diverts of a pair want names together.
-pub(super) fn wants_names(group: &Group) -> bool {
-    group.coverage.as_ref().is_some_and(|it| it.names == Names::All)
 }
 
 #[cfg(test)]

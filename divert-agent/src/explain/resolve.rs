@@ -2,15 +2,13 @@
 //! pure. DNS is not asked: what is said about names is what a cluster's DNS would make of these objects.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::question::Destination;
-use crate::api::Names;
-use crate::compile::{Planner, may_be_http};
+use crate::compile::names::{self, MAX_ALIASES, service_of_name};
+use crate::compile::{Judge, Planner, may_be_http};
 use crate::plan::{PodRef, ServiceRef};
 use crate::world::{ObjectKind, Service, ServiceKind, World};
-
-/// The longest chain of ExternalName Services that is followed.
-const ALIASES: usize = 4;
 
 /// What a destination means.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -51,63 +49,78 @@ pub(super) fn not_registered(planner: &Planner, name: &PodRef) -> Option<String>
 /// What an application in `namespace` means by a destination.
 pub(super) fn resolve(planner: &Planner, namespace: &str, to: &Destination) -> Meaning {
     let mut says = Vec::new();
+    if let Ok(address) = to.host.parse::<IpAddr>() {
+        return by_address(planner, SocketAddr::new(address, to.port), says);
+    }
+    let judge = planner.judge();
     let mut host = to.host.clone();
-    for _ in 0..ALIASES {
-        if let Ok(address) = host.parse::<IpAddr>() {
-            return by_address(planner, SocketAddr::new(address, to.port), says);
-        }
-        let Some((service, hostname)) = find(planner, namespace, &host, &mut says) else {
+    let mut named = search(judge, namespace, &host);
+    for _ in 0..=MAX_ALIASES {
+        let Some(Named { service, hostname, of }) = named else {
             says.push(format!("{host} is no Service's name that is known here"));
             return Meaning { says: says.join("; "), ..Meaning::default() };
         };
-        if let ServiceKind::ExternalName(alias) = &service.kind {
-            says.push(format!("Service {} is an alias for {alias}", service.service));
-            host = alias.to_string();
-            continue;
+        if let Some(developer) = of {
+            let ServiceRef { namespace: shared, name } = &service.service;
+            says.push(format!(
+                "{developer} has no Service {name}, so the name leads to that of {shared}, by the Service of type \
+                 ExternalName that the controller keeps"
+            ));
         }
-        return by_service(planner.world(), service, hostname.as_deref(), to.port, says);
+        let ServiceKind::ExternalName(alias) = &service.kind else {
+            return by_service(judge.world(), service, hostname.as_deref(), to.port, says);
+        };
+        says.push(format!("Service {} is an alias for {alias}", service.service));
+        host = alias.to_string();
+        // It is a whole name: no domain is searched for it.
+        let meant = service_of_name(&host, &judge.settings().cluster_domain);
+        named = meant.and_then(|it| known(judge, &it.namespace, &it.name));
     }
     says.push(format!("{host} is one alias too many"));
     Meaning { says: says.join("; "), ..Meaning::default() }
 }
 
-/// The Service of a name as seen from a namespace, and the name of the pod below it if there is one.
-fn find<'a>(
-    planner: &'a Planner,
-    namespace: &str,
-    host: &str,
-    says: &mut Vec<String>,
-) -> Option<(&'a Service, Option<String>)> {
-    let world = planner.world();
-    let labels: Vec<&str> = host.split('.').collect();
-    match *labels {
-        [name] => {
-            let own = world.service(namespace, name).map(|service| (service, None));
-            own.or_else(|| {
-                let shared = lent(planner, namespace, name)?;
-                says.push(format!(
-                    "{namespace} has no Service {name}, so the name leads to that of {}, by the Service of type \
-                     ExternalName that the controller keeps",
-                    shared.service.namespace
-                ));
-                Some((shared, None))
-            })
-        }
-        [name, namespace] | [name, namespace, "svc", ..] => {
-            world.service(namespace, name).map(|service| (service, None))
-        }
-        [pod, name, namespace] | [pod, name, namespace, "svc", ..] => {
-            world.service(namespace, name).map(|service| (service, Some(pod.to_owned())))
-        }
-        _ => None,
-    }
+/// A Service that a name means.
+struct Named<'a> {
+    service: &'a Service,
+    /// The name of the pod that is meant of it, if one is.
+    hostname: Option<String>,
+    /// The developer's namespace to which the name is lent.
+    of: Option<Arc<str>>,
 }
 
-/// The Service of a shared namespace whose name is made to resolve in a developer's.
-fn lent<'a>(planner: &'a Planner, developer: &str, name: &str) -> Option<&'a Service> {
-    planner.judge().groups().filter(|(pair, _)| &*pair.developer == developer).find_map(|(pair, group)| {
-        let coverage = group.coverage.as_ref().filter(|coverage| coverage.names == Names::All);
-        coverage.and_then(|_| planner.world().service(&pair.shared, name))
+/// The Service by a name in a namespace, its own or one that it is lent.
+fn known<'a>(judge: &'a Judge, namespace: &str, name: &str) -> Option<Named<'a>> {
+    if let Some(service) = judge.world().service(namespace, name) {
+        return Some(Named { service, hostname: None, of: None });
+    }
+    let developer = Arc::from(namespace);
+    let service = names::lent(judge, &developer, name)?;
+    Some(Named { service, hostname: None, of: Some(developer) })
+}
+
+/// What a name means in a namespace, where a resolver puts the domains of the pod behind it, one after the other.
+fn search<'a>(judge: &'a Judge, namespace: &str, host: &str) -> Option<Named<'a>> {
+    let services = format!("svc.{}", judge.settings().cluster_domain);
+    let domains = [
+        format!(".{namespace}.{services}"),
+        format!(".{services}"),
+        format!(".{}", judge.settings().cluster_domain),
+    ];
+    let searched = domains.iter().map(|domain| format!("{host}{domain}")).chain([host.to_owned()]);
+    searched.into_iter().find_map(|name| {
+        let name = name.strip_suffix(&services)?.strip_suffix('.')?;
+        match *name.split('.').collect::<Vec<_>>() {
+            [service, namespace] => known(judge, namespace, service),
+            [hostname, service, namespace] => {
+                let service = judge.world().service(namespace, service)?;
+                let mut slices = judge.world().slices(namespace, &service.service.name);
+                let is_one =
+                    slices.any(|it| it.endpoints.iter().any(|it| it.hostname.as_deref() == Some(hostname)));
+                is_one.then(|| Named { service, hostname: Some(hostname.to_owned()), of: None })
+            }
+            _ => None,
+        }
     })
 }
 
@@ -120,7 +133,7 @@ fn by_service(
 ) -> Meaning {
     let name = &service.service;
     let addresses: Vec<SocketAddr> = match &service.kind {
-        ServiceKind::ClusterIps(addresses) => {
+        ServiceKind::ClusterIps(addresses) if hostname.is_none() => {
             if !service.ports.iter().any(|it| it.number == port) {
                 let ports: Vec<_> = service.ports.iter().map(|it| it.number.to_string()).collect();
                 says.push(format!("Service {name} has no TCP port {port}, but {}", ports.join(", ")));
@@ -216,4 +229,109 @@ pub(super) fn why_not(planner: &Planner, service: &ServiceRef, port: u16, key: O
         });
     }
     why
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::Settings;
+    use crate::manifests::testing::objects;
+
+    fn object(kind: &str, version: &str, metadata: &str, rest: &str) -> String {
+        format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{{metadata}}}\n{rest}\n---\n")
+    }
+
+    fn service(namespace: &str, name: &str, spec: &str) -> String {
+        object(
+            "Service",
+            "v1",
+            &format!("name: {name}, namespace: {namespace}"),
+            &format!("spec: {{{spec}}}"),
+        )
+    }
+
+    fn cluster_ip(namespace: &str, name: &str, address: &str) -> String {
+        service(namespace, name, &format!("clusterIP: {address}, ports: [{{port: 80}}]"))
+    }
+
+    fn alias(namespace: &str, name: &str, of: &str) -> String {
+        service(namespace, name, &format!("type: ExternalName, externalName: {of}"))
+    }
+
+    fn divert(name: &str, created: &str, spec: &str) -> String {
+        let metadata = format!("name: {name}, namespace: alice, creationTimestamp: '{created}'");
+        object("Divert", "divert.dev/v1alpha1", &metadata, &format!("spec: {{{spec}}}"))
+    }
+
+    /// `staging` and `qa` are shared; alice's Divert to `staging` is the older one.
+    fn planner() -> Planner {
+        let shared = "labels: {divert.dev/shared: 'true'}";
+        let slice =
+            "addressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.9], hostname: db-0}]";
+        let named = "name: db-1, namespace: staging, labels: {kubernetes.io/service-name: db}";
+        let text = [
+            object("Namespace", "v1", "name: alice", ""),
+            object("Namespace", "v1", &format!("name: staging, {shared}"), ""),
+            object("Namespace", "v1", &format!("name: qa, {shared}"), ""),
+            divert("z-older", "2026-01-01T00:00:00Z", "sharedNamespace: staging"),
+            divert("a-younger", "2026-02-01T00:00:00Z", "sharedNamespace: qa"),
+            cluster_ip("staging", "both", "10.96.0.1"),
+            cluster_ip("qa", "both", "10.96.0.2"),
+            cluster_ip("qa", "only", "10.96.0.3"),
+            cluster_ip("alice", "own", "10.96.0.4"),
+            cluster_ip("staging", "kubernetes", "10.96.0.5"),
+            cluster_ip("default", "kubernetes", "10.96.0.6"),
+            service("staging", "db", "clusterIP: None, ports: [{port: 80}]"),
+            object("EndpointSlice", "discovery.k8s.io/v1", named, slice),
+            alias("staging", "elsewhere", "only.qa.svc.cluster.local"),
+            alias("staging", "short", "own"),
+            alias("staging", "address", "10.96.0.4"),
+            alias("staging", "outside", "only.qa.svc.example.com"),
+            alias("staging", "leads", "both.alice.svc.cluster.local"),
+            alias("staging", "round", "round.staging.svc"),
+        ];
+        let mut planner = Planner::new(Settings::default());
+        planner.update(objects(&text.concat()));
+        planner
+    }
+
+    #[test]
+    fn names_mean_what_the_controller_and_the_clusters_dns_make_of_them() {
+        let planner = planner();
+        for (from, host, expected) in [
+            ("alice", "own", "alice/own"),
+            // Of two, the one whose Divert is older.
+            ("alice", "both", "staging/both"),
+            ("alice", "only", "qa/only"),
+            // Whoever asks, the name is there.
+            ("bob", "both.alice", "staging/both"),
+            ("bob", "only.alice.svc.cluster.local", "qa/only"),
+            ("bob", "both", "nothing"),
+            // Never lent.
+            ("alice", "kubernetes", "nothing"),
+            ("alice", "kubernetes.default", "default/kubernetes"),
+            ("alice", "kubernetes.staging.svc", "staging/kubernetes"),
+            ("staging", "elsewhere", "qa/only"),
+            ("alice", "elsewhere", "qa/only"),
+            ("staging", "leads", "staging/both"),
+            // Whole names, not those of some namespace, nor addresses.
+            ("alice", "short", "nothing"),
+            ("staging", "address", "nothing"),
+            ("staging", "outside", "nothing"),
+            ("staging", "round", "nothing"),
+            // Of one pod.
+            ("staging", "db-0.db", "staging/db"),
+            ("alice", "db-0.db.staging", "staging/db"),
+            ("alice", "db-1.db.staging", "nothing"),
+            ("alice", "both.qa.svc.example.com", "nothing"),
+            ("alice", "example.com", "nothing"),
+        ] {
+            let to = Destination { host: host.into(), port: 80 };
+            let meaning = resolve(&planner, from, &to);
+            let service = meaning.service.map_or_else(|| "nothing".to_owned(), |it| it.to_string());
+            assert_eq!(service, expected, "{host} in {from}: {}", meaning.says);
+        }
+        let one = resolve(&planner, "staging", &Destination { host: "db-0.db".into(), port: 80 });
+        assert_eq!(one.addresses, ["10.0.0.9:80".parse().unwrap()]);
+    }
 }

@@ -1,0 +1,76 @@
+//! What names of Services mean: which of a shared namespace are lent to a developer's, and what a DNS name stands for. The
+//! one home of it: the controller makes Services after it, hosts are followed by it, and `explain` says it.
+
+use std::sync::Arc;
+
+use super::Judge;
+use super::acceptance::Group;
+use crate::api::Names;
+use crate::plan::ServiceRef;
+use crate::world::{Pair, Service};
+
+/// Never lent: every namespace's pods find the API server by variables and by this name of `default`.
+pub(crate) const KUBERNETES: &str = "kubernetes";
+/// Most aliases that are followed from one to the next, as resolvers limit CNAMEs.
+pub(crate) const MAX_ALIASES: usize = 8;
+
+/// Whether the Diverts of a pair want names together.
+pub(crate) fn wants_names(group: &Group) -> bool {
+    group.coverage.as_ref().is_some_and(|it| it.names == Names::All)
+}
+
+/// The pairs of a developer that want names, the oldest first; none in a namespace that is on its way out.
+pub(crate) fn lending_pairs(judge: &Judge, developer: &Arc<str>) -> Vec<Pair> {
+    let world = judge.world();
+    if world.namespace(developer).is_none_or(|namespace| namespace.terminating) {
+        return Vec::new();
+    }
+    let wants = |pair: &&Pair| judge.group(pair).is_some_and(wants_names);
+    let mut pairs: Vec<_> = judge.pairs_of(developer).filter(wants).cloned().collect();
+    pairs.sort_by_cached_key(|pair| {
+        let oldest = world.diverts(pair).map(|it| (it.created, it.divert.clone())).min();
+        (oldest, pair.shared.clone())
+    });
+    pairs
+}
+
+/// The Service of a shared namespace that a name which a namespace lacks is lent from, as far as follows from what is asked
+/// for: not how many names are made in one namespace, nor which are left free for a while.
+pub(crate) fn lent<'a>(judge: &'a Judge, developer: &Arc<str>, name: &str) -> Option<&'a Service> {
+    let world = judge.world();
+    if name == KUBERNETES || world.service(developer, name).is_some() {
+        return None;
+    }
+    lending_pairs(judge, developer).iter().find_map(|pair| world.service(&pair.shared, name))
+}
+
+/// The Service that a DNS name means: `catalog.staging.svc`, with the cluster's domain or without.
+pub(crate) fn service_of_name(name: &str, cluster_domain: &str) -> Option<ServiceRef> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let name = name.strip_suffix(cluster_domain).and_then(|name| name.strip_suffix('.')).unwrap_or(name);
+    let mut labels = name.split('.');
+    match (labels.next(), labels.next(), labels.next(), labels.next()) {
+        (Some(service), Some(namespace), Some("svc"), None) => {
+            Some(ServiceRef { namespace: namespace.into(), name: service.into() })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_services() {
+        let service = |name| service_of_name(name, "cluster.local").map(|it| it.to_string());
+        for name in
+            ["catalog.staging.svc.cluster.local", "catalog.staging.svc.cluster.local.", "catalog.staging.svc"]
+        {
+            assert_eq!(service(name).unwrap(), "staging/catalog", "{name}");
+        }
+        for name in ["catalog.staging", "example.com", "a.b.c.svc", "catalog.staging.svc.example.com", ""] {
+            assert_eq!(service(name), None, "{name}");
+        }
+    }
+}
