@@ -76,6 +76,80 @@ fn helm_installs_upgrades_and_leaves_the_definition_and_the_diverts_alone() -> R
     Ok(())
 }
 
+/// What is not there to be seen for who installs under another name next: the definition, of the former release.
+#[test]
+fn another_release_takes_over_the_definition_or_leaves_it() -> Result<()> {
+    let server = server()?;
+    let admin = server.admin();
+    let folder = chart::folder();
+    let folder = folder.to_str().context("a path in UTF-8")?;
+    let namespace = ["--namespace", chart::NAMESPACE];
+    let helm = |arguments: &[&str]| admin.helm(&[arguments, &namespace].concat());
+    let notes = helm(&["install", RELEASE, folder, "--create-namespace"])?;
+    for hint in ["helm uninstall divert", "diverts.divert.dev", "--take-ownership", "crd.install=false"] {
+        ensure!(notes.contains(hint), "the notes do not speak of {hint}:\n{notes}");
+    }
+    admin.create_namespace(&manifest::namespace("alice"))?;
+    let divert = admin.create(&manifest::divert("alice", "staging"))?;
+    let is_kept = || -> Result<bool> {
+        Ok(admin.get(DIVERT, "alice", "staging")?["metadata"]["uid"] == divert["metadata"]["uid"])
+    };
+    helm(&["uninstall", RELEASE, "--no-hooks"])?;
+
+    let refused = helm(&["install", "other", folder]);
+    let refused = format!("{:#}", refused.err().context("Helm takes what is another release's")?);
+    ensure!(refused.contains("diverts.divert.dev") && refused.contains("ownership"), "{refused}");
+    helm(&["install", "other", folder, "--take-ownership"])?;
+    ensure!(is_kept()?);
+    helm(&["upgrade", "other", folder, "--set", "image.tag=next"])?;
+    helm(&["uninstall", "other", "--no-hooks"])?;
+    helm(&["install", "third", folder, "--set", "crd.install=false"])?;
+    helm(&["uninstall", "third", "--no-hooks"])?;
+    ensure!(is_kept()?);
+    let release = |it: &Value| it["metadata"]["annotations"]["meta.helm.sh/release-name"].clone();
+    assert_eq!(release(&admin.get(CUSTOM_RESOURCE_DEFINITION, "", "diverts.divert.dev")?), "other");
+    Ok(())
+}
+
+#[test]
+fn the_chart_takes_over_what_plain_manifests_made() -> Result<()> {
+    const MANIFESTS: &str = include_str!("../../deploy/divert.yaml");
+    let server = server()?;
+    let admin = server.admin();
+    // With the image's name put in place.
+    let manifests = MANIFESTS.replace("divert.dev/divert-agent:", "registry.example.com/divert-agent:");
+    ensure!(manifests != MANIFESTS, "the manifests name no image");
+    admin.kubectl(&["apply", "--server-side", "-f", "-"], &manifests)?;
+    admin.create_namespace(&manifest::namespace("alice"))?;
+    let divert = admin.create(&manifest::divert("alice", "staging"))?;
+    let before = left(admin)?;
+
+    let folder = chart::folder();
+    let folder = folder.to_str().context("a path in UTF-8")?;
+    let install = ["install", RELEASE, folder, "--namespace", chart::NAMESPACE];
+    let refused = format!("{:#}", admin.helm(&install).err().context("Helm takes what is not its own")?);
+    ensure!(refused.contains("ownership"), "{refused}");
+    let image = ["--set", "image.repository=registry.example.com/divert-agent"];
+    let take = ["--take-ownership", "--server-side=true", "--force-conflicts"];
+    admin.helm(&[&install[..], &image, &take].concat())?;
+    let agents = admin.get(DAEMON_SET, chart::NAMESPACE, "divert-agent")?;
+    assert_eq!(agents["metadata"]["annotations"]["meta.helm.sh/release-name"], RELEASE);
+    assert_eq!(admin.get(DIVERT, "alice", "staging")?["metadata"]["uid"], divert["metadata"]["uid"]);
+    let now = left(admin)?;
+    let lost: Vec<_> = before.difference(&now).collect();
+    ensure!(lost.is_empty(), "{lost:?} of the manifests are gone");
+    // From then on it is as if Helm had made it.
+    admin.helm(&["uninstall", RELEASE, "--no-hooks", "--namespace", chart::NAMESPACE])?;
+    let expected = [
+        "apiservice.apiregistration.k8s.io/v1alpha1.divert.dev",
+        "customresourcedefinition.apiextensions.k8s.io/diverts.divert.dev",
+        "divert.divert.dev/staging",
+        "namespace/divert-system",
+    ];
+    assert_eq!(left(admin)?.iter().collect::<Vec<_>>(), expected);
+    Ok(())
+}
+
 #[test]
 fn names_are_taken_back_from_under_a_running_controller() -> Result<()> {
     let server = server()?;
