@@ -130,9 +130,6 @@ pub struct RunArgs {
     /// Likewise for those of all pods.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     pub max_held: u64,
-    /// Baggage members that carry the key, in order.
-    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["okteto-divert", "divert"])]
-    pub key: Vec<String>,
     /// Header fields that carry the key alone, in order; read after the baggage.
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = ["baggage.okteto-divert"])]
     pub key_header: Vec<String>,

@@ -138,8 +138,10 @@ pub fn run(args: RunArgs) -> Result<(), RunError> {
 
 async fn serve(args: RunArgs) -> Result<(), RunError> {
     let ranges = label_ranges(&args)?;
-    let names =
-        KeyNames::new(args.key.iter().map(String::as_str), args.key_header.iter().map(String::as_str))?;
+    let names = KeyNames::new(
+        args.settings.key.iter().map(String::as_str),
+        args.key_header.iter().map(String::as_str),
+    )?;
     let source = Source::choose(args.manifests, &args.cluster, args.node_name).await?;
     let identity: Arc<str> = args.identity.unwrap_or_else(host_name).into();
     let node = source.node().map(Arc::from);

@@ -265,11 +265,11 @@ fn agents_and_controller_have_the_same_settings() -> Result<()> {
     ])?;
     let settings = |kind: &str, name: &str| -> Result<BTreeSet<String>> {
         let arguments = chart::arguments(chart::find(&objects, kind, name)?).into_iter();
-        let common = ["--shared-namespaces=", "--opaque-ports=", "--cluster-domain="];
+        let common = ["--shared-namespaces=", "--opaque-ports=", "--cluster-domain=", "--key="];
         Ok(arguments.filter(|it| common.iter().any(|name| it.starts_with(name))).map(str::to_owned).collect())
     };
     let agents = settings("DaemonSet", "divert-agent")?;
-    assert_eq!(agents.len(), 3, "{agents:?}");
+    assert_eq!(agents.len(), 4, "{agents:?}");
     assert_eq!(agents, settings("Deployment", "divert-controller")?);
     Ok(())
 }

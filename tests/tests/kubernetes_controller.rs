@@ -3,14 +3,15 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use divert_tests::agent;
 use divert_tests::http::Http;
 use divert_tests::kube::{
-    ApiServer, Client, DIVERT, EVENT, LEASE, NAMESPACE, OKTETO_DIVERT, POD, Refusal, SERVICE, Town,
-    install_accounts,
+    ApiServer, Client, Control, DIVERT, EVENT, LEASE, NAMESPACE, OKTETO_DIVERT, Options, POD, Refusal,
+    SERVICE, Town, install_accounts,
 };
 use divert_tests::lab::{Lab, patient};
 use divert_tests::process::{Place, Process};
@@ -354,5 +355,38 @@ fn up_and_down() -> Result<()> {
         ensure!(!done && said.contains("not by `up`") && said.contains("kubectl delete"), "{said}");
         ensure!(!admin.get(DIVERT, "up-alice", "up-staging")?.is_null());
     }
+    Ok(())
+}
+
+#[test]
+fn up_says_what_requests_are_to_carry_in_this_cluster() -> Result<()> {
+    let server = Arc::new(ApiServer::start(Options { controllers: true, ..Options::default() })?);
+    let admin = server.admin();
+    let account = Control::install(&server)?;
+    for namespace in
+        [manifest::shared_namespace("staging"), manifest::namespace("qa"), manifest::namespace("alice")]
+    {
+        admin.create_namespace(&namespace)?;
+    }
+    let up = |shared: &str| -> Result<String> {
+        let file = server.folder().join("okteto.yaml");
+        fs::write(&file, format!("deploy: {{divert: {{namespace: {shared}}}}}\n"))?;
+        let mut command = Command::new(agent::program()?);
+        command.args(["up", "-n", "alice", "-f"]).arg(&file).env("KUBECONFIG", admin.kubeconfig());
+        let place = Place { netns: Some(server.netns().netns()), cgroup: None };
+        Process::spawn("up", command, place)?.finish(Duration::from_secs(60))
+    };
+    let alone = up("staging")?;
+    ensure!(alone.contains("unless the cluster has another key"), "{alone}");
+    let _control = Control::start(&server, &account, &["--key", "team,okteto-divert"])?;
+    let accepted = |it: &Value| condition(it, "Accepted")["status"] == "True";
+    admin.wait_for(DIVERT, "alice", "staging", "to be accepted", accepted)?;
+    let said = up("staging")?;
+    ensure!(said.contains("requests to staging with `baggage: team=alice` go to alice"), "{said}");
+    let refused = up("qa")?;
+    ensure!(
+        refused.contains("warning: it is not accepted") && refused.contains("divert.dev/shared"),
+        "{refused}"
+    );
     Ok(())
 }

@@ -17,6 +17,8 @@ pub struct Settings {
     pub endpoint_trust: EndpointTrust,
     /// Domain of the cluster, in lower case: Services are names below `svc` of it.
     pub cluster_domain: Arc<str>,
+    /// The baggage member that people are told to send the key in; agents may know others as well.
+    pub key: Arc<str>,
 }
 
 /// Which EndpointSlices count.
@@ -65,14 +67,25 @@ pub struct SettingsArgs {
     /// Domain of the cluster: names of Services end in `.svc.DOMAIN`.
     #[arg(long, value_name = "DOMAIN", default_value = CLUSTER_DOMAIN)]
     cluster_domain: String,
+    /// Baggage members that carry the key, in order. People are told the first.
+    #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = KEYS)]
+    pub(crate) key: Vec<String>,
 }
 
 /// What kubeadm and most others set up.
 const CLUSTER_DOMAIN: &str = "cluster.local";
 
+/// Okteto's, and our own.
+const KEYS: [&str; 2] = ["okteto-divert", "divert"];
+
 impl Default for SettingsArgs {
     fn default() -> Self {
-        Self { shared_namespaces: None, opaque_ports: None, cluster_domain: CLUSTER_DOMAIN.into() }
+        Self {
+            shared_namespaces: None,
+            opaque_ports: None,
+            cluster_domain: CLUSTER_DOMAIN.into(),
+            key: KEYS.map(str::to_owned).into(),
+        }
     }
 }
 
@@ -83,7 +96,8 @@ impl From<SettingsArgs> for Settings {
             shared_namespaces: args.shared_namespaces.map(|names| names.into_iter().map(Arc::from).collect()),
             opaque_ports: args.opaque_ports.unwrap_or(defaults.opaque_ports),
             cluster_domain: args.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
-            ..defaults
+            key: args.key.first().map_or(defaults.key, |key| key.as_str().into()),
+            ..Self::default()
         }
     }
 }
@@ -104,6 +118,7 @@ impl Default for Settings {
             opaque_ports: OPAQUE_PORTS.to_vec(),
             endpoint_trust: EndpointTrust::default(),
             cluster_domain: CLUSTER_DOMAIN.into(),
+            key: KEYS[0].into(),
         }
     }
 }
@@ -138,6 +153,8 @@ mod tests {
             ["qa".into(), "staging".into()]
         );
         assert_eq!(said.opaque_ports, [443..=443, 9092..=9094]);
+        assert_eq!(*default.key, *"okteto-divert");
+        assert_eq!(*settings(&["--key", "team,okteto-divert"]).unwrap().key, *"team");
         for bad in ["x", "0", "65536", "2-1", "1-", "-1"] {
             let error = settings(&["--opaque-ports", bad]).err();
             assert!(error.is_some(), "{bad}");

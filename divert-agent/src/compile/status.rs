@@ -110,8 +110,10 @@ pub(super) fn of_divert(judge: &Judge, pair: &Pair, group: &Group, divert: &Dive
                 status: true,
                 reason: "Accepted",
                 message: format!(
-                    "requests to {} with the key {} go to {1} where it runs the service",
-                    pair.shared, pair.developer
+                    "requests to {} with `baggage: {}={}` go to {2} where it runs the service",
+                    pair.shared,
+                    judge.settings().key,
+                    pair.developer
                 ),
             });
             status.services = rows(judge.world(), judge.settings(), pair, divert);

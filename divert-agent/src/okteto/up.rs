@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, ObjectMeta};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
@@ -19,6 +19,8 @@ use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, describe};
 const FIELD_MANAGER: &str = "divert-up";
 /// Between two looks at the status.
 const PACE: Duration = Duration::from_millis(200);
+/// What the controller says of a Divert is waited for so long, to be passed on; a controller says it at once.
+const WORD: Duration = Duration::from_secs(2);
 /// A look that is not answered is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -182,15 +184,21 @@ pub fn up(args: UpArgs) -> Result<(), UpError> {
         let apply = PatchParams::apply(FIELD_MANAGER).force();
         let applied = place.api.patch(&place.name, &apply, &Patch::Apply(&place.divert)).await;
         let applied = applied.map_err(place.failed("applying"))?;
-        let key = &place.namespace;
-        println!(
-            "Divert {} applied: services of {key} take the requests to {} that carry",
-            place.title(),
-            place.name
-        );
-        println!("    baggage: okteto-divert={key}");
+        let (key, generation) = (&place.namespace, applied.metadata.generation);
+        println!("Divert {} applied", place.title());
+        match word(&place, generation).await {
+            Some((true, says)) => println!("{says}"),
+            // Waiting tells it as an error.
+            Some((false, says)) if !args.wait => eprintln!("warning: it is not accepted: {says}"),
+            Some(_) => {}
+            None => println!(
+                "requests to {} with `baggage: okteto-divert={key}` go to {key} where it runs the service, once a controller \
+                 has accepted it (none has yet) and unless the cluster has another key",
+                place.name
+            ),
+        }
         if args.wait {
-            wait(&place, applied.metadata.generation, args.timeout).await?;
+            wait(&place, generation, args.timeout).await?;
             println!(
                 "Divert {} is accepted, and an agent is ready on every node with pods to serve",
                 place.title()
@@ -272,6 +280,28 @@ async fn wait(place: &Place, generation: Option<i64>, limit: u64) -> Result<(), 
     }
 }
 
+/// Whether the controller accepts a Divert, and its words; `None` when it says nothing for a while.
+async fn word(place: &Place, generation: Option<i64>) -> Option<(bool, String)> {
+    let said = async {
+        loop {
+            // What is in the way is told by whoever waits for it.
+            if let Ok(divert) = place.api.get(&place.name).await
+                && let Some(accepted) = condition(&divert, "Accepted", generation)
+            {
+                return (accepted.status == "True", accepted.message.clone());
+            }
+            sleep(PACE).await;
+        }
+    };
+    timeout(WORD, said).await.ok()
+}
+
+/// A condition, if it is about this generation.
+fn condition<'a>(divert: &'a Divert, kind: &str, generation: Option<i64>) -> Option<&'a Condition> {
+    let mut conditions = divert.status.iter().flat_map(|status| &status.conditions);
+    conditions.find(|it| it.type_ == kind && it.observed_generation >= generation)
+}
+
 /// Whether nothing is to be waited for. Not so with 401 and 403: an API server that begins says that, too.
 fn is_final(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 404)
@@ -287,9 +317,7 @@ enum Progress {
 
 /// By its status, as far as that is about this generation.
 fn progress(divert: &Divert, generation: Option<i64>) -> Progress {
-    let conditions = divert.status.iter().flat_map(|status| &status.conditions);
-    let current =
-        |kind: &str| conditions.clone().find(|it| it.type_ == kind && it.observed_generation >= generation);
+    let current = |kind: &str| condition(divert, kind, generation);
     match (current("Accepted"), current("Programmed")) {
         (None, _) => Progress::Missing("nobody has judged it: does the controller run?".into()),
         (Some(accepted), _) if accepted.status != "True" => Progress::Refused(accepted.message.clone()),

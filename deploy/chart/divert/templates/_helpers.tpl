@@ -55,6 +55,7 @@ app.kubernetes.io/component: {{ .part }}
 {{/* Options of compile, which agents and controller have in common. */}}
 {{- define "divert.settings" -}}
 - "--cluster-domain={{ .Values.settings.clusterDomain }}"
+- "--key={{ join "," .Values.agent.keys }}"
 {{- with .Values.settings.sharedNamespaces }}
 - "--shared-namespaces={{ join "," . }}"
 {{- end }}
