@@ -179,9 +179,10 @@ impl Cluster {
         self.over(tcp, connect, SILENCE, Arc::new(|| true))
     }
 
-    /// A client that sends nothing while its gate is closed, and whose requests have arrived within `limit`, or never do. On a connection without a limit the
-    /// kernel would go on trying for minutes, also for a request that was given up, and deliver it when the
-    /// network is back, whatever has happened meanwhile.
+    /// A client that sends nothing while its gate is closed, and whose requests have arrived within `limit`, or never do.
+    /// On a connection without a limit the kernel would go on trying for minutes, also for a request that was given up, and
+    /// deliver it when the network is back, whatever has happened meanwhile. Of what a proxy on the way does with it only the
+    /// proxy knows: controllers that run in pods have none.
     ///
     /// # Errors
     /// [`Self::client`]'s.
