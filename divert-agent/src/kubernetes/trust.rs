@@ -207,3 +207,69 @@ fn tls_error(error: &BoxError) -> Option<&Error> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, Certificate, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+
+    use super::*;
+
+    /// A certificate for `api.test` that nobody else has signed.
+    fn itself(change: impl FnOnce(&mut CertificateParams)) -> Certificate {
+        let mut params = CertificateParams::new(vec!["api.test".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        change(&mut params);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn verify(authorities: &Authorities, server: &Certificate, name: &'static str) -> Result<(), Error> {
+        let name = ServerName::try_from(name).unwrap();
+        authorities.verify(server.der(), &[], &name, &[], UnixTime::now()).map(drop)
+    }
+
+    #[test]
+    fn a_certificate_among_the_authorities_counts_for_its_name_while_it_is_valid() {
+        let expired = |params: &mut CertificateParams| params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        let (own, other, expired) = (itself(|_| {}), itself(|_| {}), itself(expired));
+        // It may not be shown by servers, which is no matter of who has signed it.
+        let clients = itself(|params| {
+            params.is_ca = IsCa::NoCa;
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        });
+        let all = [&own, &expired, &clients].map(|it| it.der().clone());
+        let authorities = Authorities::new(all.into()).unwrap();
+        assert_eq!(verify(&authorities, &own, "api.test"), Ok(()));
+        for (server, name) in
+            [(&own, "other.test"), (&other, "api.test"), (&expired, "api.test"), (&clients, "api.test")]
+        {
+            assert!(
+                matches!(verify(&authorities, server, name), Err(Error::InvalidCertificate(_))),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn authorities_of_a_file_are_read_again_and_kept_while_it_cannot_be() {
+        let folder = std::env::temp_dir().join(format!("divert-trust-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("ca.crt");
+        let [first, second] = [itself(|_| {}), itself(|_| {})];
+        std::fs::write(&file, first.pem()).unwrap();
+        let read = Arc::new(Authorities::read(&file).unwrap());
+        let trust = Trust { file: Some(file.clone()), current: Mutex::new((read, Instant::now())) };
+        let trusts = |server: &Certificate| verify(&trust.current(), server, "api.test").is_ok();
+        let later = || trust.current.lock().unwrap().1 = Instant::now().checked_sub(READ_AGAIN * 2).unwrap();
+
+        std::fs::write(&file, second.pem()).unwrap();
+        assert!(trusts(&first) && !trusts(&second), "before its time");
+        later();
+        assert!(!trusts(&first) && trusts(&second));
+        std::fs::write(&file, "half of a").unwrap();
+        later();
+        assert!(trusts(&second), "a file that holds no certificate is passed over");
+        std::fs::remove_dir_all(&folder).unwrap();
+        later();
+        assert!(trusts(&second), "a file that is gone as well");
+    }
+}
