@@ -46,6 +46,10 @@ pub struct State {
     pub report: ArcSwap<Report>,
     /// What keeps a cluster from being followed now, in sentences. Empty with manifests.
     pub troubles: ArcSwap<Vec<String>>,
+    /// Those of them that leave the world older than the cluster's.
+    pub stale: ArcSwap<Vec<String>>,
+    /// Steps of the plan that were handed over so far; what apply has done of them is in its status.
+    pub steps: AtomicU64,
     /// Conditions and services of each Divert now. Of manifests only: a cluster's controller tells.
     pub diverts: ArcSwap<Vec<DivertStatus>>,
     /// Ingresses with the annotation of okteto now.
@@ -165,6 +169,7 @@ impl Driver {
         if !std::mem::replace(&mut self.started, true) || !change.is_empty() {
             // The receiver is gone only while the agent ends.
             let _ = self.sender.send(change);
+            self.state.steps.fetch_add(1, Ordering::Relaxed);
         }
         for problem in &refresh.resolved {
             tracing::info!("resolved: {problem}");

@@ -108,6 +108,14 @@ impl Sources {
     }
 }
 
+/// What runs: a gauge of 1, whose labels say it.
+pub(crate) fn build_info(encoder: &mut DescriptorEncoder<'_>, part: &str) -> fmt::Result {
+    let help = "1, by the part of Divert that answers here and its version";
+    let mut family = encoder.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
+    let labels = [("part", part), ("version", env!("CARGO_PKG_VERSION"))];
+    family.encode_family(&labels)?.encode_gauge(&1_i64)
+}
+
 /// Samples of one counter or gauge; with a label name, the first of each pair is its value.
 fn family(
     encoder: &mut DescriptorEncoder<'_>,
@@ -329,6 +337,7 @@ impl Collector for Sources {
             &[("", u64::from(apply.ready))],
         )?;
         let errors = self.control.report.load().errors().count() as u64;
-        family(e, gauge, "manifest_errors", "Mistakes in the manifests now", None, &[("", errors)])
+        family(e, gauge, "manifest_errors", "Mistakes in the manifests now", None, &[("", errors)])?;
+        build_info(e, "agent")
     }
 }

@@ -226,6 +226,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         },
         explain: explain::Sources { control: inquiry, apply: driver.inquiry(), names },
         turn: Arc::new(Semaphore::new(1)),
+        taken_up: Arc::default(),
     };
     let admin = tokio::spawn(admin::serve(listener, move |path, query| agent.clone().answer(path, query)));
 

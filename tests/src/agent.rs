@@ -4,7 +4,7 @@
 //! connections go through its own hooks.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
@@ -29,7 +29,9 @@ pub struct Options {
     pub program: Option<PathBuf>,
     /// `--workers`.
     pub workers: u32,
-    /// Port of `--admin`, on 127.0.0.1 of the lab's node.
+    /// Address of `--admin`, of the lab's node.
+    pub admin_address: Ipv4Addr,
+    /// Port of `--admin`.
     pub admin_port: u16,
     /// `--drain`, in seconds: less than a test waits for the end.
     pub drain: u64,
@@ -46,6 +48,7 @@ impl Default for Options {
         Self {
             program: None,
             workers: 2,
+            admin_address: Ipv4Addr::LOCALHOST,
             admin_port: 9464,
             drain: 5,
             arguments: Vec::new(),
@@ -100,7 +103,7 @@ impl Agent {
     }
 
     fn spawn(lab: &Lab, mut command: Command, options: &Options) -> Result<Self> {
-        let admin = SocketAddr::from(([127, 0, 0, 1], options.admin_port));
+        let admin = SocketAddr::from((options.admin_address, options.admin_port));
         command.arg("--cgroup").arg(lab.cgroup());
         command.args(["--workers", &options.workers.to_string(), "--admin", &admin.to_string()]);
         command.args(["--drain", &options.drain.to_string()]).args(&options.arguments);

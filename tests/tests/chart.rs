@@ -40,6 +40,7 @@ const CHANGED: &[(&str, &str)] = &[
     ("agent.markMask=0xf", "--mark-mask=0xf\""),
     ("agent.adminAddress=0.0.0.0", "--admin=0.0.0.0:9464"),
     ("agent.adminPort=9000", "--admin=[::]:9000"),
+    ("agent.adminPort=9000", "--agents-port=9000"),
     ("agent.cgroupHostPath=/cgroup", r#""hostPath":{"path":"/cgroup","type":"Directory"}"#),
     ("agent.cgroup=/kubepods.slice", "--cgroup=/host/sys/fs/cgroup/kubepods.slice"),
     ("agent.runHostPath=/var/run/x", r#""hostPath":{"path":"/var/run/x","type":"DirectoryOrCreate"}"#),

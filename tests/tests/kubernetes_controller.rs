@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::agent;
 use divert_tests::http::Http;
 use divert_tests::kube::{
-    ApiServer, Client, Control, DIVERT, EVENT, LEASE, NAMESPACE, OKTETO_DIVERT, Options, POD, Refusal,
-    SERVICE, Town, install_accounts,
+    ApiServer, Client, Control, DIVERT, EVENT, LEASE, NAMESPACE, OKTETO_DIVERT, Options, Refusal, SERVICE,
+    Town, install_accounts,
 };
 use divert_tests::lab::{Lab, patient};
 use divert_tests::process::{Place, Process};
@@ -84,20 +84,6 @@ fn wait_event(admin: &Client, namespace: &str, reason: &str, about: &str) -> Res
     Ok(())
 }
 
-/// A ready pod of an agent, as a kubelet would show it.
-fn agent_pod(admin: &Client, namespace: &str, node: &str) -> Result<()> {
-    admin.create(&json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {
-            "name": "agent", "namespace": namespace, "labels": {"app.kubernetes.io/name": "divert-agent"},
-        },
-        "spec": {"nodeName": node, "containers": [{"name": "agent", "image": "none"}]},
-    }))?;
-    let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
-    admin.patch_status(POD, namespace, "agent", &status)?;
-    Ok(())
-}
-
 #[test]
 fn a_divert_is_told_how_it_fares() -> Result<()> {
     let server = ApiServer::start(divert_tests::kube::Options { controllers: true, ..Default::default() })?;
@@ -113,7 +99,7 @@ fn a_divert_is_told_how_it_fares() -> Result<()> {
     let programmed = condition(&seen, "Programmed");
     assert_eq!((&programmed["status"], &programmed["reason"]), (&json!("False"), &json!("AgentsNotReady")));
     ensure!(programmed["message"].as_str().is_some_and(|it| it.contains(&town.node.name)), "{programmed}");
-    agent_pod(admin, "divert-system", &town.node.name)?;
+    admin.create_agent_pod(&town.node.name)?;
     wait_reason(admin, &divert, "Programmed", "Programmed")?;
     let table = admin.kubectl(&["get", "divert", "-n", "alice", "--no-headers"], "")?;
     let row: Vec<_> = table.split_whitespace().take(5).collect();
@@ -316,9 +302,6 @@ fn up_and_down() -> Result<()> {
     let server = ApiServer::shared()?;
     let admin = server.admin();
     let town = Town::new(&server, "up-staging", "up-alice")?;
-    admin.create_namespace(&manifest::namespace("up-system"))?;
-    agent_pod(admin, "up-system", &town.node.name)?;
-    // Other tests' nodes have no agent.
     let file = town.lab.folder().join("okteto.yaml");
     let path = file.to_str().context("a path that is no text")?;
     fs::write(
@@ -332,7 +315,7 @@ fn up_and_down() -> Result<()> {
     assert_eq!(divert["spec"], json!({"sharedNamespace": "up-staging"}));
     let (done, said) =
         program(&town.lab, admin, &["up", "-f", path, "-n", "up-alice", "--wait", "--timeout", "1"])?;
-    ensure!(!done && said.contains("does the controller run?"), "{said}");
+    ensure!(!done && said.contains("does the controller run"), "{said}");
 
     fs::write(&file, "deploy:\n  divert:\n    driver: istio\n    namespace: x\n")?;
     let (done, said) = program(&town.lab, admin, &["up", "-f", path, "-n", "up-alice"])?;

@@ -1,16 +1,18 @@
 //! Two controllers, and the one that leads goes while it has hundreds of writes to do: the other does what is
 //! left, and nothing is written by the first once the other leads. The audit log tells.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use divert_tests::http::Http;
 use divert_tests::kube::{
-    ApiServer, Audited, Client, Control, DIVERT, LEASE, Node, Options, SERVICE, SYSTEM, condition,
+    ApiServer, Audited, Client, Control, DIVERT, LEASE, Node, Options, ROLE, SERVICE, SYSTEM, condition,
 };
-use divert_tests::lab::Lab;
+use divert_tests::lab::{Lab, patient};
 use divert_tests::process::{Place, Process};
 use divert_tests::{agent, manifest, wait};
 use rustix::process::Signal;
@@ -45,10 +47,14 @@ struct Stage {
 
 impl Contender {
     fn start(server: &ApiServer, account: &Client, name: &str) -> Result<Self> {
+        Self::start_with(server, account, name, &[])
+    }
+
+    fn start_with(server: &ApiServer, account: &Client, name: &str, words: &[&str]) -> Result<Self> {
         let lab = Lab::new(&["nobody/idle"])?;
         let node = server.join(&lab)?;
         let mut command = Command::new(agent::program()?);
-        command.arg("controller").env("KUBECONFIG", account.kubeconfig());
+        command.arg("controller").args(words).env("KUBECONFIG", account.kubeconfig());
         command.env("POD_NAMESPACE", SYSTEM).env("POD_NAME", name);
         let place = Place { netns: Some(lab.node().netns()), cgroup: Some(lab.agents_cgroup()) };
         let process = Process::spawn("controller", command, place)?;
@@ -60,17 +66,8 @@ impl Contender {
 impl Stage {
     /// Everything is wanted before anybody controls, and the first has begun to write when this is done.
     fn in_mid_write() -> Result<Self> {
-        let server = ApiServer::start(Options { controllers: true, audit: true, ..Options::default() })?;
-        let account = Control::install(&server)?;
+        let (server, account) = nobody_controls()?;
         let admin = server.admin();
-        admin.create(&manifest::shared_namespace("staging"))?;
-        for number in 0..NAMES {
-            admin.create(&service(&format!("s{number}")))?;
-        }
-        for developer in developers() {
-            admin.create(&manifest::namespace(&developer))?;
-            admin.create(&manifest::divert(&developer, "staging"))?;
-        }
         let first = Contender::start(&server, &account, "first")?;
         wait_holder(admin, "first", TAKE_OVER)?;
         let second = Contender::start(&server, &account, "second")?;
@@ -174,6 +171,22 @@ impl Stage {
         ensure!(made.values().all(|times| *times == 1), "made more than once: {made:?}");
         Ok(())
     }
+}
+
+/// Everything is wanted, and nobody controls.
+fn nobody_controls() -> Result<(ApiServer, Client)> {
+    let server = ApiServer::start(Options { controllers: true, audit: true, ..Options::default() })?;
+    let account = Control::install(&server)?;
+    let admin = server.admin();
+    admin.create(&manifest::shared_namespace("staging"))?;
+    for number in 0..NAMES {
+        admin.create(&service(&format!("s{number}")))?;
+    }
+    for developer in developers() {
+        admin.create(&manifest::namespace(&developer))?;
+        admin.create(&manifest::divert(&developer, "staging"))?;
+    }
+    Ok((server, account))
 }
 
 fn developers() -> impl Iterator<Item = String> {
@@ -322,4 +335,134 @@ fn asked_to_end_while_nobody_answers() -> Result<()> {
     wait_holder(stage.server.admin(), "second", TAKE_OVER)?;
     stage.wait_all_written()?;
     stage.each_was_written_once()
+}
+
+/// How long the API server does not answer, and how long after a renewal of the lease that begins, in milliseconds.
+/// A lease that is not renewed is held for ten seconds; it is renewed each two.
+const STALLS: &[(u64, u64)] = &[(8_000, 0), (10_500, 500), (12_000, 0), (12_000, 1_000), (14_000, 500)];
+/// Services that come before each: as many names in each developer's namespace take longer than a second to write.
+const COME: usize = 6;
+/// With `DIVERT_STALLS=full`, which takes five minutes.
+const ALL_STALLS: &[(u64, u64)] = &[
+    (5_000, 0),
+    (5_000, 1_500),
+    (8_000, 0),
+    (8_000, 1_500),
+    (9_000, 1_000),
+    (10_000, 0),
+    (10_000, 1_000),
+    (11_000, 500),
+    (12_000, 0),
+    (12_000, 1_000),
+    (12_000, 1_500),
+    (13_000, 500),
+    (14_000, 0),
+    (14_000, 1_000),
+    (17_000, 0),
+    (20_000, 0),
+    (20_000, 1_000),
+];
+
+#[test]
+fn what_was_begun_while_nobody_answered_is_done_in_the_end() -> Result<()> {
+    let (server, account) = nobody_controls()?;
+    let admin = server.admin();
+    let first = Contender::start(&server, &account, "first")?;
+    wait::until_within(PATIENCE, "everything to be written", || {
+        unwritten(admin).is_ok_and(|it| it.is_none())
+    })
+    .with_context(|| first.process.output())?;
+    let full = std::env::var("DIVERT_STALLS").is_ok_and(|it| it == "full");
+    for (round, (stall, phase)) in if full { ALL_STALLS } else { STALLS }.iter().enumerate() {
+        let prefix = format!("r{round}-");
+        let made = || -> Result<usize> {
+            let all = admin.list(SERVICE, "")?;
+            let is_one = |it: &&Value| {
+                is_name(it) && it["metadata"]["name"].as_str().is_some_and(|name| name.starts_with(&prefix))
+            };
+            Ok(all.iter().filter(is_one).count())
+        };
+        let renewed =
+            || admin.get(LEASE, SYSTEM, "divert-controller").map(|it| it["spec"]["renewTime"].clone());
+        let before = renewed()?;
+        wait::until("the lease to be renewed", || renewed().is_ok_and(|it| it != before))?;
+        // Not to wait for something, but for the time to be another.
+        std::thread::sleep(Duration::from_millis(*phase));
+        for number in 0..COME {
+            admin.create(&service(&format!("{prefix}{number}")))?;
+        }
+        wait::until("the names to be begun", || made().is_ok_and(|made| made > 0))?;
+        server.pause()?;
+        std::thread::sleep(Duration::from_millis(*stall));
+        server.resume()?;
+        let mut last = 0;
+        let done = wait::until_within(PATIENCE, "each developer to have each name", || {
+            last = made().unwrap_or(last);
+            last == DIVERTS * COME
+        });
+        done.with_context(|| {
+            format!(
+                "{last} names after {stall} ms without an answer, {phase} ms after a renewal\n{}",
+                first.process.output()
+            )
+        })?;
+        eprintln!("{stall} ms without an answer, {phase} ms after a renewal: all is done");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_controller_that_may_not_have_the_lease_says_so_at_once() -> Result<()> {
+    let server = ApiServer::start(Options { controllers: true, ..Options::default() })?;
+    let account = Control::install(&server)?;
+    let admin = server.admin();
+    let mut role = admin.get(ROLE, SYSTEM, "divert-controller")?;
+    admin.delete(ROLE, SYSTEM, "divert-controller")?;
+    let first = Contender::start_with(&server, &account, "first", &["--admin", "127.0.0.1:9465"])?;
+    first.process.wait_for_output("the lease divert-controller cannot be had")?;
+    let said = first.process.output();
+    ensure!(said.contains("forbidden") && said.contains("get, update and create leases"), "{said}");
+    let ask = |path: &str| -> Result<(u16, String)> {
+        let connect = || TcpStream::connect(("127.0.0.1", 9465));
+        let stream = first.lab.node().netns().enter(connect)??;
+        let response = Http::new(patient(stream)?).get(path, &[("Connection", "close")])?;
+        Ok((response.status, response.text().to_owned()))
+    };
+    let ready = || ask("/readyz");
+    let is =
+        |status: u16, text: &str| ready().is_ok_and(|(code, said)| code == status && said.contains(text));
+    wait::until("/readyz to say so", || is(503, "the lease divert-controller cannot be had"))?;
+    // Once, however often it is tried.
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(first.process.output().matches("cannot be had").count(), 1, "{}", first.process.output());
+    if let Some(metadata) = role["metadata"].as_object_mut() {
+        metadata.retain(|field, _| ["name", "namespace", "labels"].contains(&field.as_str()));
+    }
+    admin.create(&role)?;
+    wait_holder(admin, "first", TAKE_OVER)?;
+    wait::until("/readyz to be content", || is(200, "leading"))?;
+    ensure!(!ready()?.1.contains("lease"), "{:?}", ready()?);
+    the_metrics_are_documented(&ask("/metrics")?.1)
+}
+
+/// And tell what was done so far.
+fn the_metrics_are_documented(metrics: &str) -> Result<()> {
+    let told: BTreeSet<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+        .filter(|name| name != "divert_build_info")
+        .collect();
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"))?;
+    let table =
+        readme.split_once("| metric of the controller | meaning |").context("the table of metrics")?.1;
+    let table = table.split_once("\n\n").map_or(table, |(table, _)| table);
+    let words = table.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let documented: BTreeSet<_> =
+        words.filter(|word| word.starts_with("divert_")).map(str::to_owned).collect();
+    assert_eq!(told, documented);
+    for line in ["divert_controller_leader 1", r#"divert_build_info{part="controller","#] {
+        ensure!(metrics.lines().any(|it| it.starts_with(line)), "no line {line} in\n{metrics}");
+    }
+    Ok(())
 }

@@ -1,7 +1,9 @@
 //! What an agent answers on its admin address.
 
+use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -10,17 +12,23 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Answer;
+use super::programmed::{self, Programmed, TakenUp};
 use crate::apply::Status;
 use crate::explain::{self, ExplainError, Question};
 use crate::metrics::{self, Sources};
 use crate::node_lock::Place;
 use crate::plan_view::View;
 
-const PATHS: &str =
-    "here are /healthz, /readyz, /metrics, /status, /plan and /explain?pod=NAMESPACE/POD&to=HOST:PORT\n";
+const PATHS: &str = "here are /healthz, /readyz, /metrics, /status, /programmed, /plan and /explain?pod=NAMESPACE/POD&to=HOST:PORT\n";
 
 /// As long as an answer that takes time is waited for while another is being given. Less than who asks waits.
 const TURN: Duration = Duration::from_secs(5);
+
+/// As long as the steps of the plan are waited for that were handed over before the question.
+const CARRIED_OUT: Duration = Duration::from_secs(2);
+
+/// The Diverts in the plan, and after how many steps.
+type TakenUpSoFar = (u64, Arc<BTreeMap<String, TakenUp>>);
 
 /// Everything that an agent can be asked about.
 #[derive(Clone, Debug)]
@@ -39,6 +47,8 @@ pub struct Agent {
     pub explain: explain::Sources,
     /// Of which one is given at a time: they take time of whoever makes plans, and memory.
     pub turn: Arc<Semaphore>,
+    /// What was last told of Diverts.
+    pub taken_up: Arc<Mutex<Option<TakenUpSoFar>>>,
 }
 
 /// `/status`: one agent, for `divert-agent status`.
@@ -98,29 +108,68 @@ impl Agent {
                 Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
             "/status" => Answer::json(&self.status()),
+            programmed::PATH => self.programmed(&query).await,
             "/plan" => alone(&self.turn.clone(), TURN, async move { self.plan(&query).await }).await,
             "/explain" => alone(&self.turn.clone(), TURN, async move { self.explain(&query).await }).await,
             _ => Answer::text(StatusCode::NOT_FOUND, PATHS),
         }
     }
 
+    fn is_standing_by(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| !place.is_serving())
+    }
+
+    /// What is in effect. `known=REVISION` says what of it is known.
+    async fn programmed(&self, query: &str) -> Answer {
+        let Some((steps, diverts)) = self.taken_up().await else { return ending(&ExplainError::Ending) };
+        let mut apply = self.metrics.apply.clone();
+        let carried_out = timeout(CARRIED_OUT, apply.wait_for(|status| status.steps >= steps)).await;
+        let Ok(Ok(status)) = carried_out.map(|it| it.map(|status| status.clone())) else {
+            return Answer::text(StatusCode::SERVICE_UNAVAILABLE, "the plan is still being carried out\n");
+        };
+        let stale = self.metrics.control.stale.load().to_vec();
+        let diverts = diverts.as_ref().clone();
+        let programmed =
+            Programmed::new(self.is_standing_by(), steps > 0, diverts, &status, left_direct(&status), stale);
+        if query.strip_prefix("known=").is_some_and(|known| known == programmed.revision) {
+            return Answer::text(StatusCode::NOT_MODIFIED, "");
+        }
+        Answer::json(&programmed)
+    }
+
+    /// Looked up once for each step of the plan, however often it is asked for.
+    async fn taken_up(&self) -> Option<TakenUpSoFar> {
+        let control = &self.metrics.control;
+        let now = control.steps.load(Ordering::Relaxed);
+        let last = self.taken_up.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(last) = last.filter(|(steps, _)| *steps == now) {
+            return Some(last);
+        }
+        let control = Arc::clone(control);
+        let asked = self.explain.control.ask(move |planner| {
+            // Between two steps, as they are handed over by the thread that answers.
+            let steps = control.steps.load(Ordering::Relaxed);
+            // What is known before the first is not all.
+            let taken_up = if steps > 0 { programmed::taken_up(planner) } else { BTreeMap::new() };
+            (steps, Arc::new(taken_up))
+        });
+        let taken_up = asked.await?;
+        *self.taken_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken_up.clone());
+        Some(taken_up)
+    }
+
     fn status(&self) -> AgentStatus {
         let status = self.metrics.apply.borrow();
-        let direct = status.direct.iter().map(|(pod, why)| LeftDirect {
-            pod: pod.to_string(),
-            reason: why.reason().to_owned(),
-            why: why.to_string(),
-        });
         AgentStatus {
             identity: self.identity.to_string(),
             node: self.node.as_deref().map(str::to_owned),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            standing_by: self.place.as_ref().is_some_and(|place| !place.is_serving()),
+            standing_by: self.is_standing_by(),
             ready: status.ready,
             served: status.served.keys().map(ToString::to_string).collect(),
             full: status.full.iter().map(ToString::to_string).collect(),
             agent_full: status.agent_full,
-            direct: direct.collect(),
+            direct: left_direct(&status),
             captures: status.captures,
             unsettled: status.unsettled,
             old_connections: status.old_connections,
@@ -148,6 +197,15 @@ impl Agent {
             Err(error) => ending(&error),
         }
     }
+}
+
+fn left_direct(status: &Status) -> Vec<LeftDirect> {
+    let direct = status.direct.iter().map(|(pod, why)| LeftDirect {
+        pod: pod.to_string(),
+        reason: why.reason().to_owned(),
+        why: why.to_string(),
+    });
+    direct.collect()
 }
 
 /// Gives an answer while no other is given. It is made to its end also if whoever asked has gone: what it asks of

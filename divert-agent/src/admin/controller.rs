@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use hyper::StatusCode;
 
 use super::Answer;
+use crate::controller::Counts;
 
 /// How a controller stands.
 #[derive(Debug, Default)]
@@ -14,6 +15,10 @@ pub struct Standing {
     synced: AtomicBool,
     leads: AtomicBool,
     troubles: ArcSwap<Vec<String>>,
+    /// What keeps it from the lease, and whether that is a refusal.
+    lease: ArcSwap<Option<(String, bool)>>,
+    /// What it has done.
+    pub counts: Arc<Counts>,
 }
 
 impl Standing {
@@ -30,20 +35,38 @@ impl Standing {
         }
     }
 
-    /// Answers one request. A controller that does not lead is ready: it can take over.
+    /// What keeps it from the lease, in a sentence, and whether the API server refuses it.
+    pub fn set_lease(&self, trouble: Option<(String, bool)>) {
+        if **self.lease.load() != trouble {
+            self.lease.store(Arc::new(trouble));
+        }
+    }
+
+    /// Answers one request. A controller that does not lead is ready, as it can take over; not so one that may not.
     pub fn answer(&self, path: &str) -> Answer {
         let leads = if self.leads.load(Ordering::Relaxed) { "leading" } else { "standing by" };
         match path {
             "/healthz" => Answer::text(StatusCode::OK, "ok\n"),
             "/readyz" => {
-                let troubles: String = self.troubles.load().iter().map(|it| format!("{it}\n")).collect();
+                let lease = self.lease.load();
+                let troubles = self.troubles.load();
+                let troubles = troubles.iter().chain(lease.iter().map(|(trouble, _)| trouble));
+                let troubles: String = troubles.map(|it| format!("{it}\n")).collect();
+                if matches!(**lease, Some((_, true))) && !self.leads.load(Ordering::Relaxed) {
+                    let why = format!("not ready: it cannot lead\n{troubles}");
+                    return Answer::text(StatusCode::SERVICE_UNAVAILABLE, why);
+                }
                 if self.synced.load(Ordering::Relaxed) {
                     return Answer::text(StatusCode::OK, format!("ready: {leads}\n{troubles}"));
                 }
                 let why = "not ready: the API server has not yet listed all that is watched\n";
                 Answer::text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}{troubles}"))
             }
-            _ => Answer::text(StatusCode::NOT_FOUND, "here are /healthz and /readyz\n"),
+            "/metrics" => match self.counts.render() {
+                Ok(body) => Answer::metrics(body),
+                Err(error) => Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
+            _ => Answer::text(StatusCode::NOT_FOUND, "here are /healthz, /readyz and /metrics\n"),
         }
     }
 }

@@ -5,7 +5,9 @@
 //! to keep no probe out: connections are few and short, and the oldest goes where another comes.
 
 pub mod agent;
+pub(crate) mod ask;
 pub mod controller;
+pub mod programmed;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

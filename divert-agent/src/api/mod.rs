@@ -32,6 +32,8 @@ pub const CAPTURE: &str = "divert.dev/capture";
 /// Annotation of a Service of a shared namespace, value `true`: connections to it that are older than their
 /// capture are closed while idle, also on ports that do not declare HTTP.
 pub const RECONNECT: &str = "divert.dev/reconnect";
+/// Annotation of a Divert, any value: whoever writes another waits for `lastHandledRequest` in the status to have it.
+pub const REQUESTED_AT: &str = "divert.dev/requested-at";
 /// Label that the API server puts on every Namespace; its value is the name.
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
 /// Annotation of a static pod's image in the API: the UID that the node knows it by.

@@ -119,7 +119,8 @@ pub struct Applier {
     agent: Arc<Account>,
     passed: Passed,
     planned: bool,
-    /// How long steps of the plan have taken so far.
+    /// Steps of the plan that were carried out so far, and how long they have taken.
+    steps: u64,
     applying: Duration,
     clock: Clock,
     looked_thoroughly: Instant,
@@ -172,6 +173,7 @@ impl Applier {
             reconnect: Reconnect::new(settings.reconnect),
             passed: Passed::default(),
             planned: false,
+            steps: 0,
             applying: Duration::ZERO,
             clock: Clock { last: now, elapsed: Duration::ZERO },
             looked_thoroughly: now,
@@ -232,6 +234,7 @@ impl Applier {
         if pods_changed || self.refusal().is_some() {
             self.look(Look::Quick);
         }
+        self.steps += 1;
         self.applying += began.elapsed();
     }
 
@@ -313,6 +316,7 @@ impl Applier {
             resting_labels: self.captures.resting(),
             reconnects: self.reconnect.closed,
             reconnects_failed: self.reconnect.failed,
+            steps: self.steps,
             applying: self.applying,
             agent_full: self.agent.is_full(),
             ..Status::default()

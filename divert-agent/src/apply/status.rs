@@ -34,6 +34,8 @@ pub struct Status {
     pub reconnects: u64,
     /// Times that closing them failed so far.
     pub reconnects_failed: u64,
+    /// Steps of the plan that were carried out so far.
+    pub steps: u64,
     /// How long carrying out steps of the plan has taken so far.
     pub applying: Duration,
 }

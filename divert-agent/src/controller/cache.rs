@@ -158,6 +158,53 @@ pub(super) struct BriefSpec {
     pub(super) node_name: Option<String>,
     #[serde(default)]
     pub(super) host_network: bool,
+    affinity: Option<Affinity>,
+}
+
+impl BriefSpec {
+    /// The node that the Pod is on; for one of a DaemonSet, also that it is made for.
+    pub(super) fn node(&self) -> Option<&str> {
+        self.node_name.as_deref().or_else(|| {
+            let terms = &self.affinity.as_ref()?.node_affinity.as_ref()?.required.as_ref()?.terms;
+            let mut fields = terms.iter().flat_map(|term| &term.match_fields);
+            let name = fields.find(|it| it.key == "metadata.name" && it.operator == "In")?;
+            name.values.first().map(String::as_str)
+        })
+    }
+}
+
+/// What of a Pod's affinity can name a node.
+#[derive(Clone, Default, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Affinity {
+    node_affinity: Option<NodeAffinity>,
+}
+
+#[derive(Clone, Default, Debug, Deserialize)]
+struct NodeAffinity {
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    required: Option<NodeTerms>,
+}
+
+#[derive(Clone, Default, Debug, Deserialize)]
+struct NodeTerms {
+    #[serde(rename = "nodeSelectorTerms", default)]
+    terms: Vec<NodeTerm>,
+}
+
+#[derive(Clone, Default, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NodeTerm {
+    #[serde(default)]
+    match_fields: Vec<MatchField>,
+}
+
+#[derive(Clone, Default, Debug, Deserialize)]
+struct MatchField {
+    key: String,
+    operator: String,
+    #[serde(default)]
+    values: Vec<String>,
 }
 
 /// See [`BriefPod`].

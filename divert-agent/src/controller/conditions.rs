@@ -3,6 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
+use super::programmed;
 use crate::api::{DivertStatus, HostStatus, ServiceStatus};
 use crate::compile::{self, HostReason};
 
@@ -25,10 +26,12 @@ impl From<&compile::Condition> for Said {
 /// The longest that the API server takes.
 const MESSAGE: usize = 32_768;
 
-/// The status to be written, and what of it is news; `None` when it is written already.
+/// The status to be written, and what of it is news; `None` when it is written already. `answered` is the request of its
+/// author's that it answers.
 pub(super) fn next(
     old: &DivertStatus,
     generation: Option<i64>,
+    answered: Option<&String>,
     said: &[Said],
     rows: &compile::DivertStatus,
     now: Timestamp,
@@ -37,7 +40,10 @@ pub(super) fn next(
     let conditions = said.iter().map(|said| {
         let status = if said.status { "True" } else { "False" };
         let before = old.conditions.iter().find(|it| it.type_ == said.kind);
-        if before.is_none_or(|it| it.status != status || it.reason != said.reason) {
+        // That agents are about to take it up is none.
+        let is_news = said.reason != programmed::PENDING
+            && before.is_none_or(|it| it.status != status || it.reason != said.reason);
+        if is_news {
             news.push(said.clone());
         }
         let since = before.filter(|it| it.status == status).map(|it| it.last_transition_time.clone());
@@ -73,8 +79,13 @@ pub(super) fn next(
         }
         hosts.push(HostStatus { name, reason: reason.to_owned(), message: row.message.clone() });
     }
-    let new =
-        DivertStatus { observed_generation: generation, conditions, services: services.collect(), hosts };
+    let new = DivertStatus {
+        observed_generation: generation,
+        last_handled_request: answered.or(old.last_handled_request.as_ref()).cloned(),
+        conditions,
+        services: services.collect(),
+        hosts,
+    };
     (new != *old).then_some((new, news))
 }
 
@@ -116,7 +127,7 @@ mod tests {
             services: Vec::new(),
             hosts: hosts.iter().map(host).collect(),
         };
-        super::next(old, Some(generation), said, &rows, Timestamp::from_second(second).unwrap())
+        super::next(old, Some(generation), None, said, &rows, Timestamp::from_second(second).unwrap())
     }
 
     #[test]
@@ -200,7 +211,7 @@ mod tests {
         // Not to be cut in the middle of a letter.
         let long = Said { message: "é".repeat(MESSAGE), ..said(true, "Ready").remove(0) };
         let (status, _) =
-            super::next(&DivertStatus::default(), None, &[long], &rows, Timestamp::UNIX_EPOCH).unwrap();
+            super::next(&DivertStatus::default(), None, None, &[long], &rows, Timestamp::UNIX_EPOCH).unwrap();
         assert_eq!(status.conditions[0].message.len(), MESSAGE);
         let expected = [
             "Ready",

@@ -10,9 +10,11 @@ use kube::api::DynamicObject;
 use kube::runtime::watcher::Event;
 use tokio::time::Instant;
 
+use super::agents::{Question, Reply};
 use super::cache::{BriefPod, Cache, Key};
 use super::names::Existing;
-use super::nodes::{Nodes, Turn};
+use super::nodes::Turned;
+use super::programmed::Programming;
 use super::queue::Work;
 use super::wishes::Wishes;
 use crate::api::{self, DivertStatus};
@@ -20,9 +22,6 @@ use crate::compile::names::wants_names;
 use crate::compile::{Judge, Judged, Settings};
 use crate::kubernetes::source::Batch;
 use crate::world::{Asks, DivertApi, DivertRef, IngressRef, ObjectKind, ObjectRef, Pair, WorldChange};
-
-/// Sentences about nodes change with each node that comes or goes, in every Divert: so often at most.
-const SENTENCES: Duration = Duration::from_secs(10);
 
 /// What the watches beside the world's say.
 pub(super) enum Change {
@@ -41,17 +40,21 @@ pub(super) struct Original {
     pub(super) resource_version: Option<String>,
     pub(super) generation: Option<i64>,
     is_going: bool,
+    /// What somebody waits for an answer to.
+    pub(super) request: Option<String>,
     pub(super) status: DivertStatus,
 }
 
 impl Original {
     fn new(object: DynamicObject) -> Self {
         let status = object.data.get("status").cloned().unwrap_or_default();
+        let mut annotations = object.metadata.annotations.unwrap_or_default();
         Self {
             uid: object.metadata.uid,
             resource_version: object.metadata.resource_version,
             generation: object.metadata.generation,
             is_going: object.metadata.deletion_timestamp.is_some(),
+            request: annotations.remove(api::REQUESTED_AT),
             // Whoever spoilt it, it is written anew.
             status: serde_json::from_value(status).unwrap_or_default(),
         }
@@ -64,7 +67,7 @@ pub(super) struct Known {
     pub(super) diverts: HashMap<ObjectRef, Original>,
     /// Services that bear our label.
     pub(super) names: Cache<Existing>,
-    pub(super) nodes: Nodes,
+    pub(super) programming: Programming,
     /// While we lead.
     pub(super) wishes: Option<Wishes>,
     /// UIDs of Services that we delete or release: who else takes one away wants its name.
@@ -76,12 +79,12 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn new(settings: Settings, see: String, free_for: Duration) -> Self {
+    pub(super) fn new(settings: Settings, programming: Programming, free_for: Duration) -> Self {
         Self {
             judge: Judge::new(settings),
             diverts: HashMap::new(),
             names: Cache::default(),
-            nodes: Nodes::new(see),
+            programming,
             wishes: None,
             let_go: HashSet::new(),
             left_free: HashMap::new(),
@@ -90,12 +93,13 @@ impl Known {
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        self.names.is_synced() && self.nodes.is_synced()
+        self.names.is_synced() && self.programming.nodes.is_synced()
     }
 
     /// Begins to lead: everything is to be looked at.
     pub(super) fn begin(&mut self, max_names: usize) -> Marks {
         self.wishes = Some(Wishes::new(max_names));
+        self.programming.begin(Instant::now());
         let mut marks: Marks =
             self.diverts.keys().map(|it| (Work::Tell(it.clone()), Duration::ZERO)).collect();
         self.mark_ingresses(&mut marks);
@@ -118,6 +122,7 @@ impl Known {
             match object.kind {
                 ObjectKind::Divert(_) => {
                     self.diverts.remove(object);
+                    self.programming.remove(object);
                     mark(object.clone());
                 }
                 ObjectKind::Service => {
@@ -129,19 +134,28 @@ impl Known {
         }
         for (object, original) in batch.originals {
             mark(object.clone());
-            self.diverts.insert(object, Original::new(*original));
+            let original = Original::new(*original);
+            let before = self.diverts.get(&object);
+            let is_same = |before: &Original| {
+                (&before.uid, before.generation, &before.request)
+                    == (&original.uid, original.generation, &original.request)
+            };
+            if !before.is_some_and(is_same) {
+                self.programming.urge(Instant::now());
+            }
+            self.diverts.insert(object, original);
         }
         let judged = self.judge.update(batch.changes);
         for key in gone {
             self.leave_free(key);
         }
-        let mut turn = Turn::Same;
         for namespace in &judged.touched.namespaces {
             let known = self.judge.world().namespace(namespace);
             let allows_capture = known.is_none_or(|it| it.allows_capture());
-            turn = turn.max(self.nodes.take_namespace(namespace, allows_capture));
+            let nodes = &mut self.programming.nodes;
+            let turned = nodes.take_namespace(namespace, allows_capture, Instant::now());
+            self.mark_turned(&turned, &mut marks);
         }
-        self.mark_turn(turn, &mut marks);
         self.mark_judged(&judged, &mut marks);
         marks
     }
@@ -149,9 +163,10 @@ impl Known {
     /// Takes what another watch says.
     pub(super) fn take(&mut self, change: Change) -> Marks {
         let mut marks = Marks::new();
-        let turn = match change {
-            Change::Pod(event) => self.nodes.take_pod(event),
-            Change::Agent(event) => self.nodes.take_agent(event),
+        let now = Instant::now();
+        let turned = match change {
+            Change::Pod(event) => self.programming.nodes.take_pod(event, now),
+            Change::Agent(event) => self.programming.nodes.take_agent(event, now),
             Change::Name(event) => {
                 for (key, before) in self.names.take(*event, |it| Some(Existing::new(it))) {
                     if let Some(before) = before.filter(|_| self.names.get(&key).is_none())
@@ -163,21 +178,44 @@ impl Known {
                     }
                     self.look(&key.0, &key.1, &mut marks);
                 }
-                Turn::Same
+                Turned::default()
             }
         };
-        self.mark_turn(turn, &mut marks);
+        self.mark_turned(&turned, &mut marks);
         marks
     }
 
-    /// What is said of nodes is said in every Divert.
-    fn mark_turn(&self, turn: Turn, marks: &mut Marks) {
-        let delay = match turn {
-            Turn::Same => return,
-            Turn::Sentence => SENTENCES,
-            Turn::Condition => Duration::ZERO,
+    /// Takes what came of a question to an agent.
+    pub(super) fn answered(&mut self, question: &Question, reply: Reply) -> Marks {
+        let mut marks = Marks::new();
+        let turned = self.programming.nodes.answered(question, reply, Instant::now());
+        self.mark_turned(&turned, &mut marks);
+        // Also that it has nothing new is an answer.
+        let waiting = self.programming.waiting().into_iter();
+        marks.extend(waiting.map(|it| (Work::Tell(it), Duration::ZERO)));
+        marks
+    }
+
+    fn mark_turned(&self, turned: &Turned, marks: &mut Marks) {
+        if *turned == Turned::default() {
+            return;
+        }
+        let is_turned = |(object, original): &(&ObjectRef, &Original)| {
+            turned.all
+                || original.uid.as_ref().is_some_and(|uid| turned.diverts.contains(uid))
+                || turned.namespaces.contains(&object.namespace)
+                || self.shared_of(object).is_some_and(|shared| turned.namespaces.contains(shared))
         };
-        marks.extend(self.diverts.keys().map(|it| (Work::Tell(it.clone()), delay)));
+        let diverts = self.diverts.iter().filter(is_turned);
+        marks.extend(diverts.map(|(object, _)| (Work::Tell(object.clone()), Duration::ZERO)));
+    }
+
+    /// The namespace that a Divert names as shared.
+    fn shared_of(&self, object: &ObjectRef) -> Option<&Arc<str>> {
+        let ObjectKind::Divert(api) = object.kind else { return None };
+        let (namespace, name) = (object.namespace.clone(), object.name.clone());
+        let divert = self.judge.world().divert(&DivertRef { api, namespace, name })?;
+        Some(&divert.shared)
     }
 
     /// Ends the time of names that were left free.

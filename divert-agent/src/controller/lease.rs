@@ -72,13 +72,31 @@ pub(super) async fn take(api: &Api<Lease>, name: &str, identity: &str) -> kube::
     }
 }
 
+/// How an elector stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Standing {
+    /// The number of the term that it leads in, if it does. A renewal that came late begins another: what was to be
+    /// written in between was not.
+    pub(super) term: Option<u64>,
+    /// What keeps it from the Lease, in a sentence.
+    pub(super) trouble: Option<Trouble>,
+}
+
+/// What keeps an elector from the Lease.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Trouble {
+    pub(super) sentence: String,
+    /// Whether the API server refuses, which does not pass by itself.
+    pub(super) is_refusal: bool,
+}
+
 /// Seeks the Lease and keeps it.
 pub(super) struct Elector {
     api: Api<Lease>,
     name: String,
     identity: String,
     leadership: Leadership,
-    changed: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
 }
 
 /// What to do about a Lease.
@@ -129,38 +147,81 @@ impl Elector {
         api: Api<Lease>,
         name: &str,
         identity: String,
-    ) -> (Self, Leadership, watch::Receiver<bool>) {
+    ) -> (Self, Leadership, watch::Receiver<Standing>) {
         let leadership = Leadership { until: Arc::default() };
-        let (changed, receiver) = watch::channel(false);
-        let it = Self { api, name: name.to_owned(), identity, leadership: leadership.clone(), changed };
+        let (standing, receiver) = watch::channel(Standing::default());
+        let it = Self { api, name: name.to_owned(), identity, leadership: leadership.clone(), standing };
         (it, leadership, receiver)
     }
 
     /// For ever.
     pub(super) async fn run(&self) {
         let mut seen: (Option<String>, Instant) = (None, Instant::now());
+        let mut terms = 0;
         loop {
             let began = Instant::now();
-            match timeout(PATIENCE, self.look(&mut seen)).await {
-                Ok(Ok(true)) => self.leadership.set(Some(began + DEADLINE)),
+            let looked = timeout(PATIENCE, self.look(&mut seen)).await;
+            let trouble = match &looked {
+                Ok(Ok(_)) => None,
+                Ok(Err(error)) => Some(self.trouble(error)),
+                Err(_) => Some(Trouble {
+                    sentence: format!("the lease {}: no answer within {PATIENCE:?}", self.name),
+                    is_refusal: false,
+                }),
+            };
+            match looked {
+                Ok(Ok(true)) => {
+                    terms += u64::from(!self.leadership.is_held());
+                    self.leadership.set(Some(began + DEADLINE));
+                }
                 Ok(Ok(false)) => self.leadership.set(None),
                 // What was last renewed holds until its deadline.
-                Err(_) => tracing::debug!("renewing the lease {}: no answer", self.name),
-                Ok(Err(error)) => tracing::debug!("renewing the lease {}: {}", self.name, describe(&error)),
+                _ => {}
             }
-            let held = self.leadership.is_held();
-            self.changed.send_if_modified(|before| {
-                if *before != held {
-                    tracing::info!(
-                        "{} {}",
-                        if held { "leading, as" } else { "not leading, as" },
-                        self.identity
-                    );
-                }
-                std::mem::replace(before, held) != held
-            });
+            let term = self.leadership.is_held().then_some(terms);
+            self.tell(Standing { term, trouble });
             sleep(PACE).await;
         }
+    }
+
+    /// Says what is news.
+    fn tell(&self, standing: Standing) {
+        self.standing.send_if_modified(|before| {
+            match (before.term, standing.term) {
+                (None, Some(_)) => tracing::info!("leading, as {}", self.identity),
+                (Some(_), None) => tracing::info!("not leading, as {}", self.identity),
+                (Some(old), Some(new)) if old != new => {
+                    tracing::info!("leading anew, as {}: the lease was renewed late", self.identity);
+                }
+                _ => {}
+            }
+            match &standing.trouble {
+                trouble if *trouble == before.trouble => {}
+                Some(Trouble { sentence, is_refusal: true }) => tracing::warn!("{sentence}"),
+                // Which is told of the watches as well.
+                Some(Trouble { sentence, .. }) => tracing::debug!("{sentence}"),
+                None if before.trouble.as_ref().is_some_and(|it| it.is_refusal) => {
+                    tracing::info!("the lease {} can be had again", self.name);
+                }
+                None => {}
+            }
+            std::mem::replace(before, standing.clone()) != standing
+        });
+    }
+
+    fn trouble(&self, error: &kube::Error) -> Trouble {
+        let said = describe(error);
+        let is_refusal =
+            matches!(error, kube::Error::Api(it) if (400..500).contains(&it.code) && it.code != 429);
+        let sentence = match is_refusal {
+            true => format!(
+                "the lease {} cannot be had, and without it this controller writes nothing: {said}; its Role is to let it \
+                 get, update and create leases in its own namespace",
+                self.name
+            ),
+            false => format!("the lease {}: {said}", self.name),
+        };
+        Trouble { sentence, is_refusal }
     }
 
     /// Lets another have the Lease at once. In vain, it waits for the Lease to expire.

@@ -10,20 +10,29 @@
 //! | `cache` | what is known beside the world |
 //! | `known` | all that is known, and what a change makes worth another look |
 //! | `queue`, `pace` | pure: what is looked at next, and how fast is written |
-//! | `conditions`, `nodes` | pure: what a status is to be |
+//! | `agents` | pure: what agents say that they serve, and when they are asked |
+//! | `ask` | the questions |
+//! | `nodes` | pure: which pods are to be served where, and are not |
+//! | `programmed` | pure: whether agents have taken up a Divert |
+//! | `conditions` | pure: what a status is to be |
 //! | `wishes` | pure: which names are to resolve in which namespace |
 //! | `names` | pure: what to do about one of them |
 //! | `reconcile` | pure: from what is known to what is to be written about one thing |
 //! | `write` | the requests, each after a look at the lease |
+//! | `counts` | what /metrics tells |
 //! | `uninstall` | takes back what was made, when nobody is to write any more |
 
+mod agents;
+mod ask;
 mod cache;
 mod conditions;
+mod counts;
 mod known;
 mod lease;
 mod names;
 mod nodes;
 mod pace;
+mod programmed;
 mod queue;
 mod reconcile;
 #[cfg(test)]
@@ -38,6 +47,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{panic, process};
 
 use clap::Args;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -49,11 +59,15 @@ use tokio::sync::mpsc::channel;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use self::ask::Asker;
 use self::cache::BriefPod;
+pub use self::counts::Counts;
+use self::counts::{Answer, Result as Came, What};
 use self::known::{Change, Known, Marks};
 use self::lease::Elector;
 use self::names::Action;
 use self::pace::Pace;
+use self::programmed::Programming;
 use self::queue::{Queue, Work};
 use self::reconcile::{Job, Told};
 pub use self::uninstall::{UninstallArgs, run as uninstall};
@@ -72,6 +86,8 @@ const RETRY: Duration = Duration::from_secs(5);
 const DEFAULT_LEASE: &str = "divert-controller";
 /// Writes under way at a time.
 const AT_ONCE: usize = 16;
+/// What a program ends with that has panicked.
+const DIED: i32 = 101;
 /// Looks that may find nothing to write, before the watches have their turn.
 const LOOKS: usize = 256;
 
@@ -90,6 +106,9 @@ pub struct ControllerArgs {
     /// Label selector of the agents' Pods in that namespace.
     #[arg(long, value_name = "SELECTOR", default_value = "app.kubernetes.io/name=divert-agent")]
     pub agents: String,
+    /// Port of the agents' admin address, where they are asked what they serve.
+    #[arg(long, value_name = "PORT", default_value_t = 9464)]
+    pub agents_port: u16,
     /// Most ExternalName Services in one namespace.
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub max_names: usize,
@@ -101,6 +120,9 @@ pub struct ControllerArgs {
     /// forget events after an hour.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800, hide = true)]
     pub tell_again: u64,
+    /// Seconds for which something has not to be well before a Divert that was in effect is told to be so no longer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, hide = true)]
+    pub damped: u64,
     /// Most writes a second to the API server.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub kube_api_qps: u32,
@@ -163,6 +185,7 @@ pub fn run(args: ControllerArgs) -> Result<(), ControllerError> {
         .enable_all()
         .build()
         .map_err(system("making the runtime"))?;
+    end_when_a_task_dies();
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(system("listening for SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listening for SIGINT"))?;
@@ -175,6 +198,17 @@ pub fn run(args: ControllerArgs) -> Result<(), ControllerError> {
         };
         control(args, cluster, end).await
     })
+}
+
+/// Ends the process where anything panics: each task is one that nobody else does the work of, and a controller that
+/// holds the lease and does nothing is worse than none.
+fn end_when_a_task_dies() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        tracing::error!("a part of the controller has died, and it ends, for what runs it to start another");
+        process::exit(DIED);
+    }));
 }
 
 async fn control(
@@ -226,7 +260,11 @@ async fn control(
         Settings { endpoint_trust: EndpointTrust::PodsOfController, ..args.settings.clone().into() };
     let see = format!("kubectl get pods -n {namespace} -l {} -o wide", args.agents);
     let free_for = Duration::from_secs(args.names_left_free);
-    let mut known = Known::new(settings, see, free_for);
+    let mut known = Known::new(
+        settings,
+        Programming::new(see, args.agents_port, Duration::from_secs(args.damped)),
+        free_for,
+    );
     let is_held = {
         let leadership = leadership.clone();
         move || leadership.is_held()
@@ -238,9 +276,17 @@ async fn control(
         pace: Pace::new(args.kube_api_qps, Instant::now()),
         running: JoinSet::new(),
         told: Told::new(Duration::from_secs(args.tell_again)),
+        counts: Arc::clone(&standing.counts),
     };
+    let mut asker = Asker::default();
+    // The term of leading for which all is marked.
+    let mut in_term = None;
     loop {
-        let wake = desk.work(&mut known, &source).into_iter().chain(known.wake()).min();
+        let work_at = desk.work(&mut known, &source);
+        // After that, which finds out who is to be asked.
+        let ask_at =
+            known.wishes.is_some().then(|| asker.work(&mut known.programming.nodes.agents)).flatten();
+        let wake = work_at.into_iter().chain(known.wake()).chain(ask_at).min();
         let at = wake.unwrap_or_else(Instant::now);
         let marks = tokio::select! {
             batch = source.next(known.judge.world()) => {
@@ -252,25 +298,39 @@ async fn control(
                 desk.ended(ended, &mut known);
                 Marks::new()
             }
+            Some(Ok((question, reply))) = asker.next() => {
+                standing.counts.asked(match reply {
+                    Ok(Some(_)) => Answer::Changed,
+                    Ok(None) => Answer::Unchanged,
+                    Err(_) => Answer::Failed,
+                });
+                known.answered(&question, reply)
+            }
             Ok(()) = led.changed() => Marks::new(),
             () = sleep_until(at), if wake.is_some() => known.take_time(Instant::now()),
             () = &mut end => break,
         };
         let synced = source.is_complete() && known.is_complete();
-        let leads = synced && *led.borrow();
-        standing.set(synced, leads);
-        match (leads, known.wishes.is_some()) {
-            (true, false) => {
+        let lease::Standing { term, trouble } = led.borrow_and_update().clone();
+        // An elector that waits for an answer has not said yet that its time is over.
+        let now_in = term.filter(|_| synced && leadership.is_held());
+        standing.set(synced, now_in.is_some());
+        standing.set_lease(trouble.map(|it| (it.sentence, it.is_refusal)));
+        match (now_in, in_term) {
+            (None, None) => {}
+            (Some(term), Some(before)) if term == before => desk.mark(marks),
+            (Some(_), _) => {
+                desk.queue.clear();
                 let all = known.begin(args.max_names);
                 desk.mark(all);
             }
-            (true, true) => desk.mark(marks),
-            (false, true) => {
+            (None, Some(_)) => {
                 known.wishes = None;
                 desk.queue.clear();
             }
-            (false, false) => {}
         }
+        in_term = now_in;
+        standing.counts.set(now_in.is_some(), desk.queue.len());
     }
     electing.abort();
     leadership.resign();
@@ -286,6 +346,7 @@ struct Desk {
     queue: Queue,
     pace: Pace,
     running: JoinSet<Ended>,
+    counts: Arc<Counts>,
     told: Told,
 }
 
@@ -322,7 +383,7 @@ impl Desk {
                 Work::Name { namespace, name } => reconcile::name(known, namespace, name),
             };
             let Some(job) = job else {
-                let again = self.due(&work);
+                let again = self.due(&work, known);
                 self.queue.done(work, again);
                 continue;
             };
@@ -342,6 +403,7 @@ impl Desk {
 
     fn ended(&mut self, ended: Ended, known: &mut Known) {
         let Ended { work, job, outcome, requests } = ended;
+        self.counts.wrote(what(&job), came(&outcome));
         let now = Instant::now();
         self.pace.take(requests.saturating_sub(1), now);
         if let (Some(uid), true) = (lets_go(&job), outcome != Outcome::Done) {
@@ -350,16 +412,36 @@ impl Desk {
         if let (Work::Tell(object), Job::News(_), Outcome::Failed) = (&work, &job, outcome) {
             self.told.forget(object);
         }
-        let again = if outcome == Outcome::Failed { Some(now + RETRY) } else { self.due(&work) };
+        let is_to_be_done = matches!(outcome, Outcome::Refused | Outcome::Failed);
+        let again = if is_to_be_done { Some(now + RETRY) } else { self.due(&work, known) };
         self.queue.done(work, again);
     }
 
     /// When something is to be told again though nothing has changed.
-    fn due(&self, work: &Work) -> Option<Instant> {
+    fn due(&self, work: &Work, known: &mut Known) -> Option<Instant> {
         match work {
-            Work::Tell(object) => self.told.due(object),
+            Work::Tell(object) => {
+                self.told.due(object).into_iter().chain(known.programming.due(object)).min()
+            }
             Work::Name { .. } => None,
         }
+    }
+}
+
+fn what(job: &Job) -> What {
+    match job {
+        Job::Status(..) => What::Status,
+        Job::News(_) => What::Event,
+        Job::Name(..) => What::Name,
+    }
+}
+
+fn came(outcome: &Outcome) -> Came {
+    match outcome {
+        Outcome::Done => Came::Done,
+        Outcome::Superseded => Came::Superseded,
+        Outcome::Refused => Came::Refused,
+        Outcome::Failed => Came::Failed,
     }
 }
 
@@ -373,4 +455,31 @@ fn lets_go(job: &Job) -> Option<&str> {
 
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod dying {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Set for the process that is to die.
+    const VARIABLE: &str = "DIVERT_TEST_DIES";
+
+    #[test]
+    fn a_task_that_dies_ends_the_process_with_an_error() {
+        if std::env::var_os(VARIABLE).is_some() {
+            end_when_a_task_dies();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                tokio::spawn(async { panic!("as a bug in a watch would") });
+                tokio::time::sleep(Duration::from_secs(20)).await;
+            });
+            process::exit(0);
+        }
+        let mut itself = Command::new(std::env::current_exe().unwrap());
+        itself.args(["--exact", "controller::dying::a_task_that_dies_ends_the_process_with_an_error"]);
+        let ended = itself.env(VARIABLE, "1").stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        assert_eq!(ended.code(), Some(DIED));
+    }
 }

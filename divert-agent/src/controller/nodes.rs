@@ -1,92 +1,70 @@
-//! Programmed: whether every node with a pod to serve has a ready agent. Pure.
-//!
-//! Agents write nothing; they are known by their Pods, in the controller's own namespace, where no tenant
-//! can make one. An agent's readiness probe asks its /readyz, which says that a plan is in effect.
+//! The nodes: which pods are to be served where, and which of those their agents do not serve. Pure, but for the clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
+use tokio::time::Instant;
 
-use super::cache::{BriefPod, Cache};
-use super::conditions::Said;
+use super::agents::{Agents, News, Question, Reply};
+use super::cache::{BriefPod, Cache, Key};
 use crate::api;
+use crate::world::Pair;
 
-/// Nodes named in a message.
-const NAMED: usize = 5;
+/// A node that has no agent's Pod for so long gets none: a DaemonSet makes them at once, and needs no longer for the
+/// next one where one has gone. No right to read the DaemonSet is needed for this, nor to understand what
+/// decides about its nodes.
+const WITHOUT: Duration = Duration::from_secs(10);
 
 /// The nodes that matter.
 #[derive(Debug)]
 pub(super) struct Nodes {
+    pub(super) agents: Agents,
     /// Nodes of pods that are to be served, as far as their namespaces are.
     pods: Cache<Arc<str>>,
     /// Namespaces whose pods are not to be captured.
     left_alone: BTreeSet<Arc<str>>,
-    /// Nodes of agents' pods, if ready.
-    agents: Cache<Option<Arc<str>>>,
-    served: Count,
-    ready: Count,
-    /// What shows the agents.
-    see: String,
-    said: Said,
+    nodes: BTreeMap<Arc<str>, Node>,
+    /// Pods to be served that the agent of their node does not serve, by namespace and name, and why.
+    unserved: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Unserved>>,
 }
 
-/// How much a change changes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Turn {
-    /// Nothing.
-    Same,
-    /// The sentence: for people who look, and nobody waits for it.
-    Sentence,
-    /// The condition.
-    Condition,
+/// A node with pods to be served.
+#[derive(Debug)]
+struct Node {
+    pods: BTreeSet<Key>,
+    since: Instant,
 }
 
-/// How many pods each node has.
-#[derive(Debug, Default)]
-struct Count(BTreeMap<Arc<str>, usize>);
+/// A pod that an agent does not serve.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Unserved {
+    pub(super) node: Arc<str>,
+    /// As the agent says; it may not know the pod yet.
+    pub(super) why: Option<String>,
+}
 
-impl Count {
-    /// Whether the nodes are others now.
-    fn step(&mut self, from: Option<Arc<str>>, to: Option<Arc<str>>) -> bool {
-        if from == to {
-            return false;
-        }
-        let mut changed = false;
-        if let Some(node) = from
-            && let Some(count) = self.0.get_mut(&node)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.0.remove(&node);
-                changed = true;
-            }
-        }
-        if let Some(node) = to {
-            let count = self.0.entry(node).or_default();
-            changed |= *count == 0;
-            *count += 1;
-        }
-        changed
-    }
-
-    fn nodes(&self) -> BTreeSet<Arc<str>> {
-        self.0.keys().cloned().collect()
-    }
+/// What a change can have turned.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Turned {
+    /// For every Divert.
+    pub(super) all: bool,
+    /// For Diverts of these namespaces.
+    pub(super) namespaces: BTreeSet<Arc<str>>,
+    /// For the Diverts with these UIDs.
+    pub(super) diverts: BTreeSet<String>,
 }
 
 impl Nodes {
-    pub(super) fn new(see: String) -> Self {
-        let said = programmed(&BTreeSet::new(), &BTreeSet::new(), &see);
+    pub(super) fn new(agents_port: u16) -> Self {
         Self {
+            agents: Agents::new(agents_port),
             pods: Cache::default(),
             left_alone: BTreeSet::new(),
-            agents: Cache::default(),
-            served: Count::default(),
-            ready: Count::default(),
-            see,
-            said,
+            nodes: BTreeMap::new(),
+            unserved: BTreeMap::new(),
         }
     }
 
@@ -94,162 +72,174 @@ impl Nodes {
         self.pods.is_synced() && self.agents.is_synced()
     }
 
-    /// The condition.
-    pub(super) fn said(&self) -> &Said {
-        &self.said
+    /// Nodes with pods to be served, by name.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.nodes.keys()
     }
 
-    pub(super) fn take_pod(&mut self, event: Event<BriefPod>) -> Turn {
-        let mut changed = false;
+    /// Whether the pods of a namespace are to be served at all.
+    fn is_captured(&self, namespace: &Arc<str>) -> bool {
+        !self.left_alone.contains(namespace)
+    }
+
+    /// Pods of a namespace that are to be served, and their nodes.
+    pub(super) fn pods(&self, namespace: &Arc<str>) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        let captured = self.is_captured(namespace);
+        self.pods.of(namespace).filter(move |_| captured)
+    }
+
+    /// Whether a node has pods of a pair of namespaces that are to be served.
+    pub(super) fn has_pods_of(&self, node: &str, pair: &Pair) -> bool {
+        let Some(node) = self.nodes.get(node) else { return false };
+        [&pair.developer, &pair.shared].into_iter().any(|namespace| {
+            let first = node.pods.range((namespace.clone(), "".into())..).next();
+            first.is_some_and(|(its, _)| its == namespace)
+        })
+    }
+
+    /// Pods of a namespace that the agent of their node does not serve.
+    pub(super) fn unserved(&self, namespace: &Arc<str>) -> impl Iterator<Item = (&Arc<str>, &Unserved)> {
+        self.unserved.get(namespace).into_iter().flatten()
+    }
+
+    /// Until when a node without any agent's Pod may still get one; `None` when it gets none.
+    pub(super) fn may_get_an_agent_until(&self, node: &str, now: Instant) -> Option<Instant> {
+        let since = self.nodes.get(node)?.since;
+        let until = self.agents.gone(node).map_or(since, |gone| gone.max(since)) + WITHOUT;
+        (now < until).then_some(until)
+    }
+
+    pub(super) fn take_pod(&mut self, event: Event<BriefPod>, now: Instant) -> Turned {
+        let mut turned = Turned::default();
         for (key, before) in self.pods.take(event, served_on) {
-            if !self.left_alone.contains(&key.0) {
-                changed |= self.served.step(before, self.pods.get(&key).cloned());
+            let after = self.pods.get(&key).cloned();
+            if before == after || !self.is_captured(&key.0) {
+                continue;
             }
+            turned.all |= self.place(&key, before, after, now);
+            self.check(&key, &mut turned);
         }
-        self.turn(changed)
+        turned
     }
 
     /// Takes whether the pods of a namespace are to be captured at all.
-    pub(super) fn take_namespace(&mut self, namespace: &Arc<str>, allows_capture: bool) -> Turn {
-        let turned = match allows_capture {
+    pub(super) fn take_namespace(
+        &mut self,
+        namespace: &Arc<str>,
+        allows_capture: bool,
+        now: Instant,
+    ) -> Turned {
+        let is_another = match allows_capture {
             true => self.left_alone.remove(namespace),
             false => self.left_alone.insert(namespace.clone()),
         };
-        if !turned {
-            return Turn::Same;
+        let mut turned = Turned::default();
+        if !is_another {
+            return turned;
         }
-        let mut changed = false;
-        for (_, node) in self.pods.of(namespace) {
-            let node = Some(node.clone());
-            let (before, after) = if allows_capture { (None, node) } else { (node, None) };
-            changed |= self.served.step(before, after);
+        let pods: Vec<_> = self.pods.of(namespace).map(|(name, node)| (name.clone(), node.clone())).collect();
+        for (name, node) in pods {
+            let key = (namespace.clone(), name);
+            let (before, after) = if allows_capture { (None, Some(node)) } else { (Some(node), None) };
+            turned.all |= self.place(&key, before, after, now);
+            self.check(&key, &mut turned);
         }
-        self.turn(changed)
+        turned
     }
 
-    pub(super) fn take_agent(&mut self, event: Event<BriefPod>) -> Turn {
-        let mut changed = false;
-        for (key, before) in self.agents.take(event, |pod| Some(ready_on(pod))) {
-            changed |= self.ready.step(before.flatten(), self.agents.get(&key).cloned().flatten());
+    pub(super) fn take_agent(&mut self, event: Event<BriefPod>, now: Instant) -> Turned {
+        let mut turned = Turned::default();
+        for node in self.agents.take(event, now) {
+            turned.all |= self.nodes.contains_key(&node);
+            self.check_all_on(&node, &mut turned);
         }
-        self.turn(changed)
+        turned
     }
 
-    fn turn(&mut self, changed: bool) -> Turn {
-        if !changed {
-            return Turn::Same;
+    /// Takes what came of a question to an agent.
+    pub(super) fn answered(&mut self, question: &Question, reply: Reply, now: Instant) -> Turned {
+        let News { node, diverts } = self.agents.answered(question, reply, now);
+        let mut turned = Turned { all: node.is_some(), diverts, ..Turned::default() };
+        if let Some(node) = node {
+            self.check_all_on(&node, &mut turned);
         }
-        let said = programmed(&self.served.nodes(), &self.ready.nodes(), &self.see);
-        let before = std::mem::replace(&mut self.said, said);
-        match &self.said {
-            said if *said == before => Turn::Same,
-            said if said.reason == before.reason => Turn::Sentence,
-            _ => Turn::Condition,
+        turned
+    }
+
+    /// Forgets what agents said, and has them asked.
+    pub(super) fn forget(&mut self, now: Instant) {
+        self.agents.forget(now);
+        self.unserved.clear();
+    }
+
+    /// Whether there is a node more, or one less.
+    fn place(&mut self, key: &Key, before: Option<Arc<str>>, after: Option<Arc<str>>, now: Instant) -> bool {
+        let mut changed = false;
+        if let Some(node) = before
+            && let Some(known) = self.nodes.get_mut(&node)
+        {
+            known.pods.remove(key);
+            if known.pods.is_empty() {
+                self.nodes.remove(&node);
+                changed = true;
+            }
+        }
+        if let Some(node) = after {
+            let known = self.nodes.entry(node).or_insert_with(|| Node { pods: BTreeSet::new(), since: now });
+            changed |= known.pods.is_empty();
+            known.pods.insert(key.clone());
+        }
+        changed
+    }
+
+    fn check_all_on(&mut self, node: &str, turned: &mut Turned) {
+        let pods: Vec<_> =
+            self.nodes.get(node).into_iter().flat_map(|node| node.pods.iter().cloned()).collect();
+        for key in pods {
+            self.check(&key, turned);
+        }
+    }
+
+    /// Whether the agent of its node serves a pod.
+    fn check(&mut self, key: &Key, turned: &mut Turned) {
+        let node = self.pods.get(key).filter(|_| self.is_captured(&key.0));
+        let unserved = node.and_then(|node| {
+            // Without one, that is what is to be said.
+            let plan = self.agents.serving(node)?;
+            let serves = plan.served.get(&*key.0).is_some_and(|pods| pods.contains(&*key.1));
+            let name = || format!("{}/{}", key.0, key.1);
+            let why = || plan.direct.iter().find(|direct| direct.pod == name()).map(|it| it.why.clone());
+            (!serves).then(|| Unserved { node: node.clone(), why: why() })
+        });
+        let same = match unserved {
+            Some(unserved) => {
+                let pods = self.unserved.entry(key.0.clone()).or_default();
+                let same = pods.get(&key.1) == Some(&unserved);
+                pods.insert(key.1.clone(), unserved);
+                same
+            }
+            None => {
+                let Some(pods) = self.unserved.get_mut(&key.0) else { return };
+                let same = pods.remove(&key.1).is_none();
+                if pods.is_empty() {
+                    self.unserved.remove(&key.0);
+                }
+                same
+            }
+        };
+        if !same {
+            turned.namespaces.insert(key.0.clone());
         }
     }
 }
 
-/// The node of a pod that an agent is to serve if its namespace is; what agents go by is in `compile/pods.rs`.
+/// The node of a pod that an agent is to serve if its namespace is; what agents go by is in `compile/pods.rs`. One that
+/// is being deleted may be gone already, which is nobody's fault.
 fn served_on(pod: BriefPod) -> Option<Arc<str>> {
     let labels = pod.labels();
     let left_alone = labels.get(api::CAPTURE).is_some_and(|value| value == "false");
-    let has_address = pod.status.pod_ip.is_some_and(|ip| !ip.is_empty());
-    let served = !pod.spec.host_network && !left_alone && has_address;
-    pod.spec.node_name.filter(|_| served).map(Arc::from)
-}
-
-/// The node of an agent's pod that is ready.
-fn ready_on(pod: BriefPod) -> Option<Arc<str>> {
-    let mut conditions = pod.status.conditions.iter();
-    let ready = conditions.any(|it| it.type_ == "Ready" && it.status == "True");
+    let has_address = pod.status.pod_ip.as_ref().is_some_and(|ip| !ip.is_empty());
     let leaving = pod.meta().deletion_timestamp.is_some();
-    pod.spec.node_name.filter(|_| ready && !leaving).map(Arc::from)
-}
-
-/// The condition, from the nodes that have pods to serve and those that have a ready agent.
-fn programmed(served: &BTreeSet<Arc<str>>, ready: &BTreeSet<Arc<str>>, see: &str) -> Said {
-    let without: Vec<_> = served.difference(ready).map(|node| &**node).collect();
-    let (status, reason, message) = match without.len() {
-        0 => {
-            let message = match served.len() {
-                1 => "the agent of 1 node serves it".to_owned(),
-                count => format!("the agents of {count} nodes serve it"),
-            };
-            (true, "Programmed", message)
-        }
-        count => {
-            let named = without[..count.min(NAMED)].join(", ");
-            let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
-            let message = format!(
-                "no agent is ready on {named}{more}, so pods there reach the shared copies: see `{see}`"
-            );
-            (false, "AgentsNotReady", message)
-        }
-    };
-    Said { kind: "Programmed", status, reason, message }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn pod(name: &str, node: &str, ready: bool) -> BriefPod {
-        let condition = json!({"type": "Ready", "status": if ready { "True" } else { "False" }});
-        let pod = json!({
-            "metadata": {"name": name, "namespace": "a"}, "spec": {"nodeName": node},
-            "status": {"podIP": "10.0.0.1", "conditions": [condition]},
-        });
-        serde_json::from_value(pod).unwrap()
-    }
-
-    #[test]
-    fn only_a_node_that_comes_or_goes_turns_the_condition() {
-        let mut nodes = Nodes::new(String::new());
-        assert_eq!(nodes.take_pod(Event::Apply(pod("p", "n1", false))), Turn::Condition);
-        assert_eq!(nodes.take_pod(Event::Apply(pod("q", "n1", true))), Turn::Same);
-        assert_eq!(nodes.take_pod(Event::Apply(pod("r", "n2", true))), Turn::Sentence);
-        assert_eq!(nodes.said().reason, "AgentsNotReady");
-        assert_eq!(nodes.take_agent(Event::Apply(pod("a1", "n1", false))), Turn::Same);
-        assert_eq!(nodes.take_agent(Event::Apply(pod("a1", "n1", true))), Turn::Sentence);
-        assert_eq!(nodes.take_pod(Event::Delete(pod("q", "n1", true))), Turn::Same);
-        assert_eq!(nodes.take_pod(Event::Delete(pod("r", "n2", true))), Turn::Condition);
-        assert_eq!(nodes.said().reason, "Programmed");
-    }
-
-    #[test]
-    fn pods_of_a_namespace_that_is_left_alone_need_no_agent() {
-        let mut nodes = Nodes::new(String::new());
-        let namespace = Arc::from("a");
-        assert_eq!(nodes.take_pod(Event::Apply(pod("p", "n1", true))), Turn::Condition);
-        assert_eq!(nodes.take_namespace(&namespace, true), Turn::Same);
-        assert_eq!(nodes.take_namespace(&"b".into(), false), Turn::Same);
-        assert_eq!(nodes.said().reason, "AgentsNotReady");
-        assert_eq!(nodes.take_namespace(&namespace, false), Turn::Condition);
-        assert_eq!(nodes.said().reason, "Programmed");
-        // What comes and goes meanwhile counts once the namespace is captured again.
-        assert_eq!(nodes.take_pod(Event::Apply(pod("q", "n2", true))), Turn::Same);
-        assert_eq!(nodes.take_pod(Event::Delete(pod("p", "n1", true))), Turn::Same);
-        assert_eq!(nodes.take_namespace(&namespace, false), Turn::Same);
-        assert_eq!(nodes.take_namespace(&namespace, true), Turn::Condition);
-        assert!(nodes.said().message.contains("on n2,"), "{}", nodes.said().message);
-        assert_eq!(nodes.take_pod(Event::Delete(pod("q", "n2", true))), Turn::Condition);
-    }
-
-    #[test]
-    fn nodes_without_a_ready_agent_are_named() {
-        let nodes = |names: &[&str]| names.iter().map(|it| Arc::from(*it)).collect();
-        assert!(programmed(&nodes(&["a", "b"]), &nodes(&["a", "b", "c"]), "").status);
-        assert!(programmed(&nodes(&[]), &nodes(&[]), "").status);
-        let said = programmed(&nodes(&["a", "b"]), &nodes(&["a"]), "kubectl get pods");
-        assert_eq!((said.status, said.reason), (false, "AgentsNotReady"));
-        assert!(
-            said.message.contains("on b,") && said.message.contains("kubectl get pods"),
-            "{}",
-            said.message
-        );
-        let many = programmed(&nodes(&["1", "2", "3", "4", "5", "6", "7"]), &nodes(&[]), "");
-        assert!(many.message.contains("5 and 2 more"), "{}", many.message);
-    }
+    let served = !pod.spec.host_network && !left_alone && has_address && !leaving;
+    pod.spec.node_name.filter(|_| served).map(Arc::from)
 }

@@ -108,6 +108,11 @@ impl Queue {
         Some(Instant::now())
     }
 
+    /// How much is to be looked at, now or later, or is being looked at.
+    pub(super) fn len(&self) -> usize {
+        self.states.len()
+    }
+
     /// Forgets all that is not under way.
     pub(super) fn clear(&mut self) {
         let mut states = std::mem::take(&mut self.states);

@@ -12,9 +12,10 @@ use tokio::time::Instant;
 use super::conditions::{self, Said};
 use super::known::{Known, Original};
 use super::names::{self, Action, Wanted};
+use super::programmed::{self, Before, Subject, Tell};
 use crate::api::{self, DivertStatus};
 use crate::compile::acceptance::Group;
-use crate::compile::{self, HostReason, may_be_http};
+use crate::compile::{self, HostReason, RowReason, may_be_http};
 use crate::kubernetes::Invalid;
 use crate::world::{DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, ServiceKind};
 
@@ -101,7 +102,7 @@ impl Told {
 
 /// What its author is to be told about an object.
 pub(super) fn tell(
-    known: &Known,
+    known: &mut Known,
     invalid: &BTreeMap<ObjectRef, Invalid>,
     object: &ObjectRef,
     told: &mut Told,
@@ -119,18 +120,28 @@ pub(super) fn tell(
     (!news.is_empty() && takes_events(known, object)).then_some(Job::News(news))
 }
 
-fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
-    let original = known.diverts.get(object)?;
+fn status(known: &mut Known, object: &ObjectRef) -> Option<Job> {
     let divert =
         DivertRef { api: DivertApi::Divert, namespace: object.namespace.clone(), name: object.name.clone() };
     let status = known.judge.status(&divert)?;
     let mut said: Vec<Said> = status.conditions.iter().map(Said::from).collect();
+    let mut answers = true;
     if status.accepted() {
-        said.push(known.nodes.said().clone());
+        match said_of_agents(known, object, &status)? {
+            Tell::Later => return None,
+            Tell::Now(programmed, answered) => {
+                said.push(programmed);
+                answers = answered;
+            }
+        }
         said.extend(said_of_names(known, &status));
+    } else {
+        known.programming.remove(object);
     }
+    let original = known.diverts.get(object)?;
+    let answered = original.request.as_ref().filter(|_| answers);
     let (new, news) =
-        conditions::next(&original.status, original.generation, &said, &status, Timestamp::now())?;
+        conditions::next(&original.status, original.generation, answered, &said, &status, Timestamp::now())?;
     let about = about(object, Some(original));
     let news = news.into_iter().filter(|_| takes_events(known, object));
     let news = news.map(|said| News { about: about.clone(), said }).collect();
@@ -142,6 +153,33 @@ fn status(known: &Known, object: &ObjectRef) -> Option<Job> {
         status: new,
     };
     Some(Job::Status(Box::new(update), news))
+}
+
+/// What the author of an accepted Divert is told about agents.
+fn said_of_agents(known: &mut Known, object: &ObjectRef, status: &compile::DivertStatus) -> Option<Tell> {
+    let original = known.diverts.get(object)?;
+    let pair = Pair { developer: status.divert.namespace.clone(), shared: status.shared_namespace.clone() };
+    let services = status.services.iter().filter(|row| row.reason == RowReason::Ready);
+    let hosts = status.hosts.iter().filter(|row| row.reason == HostReason::Ready);
+    let subject = Subject {
+        uid: original.uid.as_deref()?,
+        generation: original.generation.unwrap_or_default(),
+        pair: &pair,
+        services: services.map(|row| &*row.name).collect(),
+        hosts: hosts.map(|row| &*row.host).collect(),
+        asked: None,
+    };
+    let mut conditions = original.status.conditions.iter();
+    let condition = conditions.find(|it| it.type_ == programmed::KIND);
+    let current = condition.filter(|it| it.observed_generation == original.generation);
+    let handled = original.status.last_handled_request.as_ref();
+    let before = Before {
+        is_programmed: current.is_some_and(|it| it.status == "True"),
+        reason: current.map(|it| it.reason.as_str()),
+        message: current.map(|it| it.message.as_str()).unwrap_or_default(),
+        request: original.request.as_ref().filter(|request| handled != Some(request)).map(String::as_str),
+    };
+    Some(known.programming.tell(object, subject, before, Instant::now()))
 }
 
 /// What the author of an accepted Divert is told about names.

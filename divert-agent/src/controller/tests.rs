@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::conditions::Said;
 use super::known::{Known, Marks};
 use super::names::Wanted;
+use super::programmed::Programming;
 use super::queue::Work;
 use super::reconcile;
 use super::wishes::Wishes;
@@ -93,7 +94,7 @@ proptest! {
         batches in proptest::collection::vec(
             proptest::collection::vec((any_document(), any::<bool>()), 1..4), 0..20),
     ) {
-        let mut known = Known::new(Settings::default(), String::new(), Duration::ZERO);
+        let mut known = Known::new(Settings::default(), Programming::new(String::new(), 0, Duration::ZERO), Duration::ZERO);
         known.begin(MAX_NAMES);
         let mut before = all(&known);
         let mut uids = (BTreeMap::new(), 0);

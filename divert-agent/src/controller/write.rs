@@ -33,6 +33,9 @@ pub(super) enum Outcome {
     Done,
     /// Somebody was faster: what they did comes by a watch.
     Superseded,
+    /// The API server does not want it; it is tried again.
+    Refused,
+    /// No answer, or none of use; it is tried again.
     Failed,
 }
 
@@ -114,7 +117,9 @@ impl Writer {
             }
             Ok(Err(error)) => {
                 tracing::warn!("{}: {}; trying again", doing(), describe(&error));
-                Err(Outcome::Failed)
+                let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
+                let is_refused = (400..500).contains(&code) && !matches!(code, 401 | 429);
+                Err(if is_refused { Outcome::Refused } else { Outcome::Failed })
             }
             Err(Missed::NoAnswer) => {
                 tracing::warn!("{}: no answer; trying again", doing());

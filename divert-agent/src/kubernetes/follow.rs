@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{Builder, JoinHandle};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
@@ -115,12 +116,16 @@ impl Follower {
     fn send(&self, change: PlanChange) {
         // The receiver is gone only while the agent ends.
         let _ = self.sender.send(change);
+        self.state.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     fn tell(&mut self, source: &Source) {
-        let told = self.troubles.tell(source);
-        if **self.state.troubles.load() != told {
-            self.state.troubles.store(Arc::new(told));
+        for (known, told) in
+            [(&self.state.troubles, self.troubles.tell(source)), (&self.state.stale, source.stale())]
+        {
+            if **known.load() != told {
+                known.store(Arc::new(told));
+            }
         }
     }
 }

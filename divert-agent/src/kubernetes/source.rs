@@ -91,6 +91,11 @@ impl Source {
         self.sync.troubles()
     }
 
+    /// Those of them that leave what is known older than the cluster.
+    pub(crate) fn stale(&self) -> Vec<String> {
+        self.sync.stale()
+    }
+
     /// Which lists are still to come, in sentences.
     pub(crate) fn awaited(&self) -> Vec<String> {
         self.sync.awaited()

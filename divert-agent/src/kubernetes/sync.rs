@@ -178,6 +178,15 @@ impl Sync {
         self.watches.iter().filter_map(trouble).collect()
     }
 
+    /// A sentence for each watch that fails after it has listed: what came since is not known.
+    pub(super) fn stale(&self) -> Vec<String> {
+        let failing = self.watches.iter().filter(|(_, progress)| progress.synced);
+        let sentence = |(kind, progress): (&ObjectKind, &Progress)| {
+            progress.trouble.as_ref().map(|trouble| format!("watching {kind}: {trouble}"))
+        };
+        failing.filter_map(sentence).collect()
+    }
+
     /// A sentence for each kind whose list is still to come.
     pub(super) fn awaited(&self) -> Vec<String> {
         let awaited = self.watches.iter().filter(|(_, it)| !it.synced && it.trouble.is_none());
@@ -256,10 +265,12 @@ mod tests {
         assert!(it.sync.troubles().is_empty());
         it.take(vec![Step::Trouble("refused".into())]);
         assert_eq!(it.sync.troubles(), ["listing Namespace: refused"]);
+        assert!(it.sync.stale().is_empty(), "nothing is known yet");
         it.take(vec![Step::Fine, Step::Begin, upsert("a"), Step::Done]);
         assert!(it.sync.troubles().is_empty());
         assert_eq!(it.take(vec![Step::Trouble("refused".into())]), ["a"]);
         assert!(it.sync.troubles()[0].contains("refused; what was last known"), "{:?}", it.sync.troubles());
+        assert_eq!(it.sync.stale(), ["watching Namespace: refused"]);
         it.take(vec![Step::Fine]);
         assert!(it.sync.troubles().is_empty());
     }

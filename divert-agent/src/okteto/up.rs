@@ -1,4 +1,4 @@
-//! Applying the Divert of an okteto.yaml, waiting until it is accepted and agents are ready, removing it.
+//! Applying the Divert of an okteto.yaml, waiting until it is in effect, removing it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use clap::Args;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::files::{self, Files, FilesError};
 use super::manifest::{ManifestError, Section};
-use crate::api::Divert;
+use crate::api::{self, Divert};
 use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, describe};
 
 /// Who applies, to server-side apply.
@@ -34,8 +35,8 @@ pub struct UpArgs {
     /// The developer's namespace. Default: the current one of the kubeconfig.
     #[arg(long, short, value_name = "NAME")]
     pub namespace: Option<String>,
-    /// Wait until the Divert is accepted, and an agent is ready on every node with pods to serve. Each takes it up as
-    /// soon as it hears of it, which nobody waits for.
+    /// Wait until the Divert is in effect: it is accepted, and every agent that counts was asked after this and has taken
+    /// it up, so that the next request is steered.
     #[arg(long)]
     pub wait: bool,
     /// Seconds to wait at most.
@@ -182,7 +183,9 @@ pub fn up(args: UpArgs) -> Result<(), UpError> {
     runtime.block_on(async {
         let place = Place::find(args.file, args.namespace, &args.cluster).await?;
         let apply = PatchParams::apply(FIELD_MANAGER).force();
-        let applied = place.api.patch(&place.name, &apply, &Patch::Apply(&place.divert)).await;
+        let request = args.wait.then(request);
+        let divert = asking(place.divert.clone(), request.as_deref());
+        let applied = place.api.patch(&place.name, &apply, &Patch::Apply(&divert)).await;
         let applied = applied.map_err(place.failed("applying"))?;
         let (key, generation) = (&place.namespace, applied.metadata.generation);
         println!("Divert {} applied", place.title());
@@ -197,12 +200,9 @@ pub fn up(args: UpArgs) -> Result<(), UpError> {
                 place.name
             ),
         }
-        if args.wait {
-            wait(&place, generation, args.timeout).await?;
-            println!(
-                "Divert {} is accepted, and an agent is ready on every node with pods to serve",
-                place.title()
-            );
+        if let Some(request) = request {
+            wait(&place, &Asked { generation, request }, args.timeout).await?;
+            println!("Divert {} is in effect: every agent has taken it up", place.title());
         }
         println!("See which services with: kubectl describe divert -n {key} {}", place.name);
         Ok(())
@@ -259,11 +259,32 @@ fn made_by_others(divert: &ObjectMeta) -> Option<String> {
     Some(if others.is_empty() { "nobody who is known".to_owned() } else { others })
 }
 
-async fn wait(place: &Place, generation: Option<i64>, limit: u64) -> Result<(), UpError> {
+/// What is waited for.
+struct Asked {
+    generation: Option<i64>,
+    /// That the controller is to say it has handled.
+    request: String,
+}
+
+/// A request that none was before. A status that says yes may be from before the agents went, or from a controller that has
+/// gone since: only an answer to this shows that somebody looks now. It takes no right but to write the Divert.
+fn request() -> String {
+    format!("{}-{:08x}", Timestamp::now(), fastrand::u32(..))
+}
+
+/// The Divert, with a request in it.
+fn asking(mut divert: Divert, request: Option<&str>) -> Divert {
+    if let Some(request) = request {
+        divert.annotations_mut().insert(api::REQUESTED_AT.to_owned(), request.to_owned());
+    }
+    divert
+}
+
+async fn wait(place: &Place, asked: &Asked, limit: u64) -> Result<(), UpError> {
     let deadline = Instant::now() + Duration::from_secs(limit);
     loop {
         let missing = match timeout(PATIENCE, place.api.get(&place.name)).await {
-            Ok(Ok(divert)) => match progress(&divert, generation) {
+            Ok(Ok(divert)) => match progress(&divert, asked) {
                 Progress::Done => return Ok(()),
                 Progress::Refused(why) => return Err(UpError::Refused(place.title(), why)),
                 Progress::Missing(what) => what,
@@ -315,15 +336,24 @@ enum Progress {
     Missing(String),
 }
 
-/// By its status, as far as that is about this generation.
-fn progress(divert: &Divert, generation: Option<i64>) -> Progress {
-    let current = |kind: &str| condition(divert, kind, generation);
+/// By its status, as far as that answers what was asked.
+fn progress(divert: &Divert, asked: &Asked) -> Progress {
+    let current = |kind: &str| condition(divert, kind, asked.generation);
+    let handled = divert.status.as_ref().and_then(|status| status.last_handled_request.as_ref());
+    let is_handled = handled == Some(&asked.request);
     match (current("Accepted"), current("Programmed")) {
-        (None, _) => Progress::Missing("nobody has judged it: does the controller run?".into()),
-        (Some(accepted), _) if accepted.status != "True" => Progress::Refused(accepted.message.clone()),
-        (Some(_), Some(programmed)) if programmed.status == "True" => Progress::Done,
-        (Some(_), Some(programmed)) => Progress::Missing(programmed.message.clone()),
-        (Some(_), None) => Progress::Missing("it is accepted, and not known to be in effect".into()),
+        (Some(accepted), _) if is_handled && accepted.status != "True" => {
+            Progress::Refused(accepted.message.clone())
+        }
+        (Some(_), Some(programmed)) if is_handled && programmed.status == "True" => Progress::Done,
+        (Some(_), Some(programmed)) if programmed.status != "True" => {
+            Progress::Missing(programmed.message.clone())
+        }
+        _ => Progress::Missing(
+            "nobody has said since whether it is in effect: does the controller run, and is its definition of Divert as \
+             new as this program?"
+                .into(),
+        ),
     }
 }
 
@@ -353,13 +383,16 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_about_this_generation_counts() {
-        let progress = |conditions: serde_json::Value| {
+    fn only_what_answers_the_request_counts() {
+        let asked = Asked { generation: Some(2), request: "this".into() };
+        let answer = |handled: &str, conditions: serde_json::Value| {
             let divert = json!({
-                "metadata": {}, "spec": {"sharedNamespace": "s"}, "status": {"conditions": conditions},
+                "metadata": {}, "spec": {"sharedNamespace": "s"},
+                "status": {"conditions": conditions, "lastHandledRequest": handled},
             });
-            progress(&serde_json::from_value(divert).unwrap(), Some(2))
+            progress(&serde_json::from_value(divert).unwrap(), &asked)
         };
+        let progress = |conditions| answer("this", conditions);
         let condition = |kind, status, generation| {
             json!({"type": kind, "status": status, "observedGeneration": generation, "reason": "R",
                    "message": kind, "lastTransitionTime": "2026-01-01T00:00:00Z"})
@@ -375,5 +408,15 @@ mod tests {
         assert_eq!(both("True", 2), Progress::Done);
         assert!(matches!(both("True", 1), Progress::Missing(_)));
         assert_eq!(both("False", 2), Progress::Missing("Programmed".into()));
+        // As it was before somebody asked, whoever is still there to answer.
+        let before = |accepted_is, programmed_is| {
+            answer(
+                "before",
+                json!([condition(accepted, accepted_is, 2), condition(programmed, programmed_is, 2)]),
+            )
+        };
+        assert!(matches!(before("True", "True"), Progress::Missing(why) if why.contains("controller")));
+        assert_eq!(before("True", "False"), Progress::Missing("Programmed".into()));
+        assert!(matches!(before("False", "True"), Progress::Missing(_)));
     }
 }

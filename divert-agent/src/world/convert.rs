@@ -334,6 +334,8 @@ fn divert(api: DivertApi, metadata: &ObjectMeta, shared: &str, asks: Asks) -> Re
     Ok(Object::Divert(Divert {
         divert: DivertRef { api, namespace: namespace(metadata)?, name: name(metadata)? },
         shared: shared.into(),
+        uid: metadata.uid.as_deref().map(Arc::from),
+        generation: metadata.generation,
         created: metadata.creation_timestamp.as_ref().map(|time| time.0),
         asks,
     }))

@@ -416,6 +416,10 @@ pub struct Divert {
     pub divert: DivertRef,
     /// N.
     pub shared: Arc<str>,
+    /// metadata.uid: another object by the same name has another. Files have none.
+    pub uid: Option<Arc<str>>,
+    /// metadata.generation, which each change of what it asks for raises. Files have none.
+    pub generation: Option<i64>,
     /// `None` sorts first: an object without a timestamp is older than all that have one.
     pub created: Option<Timestamp>,
     /// What it asks for.

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::kind::{self, Kind, NAMESPACE, SERVICE_ACCOUNT};
 use super::program;
 use super::rest::{Request, Rest};
+use super::stand_in::StandIns;
 use crate::{chart, wait};
 
 /// The field manager of [`Client::apply`].
@@ -31,6 +33,8 @@ pub struct Client {
     /// kubectl's home, where it keeps what it has learnt of the API.
     pub(super) home: PathBuf,
     pub(super) rest: Rest,
+    /// Agents of nodes without any process.
+    pub(super) stand_ins: Arc<StandIns>,
 }
 
 /// The API server understood a request and refused it.

@@ -1,5 +1,6 @@
 //! The controller beside the API server, with the rights that it is installed with; and what it tells.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -17,6 +18,9 @@ use crate::{agent, manifest};
 
 /// The controller's namespace, and that of the agents it looks for.
 pub const SYSTEM: &str = "divert-system";
+
+/// Less than by default, so that tests are short: seconds until what was well is told to be so no longer.
+pub const DAMPED: &str = "1";
 
 /// A running controller. Dropped, it gives up its lease and ends.
 #[derive(Debug)]
@@ -45,7 +49,7 @@ impl Control {
             Some(account) => account.clone(),
             None => shared.0.insert(Self::install(&server)?).clone(),
         };
-        let control = Arc::new(Self::start(&server, &account, &[])?);
+        let control = Arc::new(Self::start(&server, &account, &["--damped", DAMPED])?);
         shared.1 = Arc::downgrade(&control);
         Ok(control)
     }
@@ -177,23 +181,45 @@ impl Client {
         self.create_agent_pod(name)
     }
 
-    /// An agent's Pod on a node, ready, whatever runs there.
+    /// The Pod of an agent that runs on a node and answers at this address.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn create_pod_of_agent(&self, node: &str, ip: Ipv4Addr) -> Result<()> {
+        let name = format!("agent-{node}");
+        let mut pod = manifest::pod_with_ips(SYSTEM, &name, &[]);
+        pod["metadata"]["labels"] =
+            json!({"app.kubernetes.io/name": "divert-agent", "divert.dev/capture": "false"});
+        self.create(&placed(pod, node))?;
+        let status = json!({
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [ready_condition(true)],
+        });
+        self.patch_status(POD, SYSTEM, &name, &status)?;
+        Ok(())
+    }
+
+    /// An agent's Pod on a node, ready, and somebody who answers for it that all is well.
     ///
     /// # Errors
     /// When the API server refuses it.
     pub fn create_agent_pod(&self, name: &str) -> Result<()> {
-        let mut pod = manifest::pod_with_ips(SYSTEM, &format!("agent-{name}"), &[]);
-        pod["metadata"]["labels"] = json!({"app.kubernetes.io/name": "divert-agent"});
-        self.create(&placed(pod, name))?;
-        self.set_agent_ready(name, true)
+        let ip = self.start_stand_in(name)?;
+        self.create_pod_of_agent(name, ip)
     }
 
-    /// Whether the agent's Pod on such a node is ready.
+    /// Whether the agent's Pod on such a node is ready. One that is not has no plan yet.
     ///
     /// # Errors
     /// When the API server refuses it.
     pub fn set_agent_ready(&self, node: &str, ready: bool) -> Result<()> {
-        let status = json!({"phase": "Running", "conditions": [ready_condition(ready)]});
+        let ip = self.start_stand_in(node)?;
+        match ready {
+            true => self.agent_is_well(node)?,
+            false => self.agent_says(node, |says| says["planned"] = json!(false))?,
+        }
+        let status = json!({
+            "phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [ready_condition(ready)],
+        });
         self.patch_status(POD, SYSTEM, &format!("agent-{node}"), &status)?;
         Ok(())
     }

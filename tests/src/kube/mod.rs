@@ -24,12 +24,13 @@ mod pki;
 mod program;
 mod rest;
 mod server;
+mod stand_in;
 mod town;
 
 pub use aliases::{is_ours, service};
 pub use audit::Audited;
 pub use client::{Client, Refusal};
-pub use control::{Control, SYSTEM, condition};
+pub use control::{Control, DAMPED, SYSTEM, condition};
 pub use forward::{ForwardProxy, Manner};
 pub use ingress::IngressController;
 pub use kind::Kind;

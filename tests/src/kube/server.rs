@@ -377,6 +377,7 @@ pub(crate) fn nobody(authority: &Authority, netns: NetNs, home: &Path) -> Result
         kubeconfig: PathBuf::new(),
         home: home.to_owned(),
         rest,
+        stand_ins: Arc::default(),
     })
 }
 
@@ -395,6 +396,7 @@ pub(crate) fn user(
         kubeconfig: kubeconfig(authority, file, &credentials)?,
         home: like.home.clone(),
         rest: Rest { tls: tls(authority, Some(&identity))?, token: None, ..like.rest.clone() },
+        stand_ins: Arc::clone(&like.stand_ins),
     })
 }
 

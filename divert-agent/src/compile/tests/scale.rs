@@ -95,6 +95,8 @@ fn divert_of(developer: &str, hosts: Vec<Arc<str>>) -> Object {
     Object::Divert(Divert {
         divert: DivertRef { api: DivertApi::Divert, namespace: developer.into(), name: "d".into() },
         shared: "staging".into(),
+        uid: None,
+        generation: None,
         created: None,
         asks: Asks::Divert { services: None, hosts, inject: None, on_unavailable: None, names: None },
     })
