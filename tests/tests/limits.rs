@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use divert_tests::agent::{self, Agent, Options};
 use divert_tests::fixture::{ALICE, Fixture, PORT};
+use divert_tests::h2::stage::{answer, expect_answer, open};
 use divert_tests::http::Http;
 use divert_tests::lab::{self, Family};
 use divert_tests::script::is_captured;
+use divert_tests::stage::Stage;
 use divert_tests::{server, usage, wait};
 use rustix::process::{Pid, Resource, Rlimit};
 use socket2::{Domain, Socket, Type};
@@ -135,6 +137,27 @@ fn a_developers_connection_that_finds_no_descriptor_has_new_ones_go_direct() -> 
     assert_eq!(is_captured(direct.stream(), &town.client())?, Some(false));
     rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;
     assert!(agent.passed("agent_full")? >= 1.0);
+    Ok(())
+}
+
+#[test]
+fn a_developers_stream_that_finds_no_descriptor_has_new_connections_go_direct() -> Result<()> {
+    let stage = Stage::new()?;
+    let pid = pid_of(&stage.agent)?;
+    let (mut client, mut shared) = open(&stage)?;
+    let lowest = Rlimit { current: Some(0), maximum: rustix::process::getrlimit(Resource::Nofile).maximum };
+    let before = rustix::process::prlimit(Some(pid), Resource::Nofile, lowest)?;
+    client.request(1, &[ALICE], true);
+    let head = client.head(1);
+    assert_eq!((head.status(), head.get("x-divert-error")), ("502", Some("ConnectFailed")), "{head:?}");
+    // The connection that there is goes on.
+    client.request(3, &[], true);
+    answer(&mut shared, 3, "shared");
+    expect_answer(&mut client, 3, "shared");
+    let direct = stage.town.connect()?;
+    assert_eq!(is_captured(direct.stream(), &stage.town.client())?, Some(false));
+    rustix::process::prlimit(Some(pid), Resource::Nofile, before)?;
+    assert!(stage.agent.passed("agent_full")? >= 1.0);
     Ok(())
 }
 

@@ -107,7 +107,7 @@ impl Dial {
     }
 
     /// Waits for the connection as long as the kernel tries.
-    pub(super) async fn wait(mut self) -> io::Result<Conn> {
+    pub(super) async fn wait(&mut self) -> io::Result<Conn> {
         poll_fn(|cx| self.poll(cx)).await
     }
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use divert_http::{
-    BodyLength, BodyReader, Irregularity, KeyNames, MAX_HEAD, Method, Request, RequestHead, inject_key,
-    lenient_key, offered_protocols, parse_request, strip_h2c_offer,
+    BodyLength, BodyReader, ChunkError, Irregularity, KeyNames, MAX_HEAD, Method, Request, RequestHead,
+    inject_key, lenient_key, offered_protocols, parse_request, strip_h2c_offer,
 };
 
 use super::answer::Answer;
@@ -38,7 +38,6 @@ enum Step {
 }
 
 /// What is kept of a request's head once it was decided.
-#[derive(Clone)]
 struct Wanted {
     outgoing: Outgoing,
     /// It may be sent a second time.
@@ -63,6 +62,15 @@ enum Upstream {
     Answered,
 }
 
+/// What came of a request on a kept connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    /// It was answered.
+    Whole,
+    /// The connection was dead, and the request is to be sent once more.
+    Again,
+}
+
 /// What is left of an upstream after an exchange that the client's connection has outlived.
 enum Settled {
     /// It may carry another request.
@@ -76,13 +84,13 @@ impl Session {
     pub(super) async fn http(&mut self) -> Result<Infallible, End> {
         loop {
             match poll_fn(|cx| self.poll_step(cx)).await? {
-                Step::Request(wanted, route) => {
+                Step::Request(mut wanted, route) => {
                     self.head_complete();
-                    self.serve_request(wanted, route).await?;
+                    self.serve_request(&mut wanted, route.as_ref()).await?;
                 }
-                Step::Single(wanted) => {
+                Step::Single(mut wanted) => {
                     self.head_complete();
-                    self.serve_request(wanted, None).await?;
+                    self.serve_request(&mut wanted, None).await?;
                 }
             }
         }
@@ -139,13 +147,18 @@ impl Session {
                 Ok(None)
             }
             Request::Head(head) => {
+                let Ok(body) = follow(head.body, &bytes[head.len..]) else {
+                    // Nobody is connected to for it.
+                    return Err(self.refuse(&Answer::Ambiguous(&MALFORMED_CHUNK)));
+                };
                 let decided = self.decide(head.key.as_deref(), head.host, head.debug);
                 let rewritten = rewrite(&head, bytes, decided.inject.as_deref(), &worker.config.names);
                 if rewritten.as_ref().is_some_and(|head| head.len() > MAX_HEAD) {
                     return Err(self.refuse(&Answer::HeadTooLarge));
                 }
                 let route = decided.route.clone();
-                Ok(Some(Step::Request(wanted(&head, &bytes[..head.len], rewritten, decided), route)))
+                let wanted = wanted(&head, &bytes[..head.len], rewritten, decided, body);
+                Ok(Some(Step::Request(wanted, route)))
             }
             Request::Irregular { key, host, method, reason } => {
                 self.single(key.as_deref(), host.as_deref(), method, &reason).map(Some)
@@ -174,7 +187,8 @@ impl Session {
             has_body: true,
             outgoing: Outgoing {
                 head_len: 0,
-                body: BodyLength::UntilClose,
+                body_len: self.client.inbox.len(),
+                body: BodyReader::new(BodyLength::UntilClose),
                 method,
                 version: 1,
                 offered: Vec::new(),
@@ -210,28 +224,22 @@ impl Session {
         Ok(())
     }
 
-    async fn serve_request(&mut self, wanted: Wanted, route: Option<Arc<Route>>) -> Result<(), End> {
-        if is_malformed(&wanted.outgoing, self.client.inbox.bytes()) {
-            // Nobody is connected to for it.
-            return Err(self.refuse(&Answer::Ambiguous(&MALFORMED_CHUNK)));
-        }
+    async fn serve_request(&mut self, wanted: &mut Wanted, route: Option<&Arc<Route>>) -> Result<(), End> {
         let Some(route) = route else {
             let conn = self.original.take(&self.client.conn).await?;
             return self.serve_from_original(conn, wanted).await;
         };
         self.original.not_needed();
-        let wanted = match self.kept.take(&route) {
-            Some(kept) => match self.serve_from_kept(kept, wanted).await? {
-                Some(retry) => retry,
-                None => return Ok(()),
-            },
-            None => wanted,
-        };
-        match self.developer_upstream(&route, &wanted).await? {
+        if let Some(kept) = self.kept.take(route)
+            && self.serve_from_kept(kept, wanted).await? == Sent::Whole
+        {
+            return Ok(());
+        }
+        match self.developer_upstream(route, wanted).await? {
             Upstream::Developer(kept) => {
                 self.count(Count::RequestsDiverted);
                 wanted.tally.add(Fate::Diverted);
-                let outcome = self.exchange(&kept.conn, wanted.outgoing).await;
+                let outcome = self.exchange(&kept.conn, &wanted.outgoing).await;
                 self.settle_developer(kept, outcome).await
             }
             Upstream::Original(conn) => self.serve_from_original(conn, wanted).await,
@@ -243,13 +251,12 @@ impl Session {
         }
     }
 
-    async fn serve_from_original(&mut self, conn: Conn, wanted: Wanted) -> Result<(), End> {
+    async fn serve_from_original(&mut self, conn: Conn, wanted: &mut Wanted) -> Result<(), End> {
         self.count(Count::RequestsOriginal);
         wanted.tally.add(Fate::Shared);
-        let mut outgoing = wanted.outgoing;
-        outgoing.target = wanted.asked;
-        outgoing.diverted = false;
-        let outcome = self.exchange(&conn, outgoing).await;
+        wanted.outgoing.target = wanted.asked.take();
+        wanted.outgoing.diverted = false;
+        let outcome = self.exchange(&conn, &wanted.outgoing).await;
         match self.settle(&conn, outcome).await? {
             Settled::Reusable => self.original.put_back(conn),
             // It has carried a request: its end is the client's.
@@ -258,25 +265,25 @@ impl Session {
         Ok(())
     }
 
-    /// Sends a request on a kept connection. Gives it back where that turns out to be dead and the request
-    /// may be sent once more: on a connection that is new, and so for the last time.
-    async fn serve_from_kept(&mut self, kept: Kept, wanted: Wanted) -> Result<Option<Wanted>, End> {
-        let retry = wanted.repeatable.then(|| wanted.clone());
-        let tally = Arc::clone(&wanted.tally);
-        let mut outgoing = wanted.outgoing;
-        outgoing.retain = retry.is_some();
+    /// Sends a request on a kept connection. Where that turns out to be dead and the request may be sent once more, it
+    /// is ready for that: on a connection that is new, and so for the last time.
+    async fn serve_from_kept(&mut self, kept: Kept, wanted: &mut Wanted) -> Result<Sent, End> {
+        let outgoing = &mut wanted.outgoing;
+        outgoing.retain = wanted.repeatable;
         let outcome = self.exchange(&kept.conn, outgoing).await;
-        if let (Ok(Outcome::NoResponse(_)), Some(mut retry)) = (&outcome, retry) {
+        if wanted.repeatable && matches!(outcome, Ok(Outcome::NoResponse(_))) {
             self.count(Count::Retried);
-            if retry.outgoing.rewritten.is_some() {
+            outgoing.retain = false;
+            if outgoing.rewritten.is_some() {
                 // The head as it came has left the inbox with the first attempt.
-                retry.outgoing.head_len = 0;
+                outgoing.head_len = 0;
             }
-            return Ok(Some(retry));
+            return Ok(Sent::Again);
         }
         self.count(Count::RequestsDiverted);
-        tally.add(Fate::Diverted);
-        self.settle_developer(kept, outcome).await.map(|()| None)
+        wanted.tally.add(Fate::Diverted);
+        self.settle_developer(kept, outcome).await?;
+        Ok(Sent::Whole)
     }
 
     async fn settle_developer(&mut self, kept: Kept, outcome: Result<Outcome, Reset>) -> Result<(), End> {
@@ -286,14 +293,15 @@ impl Session {
         Ok(())
     }
 
-    async fn exchange(&mut self, conn: &Conn, outgoing: Outgoing) -> Result<Outcome, Reset> {
+    async fn exchange(&mut self, conn: &Conn, outgoing: &Outgoing) -> Result<Outcome, Reset> {
         let unfinished = Unfinished::new(conn);
         let outcome = Exchange::new(&mut self.client, conn, &self.worker.counts, outgoing).run().await;
         unfinished.finish();
         outcome
     }
 
-    /// Carries out what an exchange came to.
+    /// Carries out what an exchange came to. What lasts to the connection's end is boxed: an idle connection takes as
+    /// much memory as the largest thing that it may still come to.
     async fn settle(&mut self, conn: &Conn, outcome: Result<Outcome, Reset>) -> Result<Settled, End> {
         match outcome {
             Ok(Outcome::Complete) => Ok(Settled::Reusable),
@@ -308,9 +316,9 @@ impl Session {
                 Err(End::Reset)
             }
             Ok(Outcome::ServerEnded) => Err(End::Close),
-            Ok(Outcome::Last(beyond, since)) => Err(self.await_close(conn, beyond, since).await),
+            Ok(Outcome::Last(beyond, since)) => Err(Box::pin(self.await_close(conn, beyond, since)).await),
             Ok(Outcome::Single) => Err(End::Answered),
-            Ok(Outcome::Relay(server)) => Err(self.relay_rest(conn, server, false).await),
+            Ok(Outcome::Relay(server)) => Err(Box::pin(self.relay_rest(conn, server, false)).await),
             Ok(Outcome::BadChunk { answered }) => {
                 // A clean end could pass for the end of the body.
                 conn.reset_on_close();
@@ -319,7 +327,7 @@ impl Session {
                 }
                 Err(self.refuse(&Answer::Ambiguous(&MALFORMED_CHUNK)))
             }
-            Ok(Outcome::Tunnel(server)) => Err(self.tunnel(conn, server, false).await),
+            Ok(Outcome::Tunnel(server)) => Err(Box::pin(self.tunnel(conn, server, false)).await),
         }
     }
 
@@ -328,17 +336,21 @@ impl Session {
         let unreachable;
         let answer = match &route.backend {
             Backend::Unavailable(why) => Answer::Unavailable(&route.service, why),
-            Backend::Endpoints { .. } => match dial::first_of(self.dial_from(), in_turn(&self.worker, route))
-                .await
-            {
-                Ok((endpoint, conn)) => {
-                    return Ok(Upstream::Developer(Kept { service: route.service.clone(), endpoint, conn }));
+            Backend::Endpoints { .. } => {
+                match Box::pin(dial::first_of(self.dial_from(), in_turn(&self.worker, route))).await {
+                    Ok((endpoint, conn)) => {
+                        return Ok(Upstream::Developer(Kept {
+                            service: route.service.clone(),
+                            endpoint,
+                            conn,
+                        }));
+                    }
+                    Err(error) => {
+                        unreachable = error;
+                        Answer::Unreachable(&route.service, &unreachable)
+                    }
                 }
-                Err(error) => {
-                    unreachable = error;
-                    Answer::Unreachable(&route.service, &unreachable)
-                }
-            },
+            }
         };
         let lacking = match &answer {
             Answer::Unreachable(_, unreachable) => unreachable.exhausted(),
@@ -426,10 +438,11 @@ impl Session {
 
 const MALFORMED_CHUNK: &str = "a chunk of its body is malformed";
 
-/// Whether what has come of a request's body cannot be followed.
-fn is_malformed(outgoing: &Outgoing, inbox: &[u8]) -> bool {
-    outgoing.body == BodyLength::Chunked
-        && BodyReader::new(BodyLength::Chunked).advance(&inbox[outgoing.head_len..]).is_err()
+/// What follows a body behind what has come of it, which is so many of these bytes.
+fn follow(body: BodyLength, bytes: &[u8]) -> Result<(BodyReader, usize), ChunkError> {
+    let mut body = BodyReader::new(body);
+    let advance = body.advance(bytes)?;
+    Ok((body, advance.consumed))
 }
 
 /// The head to send instead of the one that came; `None` when that is to go as it is.
@@ -446,7 +459,13 @@ fn rewrite(head: &RequestHead<'_>, bytes: &[u8], key: Option<&str>, names: &KeyN
     Some(with)
 }
 
-fn wanted(head: &RequestHead<'_>, bytes: &[u8], rewritten: Option<Vec<u8>>, decided: Decided) -> Wanted {
+fn wanted(
+    head: &RequestHead<'_>,
+    bytes: &[u8],
+    rewritten: Option<Vec<u8>>,
+    decided: Decided,
+    (body, body_len): (BodyReader, usize),
+) -> Wanted {
     let has_body = head.body != BodyLength::None;
     Wanted {
         repeatable: head.idempotent && !has_body,
@@ -454,7 +473,8 @@ fn wanted(head: &RequestHead<'_>, bytes: &[u8], rewritten: Option<Vec<u8>>, deci
         has_body,
         outgoing: Outgoing {
             head_len: head.len,
-            body: head.body,
+            body_len,
+            body,
             method: head.method,
             version: head.version,
             offered: if head.upgrade { offered_protocols(bytes) } else { Vec::new() },

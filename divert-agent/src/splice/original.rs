@@ -203,16 +203,16 @@ impl Original {
             }
             State::Failed { error, .. } => return Err(self.captured.unserved(&error)),
         };
-        let dialled = match dial {
+        let mut dial = dial.map_err(|error| self.captured.unserved(&error))?;
+        let mut presence = Presence::default();
+        poll_fn(|cx| {
             // Most connections to a neighbour are open by now, and then nobody needs to be watched meanwhile.
-            Ok(dial) => tokio::select! {
-                biased;
-                dialled = dial.wait() => dialled,
-                () = Presence::default().gone(client, &self.captured) => return Err(End::Reset),
-            },
-            Err(error) => Err(error),
-        };
-        dialled.map_err(|error| self.captured.unserved(&error))
+            if let Poll::Ready(dialled) = dial.poll(cx) {
+                return Poll::Ready(dialled.map_err(|error| self.captured.unserved(&error)));
+            }
+            presence.poll_gone(cx, client, &self.captured).map(|()| Err(End::Reset))
+        })
+        .await
     }
 
     /// Gives the connection back after an exchange that leaves it fit for another.
@@ -270,10 +270,6 @@ impl Presence {
             }
             look.as_mut().reset(Instant::now() + LOOK);
         }
-    }
-
-    async fn gone(mut self, client: &Conn, captured: &Captured) {
-        poll_fn(|cx| self.poll_gone(cx, client, captured)).await;
     }
 }
 

@@ -109,7 +109,15 @@ impl Session {
     }
 
     /// Serves the connection to its end.
-    pub(super) async fn run(mut self) {
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async fn would hold its argument twice (rust-lang/rust#62958)"
+    )]
+    pub(super) fn run(mut self) -> impl Future<Output = ()> {
+        async move { self.serve_and_end().await }
+    }
+
+    async fn serve_and_end(&mut self) {
         let end = match self.serve().await {
             Ok(never) => match never {},
             Err(end) => end,
@@ -136,6 +144,8 @@ impl Session {
         self.ended = true;
     }
 
+    /// What lasts to the connection's end is boxed: every task is as large as the largest thing it may come to, and most
+    /// connections are of HTTP/1 and idle.
     async fn serve(&mut self) -> Result<std::convert::Infallible, End> {
         poll_fn(|cx| {
             self.seat.leave_waker(cx.waker());
@@ -144,16 +154,16 @@ impl Session {
         .await;
         match self.captured.came(&self.client.conn) {
             Came::First => {}
-            Came::Back => return Err(self.opaque(Buffer::default(), false).await),
+            Came::Back => return Err(Box::pin(self.opaque(Buffer::default(), false)).await),
             Came::Endless => return Err(End::Reset),
         }
         match self.open().await? {
             Opened::Http => self.http().await,
             Opened::Http2 { server } => {
                 self.client.conn.ack_at_once();
-                Err(self.http2(server).await)
+                Err(Box::pin(self.http2(server)).await)
             }
-            Opened::Opaque { server, server_ended } => Err(self.opaque(server, server_ended).await),
+            Opened::Opaque { server, server_ended } => Err(Box::pin(self.opaque(server, server_ended)).await),
         }
     }
 

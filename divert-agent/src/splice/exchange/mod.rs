@@ -9,11 +9,12 @@ mod beyond;
 mod request;
 mod response;
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use divert_http::{BodyLength, BodyReader, Method};
+use divert_http::{BodyReader, Method};
 
 use super::budget::{Accounts, Hold};
 use super::buffer::{Buffer, Tight};
@@ -37,12 +38,14 @@ pub(in crate::splice) struct Downstream {
 }
 
 /// What of a request its exchange needs to know.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(in crate::splice) struct Outgoing {
-    /// Bytes at the front of the inbox that are the head.
+    /// Bytes at the front of the inbox that are the head, ...
     pub(in crate::splice) head_len: usize,
-    /// What follows it.
-    pub(in crate::splice) body: BodyLength,
+    /// ... those behind it that are of its body, ...
+    pub(in crate::splice) body_len: usize,
+    /// ... and what follows the rest of it.
+    pub(in crate::splice) body: BodyReader,
     /// The response's framing depends on it.
     pub(in crate::splice) method: Method,
     /// Minor version; so does it on this, ...
@@ -95,12 +98,12 @@ pub(in crate::splice) enum Outcome {
 
 /// A sequence of bytes that replaces some in a buffer.
 #[derive(Debug, Default)]
-struct Lead {
-    bytes: Vec<u8>,
+struct Lead<'a> {
+    bytes: Cow<'a, [u8]>,
     sent: usize,
 }
 
-impl Lead {
+impl Lead<'_> {
     fn poll_send(&mut self, cx: &mut Context<'_>, to: &Conn) -> Poll<io::Result<()>> {
         while self.sent < self.bytes.len() {
             self.sent += ready!(to.poll_send(cx, &self.bytes[self.sent..]))?;
@@ -114,16 +117,9 @@ pub(in crate::splice) struct Exchange<'a> {
     client: &'a mut Downstream,
     server: &'a Conn,
     counts: &'a Counts,
-    method: Method,
-    version: u8,
-    offered: Vec<u8>,
-    close: bool,
-    diverted: bool,
-    may_go_on: bool,
-    single: bool,
-    target: Option<String>,
+    request: &'a Outgoing,
     beyond: Beyond,
-    up: RequestHalf,
+    up: RequestHalf<'a>,
     down: ResponseHalf,
 }
 
@@ -137,37 +133,28 @@ impl<'a> Exchange<'a> {
         client: &'a mut Downstream,
         server: &'a Conn,
         counts: &'a Counts,
-        request: Outgoing,
+        request: &'a Outgoing,
     ) -> Self {
-        let mut body = BodyReader::new(request.body);
-        let lead = match request.rewritten {
+        let lead = match &request.rewritten {
             Some(bytes) => {
                 client.inbox.consume(request.head_len);
-                Lead { bytes, sent: 0 }
+                Lead { bytes: bytes.into(), sent: 0 }
             }
             None => Lead::default(),
         };
         let head = if lead.bytes.is_empty() { request.head_len } else { 0 };
-        // What follows the head in the same read leaves in the same write.
-        let rest = body.advance(&client.inbox.bytes()[head..]);
         Self {
             server,
             counts,
-            method: request.method,
-            version: request.version,
-            offered: request.offered,
-            close: request.close,
-            diverted: request.diverted,
-            may_go_on: request.may_go_on,
-            single: request.single,
+            request,
             // Who has said that this is the last request has none behind it.
             beyond: if request.close { Beyond::open() } else { Beyond::Request },
-            target: request.target,
             up: RequestHalf {
                 lead,
-                pass: head + rest.as_ref().map_or(0, |advance| advance.consumed),
+                // What follows the head in the same read leaves in the same write.
+                pass: head + request.body_len,
                 retain: request.retain,
-                ..RequestHalf::new(body, rest.is_ok())
+                ..RequestHalf::new(request.body.clone())
             },
             down: ResponseHalf::new(),
             client,
@@ -175,7 +162,7 @@ impl<'a> Exchange<'a> {
     }
 
     /// Runs it to its end.
-    pub(in crate::splice) async fn run(mut self) -> Result<Outcome, Reset> {
+    pub(in crate::splice) async fn run(&mut self) -> Result<Outcome, Reset> {
         poll_fn(|cx| self.poll(cx)).await
     }
 

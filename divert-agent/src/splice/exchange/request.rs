@@ -13,8 +13,8 @@ use crate::splice::pump::{BodySplice, Moved, SPLICE_FROM};
 
 /// A request on its way up.
 #[derive(Debug)]
-pub(super) struct RequestHalf {
-    pub(super) lead: Lead,
+pub(super) struct RequestHalf<'a> {
+    pub(super) lead: Lead<'a>,
     /// Bytes at the front of the inbox that belong to the request.
     pub(super) pass: usize,
     /// ... of which so many are sent, while the head is retained.
@@ -33,9 +33,9 @@ pub(super) struct RequestHalf {
 /// the connection, and then the event loop never need know the client: two calls of some twenty.
 const ALONE: Duration = Duration::from_millis(5);
 
-impl RequestHalf {
-    /// A request of which nothing is sent; `sound` says whether what came of its body can be followed.
-    pub(super) fn new(body: BodyReader, sound: bool) -> Self {
+impl RequestHalf<'_> {
+    /// A request of which nothing is sent.
+    pub(super) fn new(body: BodyReader) -> Self {
         Self {
             lead: Lead::default(),
             pass: 0,
@@ -43,7 +43,7 @@ impl RequestHalf {
             retain: false,
             body,
             splice: BodySplice::default(),
-            state: if sound { RequestProgress::Sending } else { RequestProgress::Bad },
+            state: RequestProgress::Sending,
             finished: false,
             alone: None,
         }
@@ -59,8 +59,6 @@ pub(super) enum RequestProgress {
     Done,
     /// The client ended its stream in mid-request, or the upstream takes no more.
     Cut,
-    /// The chunks that came with the head cannot be followed; nothing is sent.
-    Bad,
 }
 
 /// Why a step of sending cannot go on.
@@ -78,7 +76,7 @@ pub(super) enum RequestError {
     BadChunk,
 }
 
-impl RequestHalf {
+impl RequestHalf<'_> {
     /// What of the request is on its way through us, and was taken from the inbox, has left.
     pub(super) fn is_flushed(&self) -> bool {
         self.state == RequestProgress::Cut
@@ -88,9 +86,6 @@ impl RequestHalf {
 
 impl Exchange<'_> {
     pub(super) fn poll_up(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RequestError>> {
-        if self.up.state == RequestProgress::Bad {
-            return Poll::Ready(Err(RequestError::BadChunk));
-        }
         while self.up.state == RequestProgress::Sending {
             match ready!(self.poll_up_step(cx)) {
                 Ok(()) => {}

@@ -20,7 +20,7 @@ use crate::splice::upstream::{Idle, poll_idle};
 /// A response on its way down.
 #[derive(Debug)]
 pub(super) struct ResponseHalf {
-    pub(super) lead: Lead,
+    pub(super) lead: Lead<'static>,
     pub(super) outbox: Buffer,
     /// Bytes at the front of the outbox that may go to the client.
     pub(super) pass: usize,
@@ -74,7 +74,7 @@ impl ResponseHalf {
         let Some(lf) = memchr::memchr(b'\n', head).filter(|_| head.starts_with(b"HTTP/1.")) else { return };
         let mut bytes = head[..=lf].to_vec();
         bytes.extend_from_slice(b"Connection: close\r\n");
-        self.lead = Lead { bytes, sent: 0 };
+        self.lead = Lead { bytes: bytes.into(), sent: 0 };
         self.outbox.consume(lf + 1);
     }
 }
@@ -128,9 +128,9 @@ impl Exchange<'_> {
                     return Poll::Pending;
                 }
                 ResponseProgress::Ended => return Poll::Ready(Ok(Outcome::ServerEnded)),
-                ResponseProgress::Done if self.single => return Poll::Ready(Ok(Outcome::Single)),
+                ResponseProgress::Done if self.request.single => return Poll::Ready(Ok(Outcome::Single)),
                 ResponseProgress::Done if self.up.state == RequestProgress::Done => {
-                    return Poll::Ready(Ok(if self.close || self.down.close {
+                    return Poll::Ready(Ok(if self.request.close || self.down.close {
                         Outcome::Last(
                             std::mem::replace(&mut self.beyond, Beyond::Request),
                             self.down.since.take(),
@@ -163,7 +163,7 @@ impl Exchange<'_> {
             let rest = &self.client.inbox.bytes()[self.up.pass..];
             self.beyond.look(rest);
             if self.client.ended {
-                self.beyond.end(rest, self.diverted);
+                self.beyond.end(rest, self.request.diverted);
             }
         }
         let sound = self.up.state != RequestProgress::Cut || self.client.ended;
@@ -184,7 +184,7 @@ impl Exchange<'_> {
     /// Whether the client goes on with a request while a developer's server may still be answering another, of which it
     /// left open where it ends. Whatever that server says from here on could pass for the answer.
     fn is_overtaken(&self) -> bool {
-        self.diverted && self.down.endless && self.waits_with_request()
+        self.request.diverted && self.down.endless && self.waits_with_request()
     }
 
     /// Whether the client has sent a request behind the one that is being answered.
@@ -199,7 +199,7 @@ impl Exchange<'_> {
     fn look_behind(&mut self, cx: &mut Context<'_>) {
         let complete =
             matches!(self.down.state, ResponseProgress::Done) && self.up.state == RequestProgress::Done;
-        let last = (self.close || self.down.close) && !self.single;
+        let last = (self.request.close || self.down.close) && !self.request.single;
         if complete
             && last
             && self.down.since.is_none()
@@ -231,14 +231,21 @@ impl Exchange<'_> {
 
     fn poll_response_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Outcome>, Reset>> {
         let down = &mut self.down;
-        let asked = Asked { method: self.method, version: self.version, offered: &self.offered };
+        let asked = Asked {
+            method: self.request.method,
+            version: self.request.version,
+            offered: &self.request.offered,
+        };
         match parse_response(down.outbox.bytes(), &mut down.scan, &asked) {
             Response::Head(head) => {
                 let len = head.len;
                 match head.kind {
                     ResponseKind::Interim => {
                         down.pass = len;
-                        if head.status == 100 && self.may_go_on && matches!(self.beyond, Beyond::Request) {
+                        if head.status == 100
+                            && self.request.may_go_on
+                            && matches!(self.beyond, Beyond::Request)
+                        {
                             self.beyond = Beyond::open();
                         }
                     }
@@ -248,7 +255,7 @@ impl Exchange<'_> {
                     }
                     ResponseKind::Final => {
                         down.close = head.close;
-                        if !self.close {
+                        if !self.request.close {
                             self.beyond = Beyond::Request;
                         }
                         if head.body == BodyLength::UntilClose {
@@ -264,7 +271,7 @@ impl Exchange<'_> {
             Response::Irregular(fault) => {
                 tracing::debug!(%fault, "a response is relayed to its end of stream");
                 self.counts.add(Count::ResponseIrregular);
-                if self.diverted {
+                if self.request.diverted {
                     down.say_close();
                 }
                 down.pass = down.outbox.len();
@@ -303,8 +310,8 @@ impl Exchange<'_> {
     /// The head is whole: it goes out together with what came behind it.
     fn begin_body(&mut self, head_len: usize, body: BodyReader) {
         let down = &mut self.down;
-        if let Some(target) = &self.target {
-            down.lead = Lead { bytes: name_target(&down.outbox.bytes()[..head_len], target), sent: 0 };
+        if let Some(target) = &self.request.target {
+            down.lead = Lead { bytes: name_target(&down.outbox.bytes()[..head_len], target).into(), sent: 0 };
             down.outbox.consume(head_len);
             down.state = ResponseProgress::Body(body);
             self.follow_body(0);
@@ -325,7 +332,7 @@ impl Exchange<'_> {
                     down.state = ResponseProgress::Done;
                 }
             }
-            Err(_) if self.diverted => {
+            Err(_) if self.request.diverted => {
                 self.counts.add(Count::ResponseIrregular);
                 down.pass = skip;
                 down.state = ResponseProgress::Broken;

@@ -30,7 +30,7 @@ const REST: Duration = Duration::from_secs(5);
 type Dialling = Pin<Box<dyn Future<Output = Result<(SocketAddr, Conn), Unreachable>>>>;
 
 /// A connection to an endpoint of a developer's service.
-struct Up {
+struct Upstream {
     id: UpstreamId,
     route: Arc<Route>,
     state: State,
@@ -38,16 +38,27 @@ struct Up {
     retired: bool,
     /// It knows that the client has ended its stream.
     told_end: bool,
-    /// What it speaks, once it has said something.
-    speaks: Option<Speaks>,
+    first: FirstBytes,
 }
 
-/// What a server speaks on a connection that began as one of HTTP/2.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Speaks {
-    Http1,
-    /// HTTP/2, or what is told from it by the frames.
-    Other,
+/// The first bytes that a server has sent: as many as tell HTTP/1, by which a server says that it does not understand.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct FirstBytes {
+    bytes: [u8; 8],
+    len: usize,
+}
+
+impl FirstBytes {
+    fn add(&mut self, bytes: &[u8]) {
+        let room = &mut self.bytes[self.len..];
+        let some = bytes.len().min(room.len());
+        room[..some].copy_from_slice(&bytes[..some]);
+        self.len += some;
+    }
+
+    fn are_http1(&self) -> bool {
+        detect_server(&self.bytes[..self.len]) == ServerBytes::Http1
+    }
 }
 
 enum State {
@@ -58,7 +69,7 @@ enum State {
 /// All of them, and who decides which a request takes.
 pub(super) struct Legs {
     pub(super) decider: Decider,
-    ups: Vec<Up>,
+    upstreams: Vec<Upstream>,
     next: UpstreamId,
     /// Ways that lead nowhere for the time being, and until when.
     resting: Vec<(Arc<Route>, Instant)>,
@@ -67,21 +78,25 @@ pub(super) struct Legs {
 
 impl Legs {
     pub(super) fn new(decider: Decider) -> Self {
-        Self { decider, ups: Vec::new(), next: 0, resting: Vec::new(), finished: false }
+        Self { decider, upstreams: Vec::new(), next: 0, resting: Vec::new(), finished: false }
     }
 
     /// The connection for a request of a route: the one there is, while its endpoint is one of the route's, else a new
     /// one. `None` when there are too many.
     pub(super) fn take(&mut self, route: &Arc<Route>) -> Option<UpstreamId> {
-        for up in self.ups.iter_mut().filter(|up| up.route.service == route.service && !up.retired) {
-            match &up.state {
+        for upstream in self
+            .upstreams
+            .iter_mut()
+            .filter(|upstream| upstream.route.service == route.service && !upstream.retired)
+        {
+            match &upstream.state {
                 State::Open(endpoint, _) if !route.backend.all().any(|it| it == *endpoint) => {
-                    up.retired = true
+                    upstream.retired = true
                 }
-                State::Dialling(_) if !Arc::ptr_eq(&up.route, route) && up.route != *route => {
-                    up.retired = true;
+                State::Dialling(_) if !Arc::ptr_eq(&upstream.route, route) && upstream.route != *route => {
+                    upstream.retired = true;
                 }
-                State::Open(..) | State::Dialling(_) => return Some(up.id),
+                State::Open(..) | State::Dialling(_) => return Some(upstream.id),
             }
         }
         self.dial(route)
@@ -90,14 +105,14 @@ impl Legs {
     /// A new connection in place of one that takes no more streams. `None` when there are too many, or is nobody to
     /// connect to.
     pub(super) fn renew(&mut self, id: UpstreamId, route: &Arc<Route>) -> Option<UpstreamId> {
-        if let Some(up) = self.ups.iter_mut().find(|up| up.id == id) {
-            up.retired = true;
+        if let Some(upstream) = self.upstreams.iter_mut().find(|upstream| upstream.id == id) {
+            upstream.retired = true;
         }
         if route.backend.all().next().is_none() { None } else { self.dial(route) }
     }
 
     fn dial(&mut self, route: &Arc<Route>) -> Option<UpstreamId> {
-        if self.ups.len() >= MOST {
+        if self.upstreams.len() >= MOST {
             return None;
         }
         let id = self.next;
@@ -106,13 +121,13 @@ impl Legs {
         let captured = Rc::clone(&self.decider.0);
         let dialling = async move { dial::first_of(captured.dial_from(), endpoints.into_iter()).await };
         let state = State::Dialling(Box::pin(dialling));
-        self.ups.push(Up {
+        self.upstreams.push(Upstream {
             id,
             route: Arc::clone(route),
             state,
             retired: false,
             told_end: false,
-            speaks: None,
+            first: FirstBytes::default(),
         });
         Some(id)
     }
@@ -132,37 +147,37 @@ impl Legs {
 
     /// The service behind a connection.
     pub(super) fn service(&self, id: UpstreamId) -> Option<&ServiceRef> {
-        self.ups.iter().find(|up| up.id == id).map(|up| &up.route.service)
+        self.upstreams.iter().find(|upstream| upstream.id == id).map(|upstream| &upstream.route.service)
     }
 
-    /// Looks at the first bytes that the server at a place in the list has sent: one of HTTP/1 says that it does not
-    /// understand.
+    /// Takes note of what the server at a place in the list has sent.
     pub(super) fn heard(&mut self, at: usize, bytes: &[u8]) {
-        if let Some(up) = self.ups.get_mut(at).filter(|up| up.speaks.is_none()) {
-            let is_http1 = matches!(detect_server(bytes), ServerBytes::Http1);
-            up.speaks = Some(if is_http1 { Speaks::Http1 } else { Speaks::Other });
+        if let Some(upstream) = self.upstreams.get_mut(at) {
+            upstream.first.add(bytes);
         }
     }
 
     /// The answer to a request whose server has ended the connection.
     pub(super) fn lost(&self, id: UpstreamId) -> Option<Answer<'_>> {
-        let up = self.ups.iter().find(|up| up.id == id)?;
-        Some(match (&up.state, up.speaks) {
-            (State::Open(endpoint, _), Some(Speaks::Http1)) => Answer::NotHttp2(&up.route.service, *endpoint),
-            _ => Answer::Ended(&up.route.service),
+        let upstream = self.upstreams.iter().find(|upstream| upstream.id == id)?;
+        Some(match &upstream.state {
+            State::Open(endpoint, _) if upstream.first.are_http1() => {
+                Answer::NotHttp2(&upstream.route.service, *endpoint)
+            }
+            _ => Answer::Ended(&upstream.route.service),
         })
     }
 
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.ups.len()
+        self.upstreams.len()
     }
 
     /// The one at a place in the list, if it is open.
     pub(super) fn open_at(&self, at: usize) -> Option<(UpstreamId, &Conn)> {
-        let up = self.ups.get(at)?;
-        match &up.state {
-            State::Open(_, conn) => Some((up.id, conn)),
+        let upstream = self.upstreams.get(at)?;
+        match &upstream.state {
+            State::Open(_, conn) => Some((upstream.id, conn)),
             State::Dialling(_) => None,
         }
     }
@@ -173,19 +188,19 @@ impl Legs {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Option<(UpstreamId, Result<(), (Arc<Route>, Unreachable)>)> {
-        for at in 0..self.ups.len() {
-            let up = &mut self.ups[at];
-            let State::Dialling(dialling) = &mut up.state else { continue };
+        for at in 0..self.upstreams.len() {
+            let upstream = &mut self.upstreams[at];
+            let State::Dialling(dialling) = &mut upstream.state else { continue };
             let Poll::Ready(dialled) = dialling.as_mut().poll(cx) else { continue };
-            let id = up.id;
+            let id = upstream.id;
             match dialled {
                 Ok((endpoint, conn)) => {
-                    up.state = State::Open(endpoint, conn);
+                    upstream.state = State::Open(endpoint, conn);
                     return Some((id, Ok(())));
                 }
                 Err(unreachable) => {
-                    let up = self.ups.remove(at);
-                    return Some((id, Err((up.route, unreachable))));
+                    let upstream = self.upstreams.remove(at);
+                    return Some((id, Err((upstream.route, unreachable))));
                 }
             }
         }
@@ -194,26 +209,26 @@ impl Legs {
 
     /// Makes the connections here and those that the mux knows the same: what one of them has given up the other lets go.
     pub(super) fn follow(&mut self, mux: &mut Mux<Arc<Tally>>) {
-        if self.ups.is_empty() {
+        if self.upstreams.is_empty() {
             return;
         }
         let mut idle = 0;
-        for up in self.ups.iter_mut().rev() {
-            if matches!(up.state, State::Open(..)) && mux.load(up.id) == 0 {
+        for upstream in self.upstreams.iter_mut().rev() {
+            if matches!(upstream.state, State::Open(..)) && mux.load(upstream.id) == 0 {
                 idle += 1;
-                up.retired |= idle > KEPT;
+                upstream.retired |= idle > KEPT;
             }
-            up.retired |= mux.is_retired(up.id);
-            if up.retired {
-                mux.retire(up.id);
+            upstream.retired |= mux.is_retired(upstream.id);
+            if upstream.retired {
+                mux.retire(upstream.id);
             }
         }
         let mut closed = Vec::new();
-        self.ups.retain(|up| {
-            let unsent = mux.out(Leg::Upstream(up.id)).is_some_and(|out| !out.is_empty());
-            let keep = !mux.is_finished(up.id) || unsent;
+        self.upstreams.retain(|upstream| {
+            let unsent = mux.out(Leg::Upstream(upstream.id)).is_some_and(|out| !out.is_empty());
+            let keep = !mux.is_finished(upstream.id) || unsent;
             if !keep {
-                closed.push(up.id);
+                closed.push(upstream.id);
             }
             keep
         });
@@ -224,12 +239,12 @@ impl Legs {
 
     /// The client has ended its stream: so is that of each leg, once all it sent is there.
     pub(super) fn tell_end(&mut self, mux: &mut Mux<Arc<Tally>>) {
-        for up in self.ups.iter_mut().filter(|up| !up.told_end) {
-            if let State::Open(_, conn) = &up.state
-                && mux.out(Leg::Upstream(up.id)).is_none_or(|out| out.is_empty())
-                && !mux.holds_for(Leg::Upstream(up.id))
+        for upstream in self.upstreams.iter_mut().filter(|upstream| !upstream.told_end) {
+            if let State::Open(_, conn) = &upstream.state
+                && mux.out(Leg::Upstream(upstream.id)).is_none_or(|out| out.is_empty())
+                && !mux.holds_for(Leg::Upstream(upstream.id))
             {
-                up.told_end = true;
+                upstream.told_end = true;
                 conn.shutdown_write();
             }
         }
@@ -245,11 +260,32 @@ impl Drop for Legs {
     /// What is cut off in the middle must not look like an end.
     fn drop(&mut self) {
         if !self.finished {
-            for up in &self.ups {
-                if let State::Open(_, conn) = &up.state {
+            for upstream in &self.upstreams {
+                if let State::Open(_, conn) = &upstream.state {
                     conn.reset_on_close();
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_of_http1_is_known_however_its_bytes_come() {
+        for (said, is_http1) in [
+            (&["HTTP/1.1 400 Bad Request\r\n"][..], true),
+            (&["H", "TTP/1", ".0 400\r\n"], true),
+            (&["HTTP/", "2"], false),
+            (&["\0\0\0\x04\0\0\0\0\0", "HTTP/1.1"], false),
+            (&["HTTP/1"], false),
+            (&[], false),
+        ] {
+            let mut first = FirstBytes::default();
+            said.iter().for_each(|bytes| first.add(bytes.as_bytes()));
+            assert_eq!(first.are_http1(), is_http1, "{said:?}");
         }
     }
 }
