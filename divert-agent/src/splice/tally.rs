@@ -7,10 +7,11 @@
 //! a worker meets for the first time by then.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::hash::HashMap;
 use crate::plan::ServiceRef;
 
 /// Most series, `other` among them. One is 128 bytes on each worker that counts in it.

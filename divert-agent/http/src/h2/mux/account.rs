@@ -12,8 +12,6 @@
 //! - What waits for the **original** makes its client wait, as it would without us.
 //! - What waits for the **client** makes the server wait that sent it, and no other.
 
-use std::collections::BTreeMap;
-
 use super::Leg;
 use super::stream::Stream;
 
@@ -60,8 +58,9 @@ impl Counted {
 /// Everything that the streams of one connection hold.
 #[derive(Debug, Default)]
 pub(super) struct Account {
-    /// Only legs of which something is held.
-    legs: BTreeMap<Leg, Cost>,
+    /// Legs of which something is held up or down, which are few, in no order. A list keeps its memory where a tree would
+    /// give it back and ask for it anew with each request that waits for a moment.
+    legs: Vec<(Leg, Cost)>,
     retry: usize,
     tight: bool,
 }
@@ -85,18 +84,32 @@ impl Account {
 
     fn replace(&mut self, before: Counted, now: Counted) {
         self.retry = self.retry + now.cost.retry - before.cost.retry;
-        let sum = self.legs.entry(now.leg).or_default();
-        sum.up += now.cost.up;
-        sum.down += now.cost.down;
-        // It is there: as what is taken from it now was added before.
-        let sum = self.legs.entry(before.leg).or_default();
-        sum.up -= before.cost.up;
-        sum.down -= before.cost.down;
-        for leg in [before.leg, now.leg] {
-            if self.legs.get(&leg) == Some(&Cost::default()) {
-                self.legs.remove(&leg);
-            }
+        self.add(now);
+        self.take(before);
+    }
+
+    fn add(&mut self, Counted { leg, cost: Cost { up, down, .. } }: Counted) {
+        if up + down == 0 {
+            return;
         }
+        match self.legs.iter_mut().find(|(it, _)| *it == leg) {
+            Some((_, sum)) => (sum.up, sum.down) = (sum.up + up, sum.down + down),
+            None => self.legs.push((leg, Cost { up, down, retry: 0 })),
+        }
+    }
+
+    /// Takes away what was added before.
+    fn take(&mut self, Counted { leg, cost: Cost { up, down, .. } }: Counted) {
+        let Some(at) = self.legs.iter().position(|(it, _)| *it == leg) else { return };
+        let sum = &mut self.legs[at].1;
+        (sum.up, sum.down) = (sum.up - up, sum.down - down);
+        if *sum == Cost::default() {
+            self.legs.swap_remove(at);
+        }
+    }
+
+    fn of(&self, leg: Leg) -> Cost {
+        self.legs.iter().find(|(it, _)| *it == leg).map_or(Cost::default(), |(_, sum)| *sum)
     }
 
     /// Memory is short, or is not any more.
@@ -116,12 +129,12 @@ impl Account {
 
     /// What waits for a leg.
     pub(super) fn up(&self, leg: Leg) -> usize {
-        self.legs.get(&leg).map_or(0, |sum| sum.up)
+        self.of(leg).up
     }
 
     /// What of a leg waits for the client.
     pub(super) fn down(&self, leg: Leg) -> usize {
-        self.legs.get(&leg).map_or(0, |sum| sum.down)
+        self.of(leg).down
     }
 
     /// Whether a leg may go on to send, by what of it waits for the client.
@@ -139,7 +152,7 @@ impl Account {
     }
 
     fn upstreams_down(&self) -> usize {
-        self.legs.range(Leg::Upstream(0)..).map(|(_, sum)| sum.down).sum()
+        self.legs.iter().filter(|(leg, _)| matches!(leg, Leg::Upstream(_))).map(|(_, sum)| sum.down).sum()
     }
 
     /// Whether a head of this size may be kept.
@@ -149,13 +162,13 @@ impl Account {
 
     /// Something of a server waits for the client.
     pub(super) fn holds_down(&self) -> bool {
-        self.legs.values().any(|sum| sum.down > 0)
+        self.legs.iter().any(|(_, sum)| sum.down > 0)
     }
 
     /// Everything, up and down.
     pub(super) fn sums(&self) -> (usize, usize) {
-        let up: usize = self.legs.values().map(|sum| sum.up).sum();
-        (up + self.retry, self.legs.values().map(|sum| sum.down).sum())
+        let up: usize = self.legs.iter().map(|(_, sum)| sum.up).sum();
+        (up + self.retry, self.legs.iter().map(|(_, sum)| sum.down).sum())
     }
 
     /// Whether it is the sum over these streams, and each was counted as it is.
@@ -167,6 +180,7 @@ impl Account {
             exact &= stream.counted == now || now.cost == Cost::default() && stream.counted.cost == now.cost;
             sum.replace(Counted::nothing(stream.leg), now);
         }
-        exact && sum.legs == self.legs && sum.retry == self.retry
+        let alike = sum.legs.len() == self.legs.len() && sum.legs.iter().all(|it| self.legs.contains(it));
+        exact && alike && sum.retry == self.retry
     }
 }
