@@ -148,7 +148,11 @@ pub fn start(dir: &Path, settings: Settings) -> Result<Control, ManifestsError> 
 pub fn start_cluster(cluster: Cluster, node: String, settings: Settings) -> Result<Control, FollowError> {
     let (sender, changes) = unbounded_channel();
     let state = Arc::new(State::default());
-    let settings = Settings { endpoint_trust: EndpointTrust::PodsOfController, ..settings };
+    let settings = Settings {
+        endpoint_trust: EndpointTrust::PodsOfController,
+        node: Some(node.as_str().into()),
+        ..settings
+    };
     let (ask, questions) = unbounded_channel();
     let following = kubernetes::follow(cluster, node, settings, sender, state.clone(), questions)?;
     Ok(Control { changes, state, inquiry: Inquiry::Sent(ask), watch: Watching::Cluster(following) })

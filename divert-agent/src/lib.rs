@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod api;
 pub mod apply;
+mod choose;
 pub mod cli;
 mod columns;
 pub mod compile;

@@ -279,10 +279,12 @@ pub enum Backend {
     Endpoints {
         /// Tried first: the endpoint with the hostname of the headless address that was asked for. Mostly empty.
         preferred: Vec<SocketAddr>,
-        /// All of the family that was asked for, round robin; all there are where it has none.
+        /// All of the family that was asked for; all there are where it has none. Round robin, but for `by_client`.
         endpoints: Vec<SocketAddr>,
         /// Those of the other family: tried when all of these have failed, as a server may listen on one alone.
         fallback: Vec<SocketAddr>,
+        /// The same first one for all connections of a client address (`sessionAffinity: ClientIP`).
+        by_client: bool,
     },
     /// None.
     Unavailable(Unavailable),
@@ -311,6 +313,8 @@ pub enum Unavailable {
     },
     /// Its endpoints are not pods of its namespace.
     EndpointsNotPods,
+    /// Ready ones are on other nodes, and its `internalTrafficPolicy` is Local.
+    NoLocalEndpoints,
 }
 
 #[cfg(test)]

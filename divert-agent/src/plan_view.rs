@@ -104,6 +104,8 @@ struct RouteView {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     preferred: Vec<SocketAddr>,
     endpoints: Vec<SocketAddr>,
+    /// All connections of a client go to one of them.
+    by_client: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     unavailable: Option<String>,
 }
@@ -236,15 +238,18 @@ impl<'a> View<'a> {
 
 impl RouteView {
     fn new(key: &str, route: &Route) -> Self {
-        let (preferred, endpoints, unavailable) = match &route.backend {
-            Backend::Endpoints { preferred, endpoints, .. } => (preferred.clone(), endpoints.clone(), None),
+        let (preferred, endpoints, by_client, unavailable) = match &route.backend {
+            Backend::Endpoints { preferred, endpoints, by_client, .. } => {
+                (preferred.clone(), endpoints.clone(), *by_client, None)
+            }
             Backend::Unavailable(why) => {
                 let why = match why {
                     Unavailable::NoReadyEndpoints => "NoReadyEndpoints".to_owned(),
                     Unavailable::EndpointsNotPods => "EndpointsNotPods".to_owned(),
+                    Unavailable::NoLocalEndpoints => "NoLocalEndpoints".to_owned(),
                     Unavailable::PortMismatch { port } => format!("PortMismatch {port}"),
                 };
-                (Vec::new(), Vec::new(), Some(why))
+                (Vec::new(), Vec::new(), false, Some(why))
             }
         };
         Self {
@@ -253,12 +258,14 @@ impl RouteView {
             on_unavailable: route.on_unavailable,
             preferred,
             endpoints,
+            by_client,
             unavailable,
         }
     }
 
     fn backend(&self) -> String {
         match (&self.unavailable, self.on_unavailable) {
+            (None, _) if self.by_client => format!("{} (one for each client)", join(&self.endpoints)),
             (None, _) if self.preferred.is_empty() => join(&self.endpoints),
             (None, _) => format!("{} (first {})", join(&self.endpoints), join(&self.preferred)),
             (Some(why), OnUnavailable::Fail) => format!("none: {why}, answers 503"),

@@ -4,11 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use divert_tests::agent::Agent;
+use divert_tests::http::Http;
 use divert_tests::kube::{
-    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, ENDPOINT_SLICE, INGRESS, NAMESPACE, OKTETO_DIVERT,
-    Options, PORT, Refusal, Town, install_accounts, install_definition, install_oktetos_definition,
+    ApiServer, CUSTOM_RESOURCE_DEFINITION, DIVERT, ENDPOINT_SLICE, INGRESS, NAMESPACE, NODE, OKTETO_DIVERT,
+    Options, POD, PORT, Refusal, SERVICE, Town, install_accounts, install_definition,
+    install_oktetos_definition,
 };
 use divert_tests::lab::Family;
+use divert_tests::server::Echo;
 use divert_tests::steady::{Ask, Steady};
 use divert_tests::{manifest, wait};
 use serde_json::{Value, json};
@@ -239,6 +242,72 @@ fn a_slice_that_is_no_services_any_more_does_not_count_for_one() -> Result<()> {
         town.asks(true).is_ok_and(|by| by.is_empty())
     })
     .with_context(|| agent.process().output())
+}
+
+#[test]
+fn a_service_for_its_own_node_is_answered_by_endpoints_there_alone() -> Result<()> {
+    const ELSEWHERE: &str = "local-elsewhere";
+    let server = ApiServer::shared()?;
+    let town = Town::with_pods(&server, "local-staging", "local-alice", &["local-alice/far"])?;
+    let admin = server.admin();
+    let agent = town.agent(admin)?;
+    admin.create(&town.divert())?;
+    wait_served_by(&town, &agent, "local-alice")?;
+
+    // The network is this node's, the Pod another's.
+    let far = town.lab.pod("local-alice/far");
+    admin.delete(POD, "local-alice", "far")?;
+    admin.create(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": ELSEWHERE}}))?;
+    let mut pod = manifest::pod(&far);
+    pod["metadata"]["name"] = json!("web-far");
+    pod["metadata"]["labels"] = json!({"app": "web"});
+    pod["spec"]["nodeName"] = json!(ELSEWHERE);
+    pod["spec"]["containers"][0]["image"] = json!("none");
+    admin.create(&pod)?;
+    let status = json!({
+        "phase": "Running",
+        "podIP": far.v4,
+        "podIPs": [{"ip": far.v4}, {"ip": far.v6}],
+        "conditions": [{"type": "Ready", "status": "True"}],
+    });
+    admin.patch_status(POD, "local-alice", "web-far", &status)?;
+    let _far = Echo::start(&far, PORT)?;
+    let (here, there) = ("local-alice/web", "local-alice/far");
+    wait::until_within(BACK_OFF, "both to answer", || town.asks(true).is_ok_and(|by| by == there))
+        .with_context(|| agent.process().output())?;
+
+    let policy = |policy: &str| {
+        let patch = json!({"spec": {"internalTrafficPolicy": policy}});
+        admin.patch(SERVICE, "local-alice", "web", &patch)
+    };
+    let address = far.v4.to_string();
+    policy("Local")?;
+    wait::until_within(BACK_OFF, "the other node's to be left out", || {
+        agent.get("/plan").is_ok_and(|it| it.status == 200 && !it.text().contains(&address))
+    })?;
+    for _ in 0..20 {
+        assert_eq!(town.asks(true)?, here);
+    }
+
+    town.node.set_ready(&town.lab.pod(here), false)?;
+    let error = || -> Result<_> {
+        let stream = town.client().connect(town.web.address(Family::V4, PORT))?;
+        let response = Http::new(stream).get("/", &[("baggage", "okteto-divert=local-alice")])?;
+        Ok((response.status, response.header("x-divert-error").unwrap_or_default(), response.text()))
+    };
+    let says = "no ready endpoint on the node of the calling pod, and its internalTrafficPolicy is Local";
+    wait::until_within(BACK_OFF, "a request to be refused", || {
+        error().is_ok_and(|(status, reason, text)| {
+            status == 503 && reason == "NoLocalEndpoints" && text.contains(says)
+        })
+    })
+    .with_context(|| format!("{:?}", error()))?;
+
+    policy("Cluster")?;
+    wait::until_within(BACK_OFF, "the other node's to answer", || {
+        town.asks(true).is_ok_and(|by| by == there)
+    })?;
+    admin.delete(NODE, "", ELSEWHERE)
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::ports::corresponding;
 use super::{EndpointTrust, Settings};
 use crate::plan::{Backend, Unavailable};
-use crate::world::{Endpoint, EndpointSlice, Service, ServicePort, SlicePort, World};
+use crate::world::{Endpoint, EndpointSlice, Service, ServiceKind, ServicePort, SlicePort, World};
 
 /// Whether slices of this Service can count at all.
 fn service_counts(settings: &Settings, service: &Service) -> bool {
@@ -63,10 +63,15 @@ fn only_foreign(world: &World, settings: &Settings, service: &Service) -> bool {
 pub(super) struct Available {
     /// Address, and name of its own under a headless Service; in order, each address once.
     endpoints: Vec<(SocketAddr, Option<Arc<str>>)>,
+    /// One endpoint for all connections of a client.
+    by_client: bool,
 }
 
 /// The endpoints of `developer` that take requests for `port` of `shared`: the ready ones, or those that
-/// still serve while they terminate when none is ready.
+/// still serve while they terminate when none is ready. Where the Service is for its own node alone, those of that node.
+///
+/// Affinity and traffic policy are what a Service's addresses do for who connects to them. A headless one has none: who
+/// asks for it connects to an endpoint of their choice, whatever it says.
 pub(super) fn available(
     world: &World,
     settings: &Settings,
@@ -76,8 +81,12 @@ pub(super) fn available(
 ) -> Result<Available, Unavailable> {
     let own =
         corresponding(shared, port, developer).ok_or(Unavailable::PortMismatch { port: port.number })?;
-    let having_port =
+    let has_addresses = developer.kind != ServiceKind::Headless;
+    let node = settings.node.as_ref().filter(|_| developer.local_only && has_addresses);
+    let is_here = |endpoint: &Endpoint| node.is_none() || endpoint.node.as_ref() == node;
+    let everywhere =
         || endpoints(world, settings, developer).filter(|(slice_port, _)| slice_port.name == own.name);
+    let having_port = || everywhere().filter(|(_, endpoint)| is_here(endpoint));
     let collect = |takes: fn(&Endpoint) -> bool| -> Vec<_> {
         let taking = having_port().filter(|(_, endpoint)| takes(endpoint));
         let address = |(port, endpoint): (&SlicePort, &Endpoint)| {
@@ -98,14 +107,21 @@ pub(super) fn available(
         endpoints.retain(|(address, _)| !others.contains(address));
     }
     if endpoints.is_empty() {
-        return Err(match only_foreign(world, settings, developer) {
-            true => Unavailable::EndpointsNotPods,
-            false => Unavailable::NoReadyEndpoints,
+        let elsewhere = || {
+            everywhere()
+                .any(|(_, endpoint)| !is_here(endpoint) && (endpoint.ready || endpoint.serving_terminating))
+        };
+        return Err(if only_foreign(world, settings, developer) {
+            Unavailable::EndpointsNotPods
+        } else if elsewhere() {
+            Unavailable::NoLocalEndpoints
+        } else {
+            Unavailable::NoReadyEndpoints
         });
     }
     endpoints.sort();
     endpoints.dedup_by(|later, kept| later.0 == kept.0);
-    Ok(Available { endpoints })
+    Ok(Available { endpoints, by_client: developer.client_affinity && has_addresses })
 }
 
 impl Available {
@@ -125,6 +141,7 @@ impl Available {
                 .filter(|(address, _)| in_family && address.is_ipv6() != v6)
                 .map(|&(address, _)| address)
                 .collect(),
+            by_client: self.by_client,
         }
     }
 

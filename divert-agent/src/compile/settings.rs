@@ -19,6 +19,8 @@ pub struct Settings {
     pub cluster_domain: Arc<str>,
     /// The baggage member that people are told to send the key in; agents may know others as well.
     pub key: Arc<str>,
+    /// The node whose pods connect; `None` where there are no others.
+    pub node: Option<Arc<str>>,
 }
 
 /// Which EndpointSlices count.
@@ -119,6 +121,7 @@ impl Default for Settings {
             endpoint_trust: EndpointTrust::default(),
             cluster_domain: CLUSTER_DOMAIN.into(),
             key: KEYS[0].into(),
+            node: None,
         }
     }
 }

@@ -60,6 +60,8 @@ pub enum RowReason {
     ExternalName,
     /// Its endpoints do not count.
     EndpointsNotPods,
+    /// Those that take requests are on other nodes than the one that this is about.
+    NoLocalEndpoints,
 }
 
 /// What its author sees of a Divert.
@@ -249,6 +251,14 @@ fn availability(
                 own.service
             );
             (RowReason::EndpointsNotPods, message)
+        }
+        Some(Unavailable::NoLocalEndpoints) => {
+            let message = format!(
+                "no endpoint of {} on this node is ready, and its internalTrafficPolicy is Local: set that to Cluster, or \
+                 run a pod of it here",
+                own.service
+            );
+            (RowReason::NoLocalEndpoints, message)
         }
     };
     (ready, reason, message)

@@ -272,9 +272,15 @@ fn whose(decision: &Decision<'_>, request: &decide::Request<'_>, hosts: &Hosts) 
 fn to_route(route: &Route, found: &Found) -> (String, String) {
     let (service, original) = (&route.service, found.slot.original);
     match (&route.backend, route.on_unavailable) {
-        (Backend::Endpoints { preferred, endpoints, .. }, _) => {
+        (Backend::Endpoints { preferred, endpoints, by_client, .. }, _) => {
             let all: Vec<_> = preferred.iter().chain(endpoints).map(ToString::to_string).collect();
-            (format!("{service} takes it"), format!("{service} answers it, at {}", all.join(" or ")))
+            let says = match by_client {
+                true => {
+                    format!("{service} takes it, by one endpoint for each client (sessionAffinity: ClientIP)")
+                }
+                false => format!("{service} takes it"),
+            };
+            (says, format!("{service} answers it, at {}", all.join(" or ")))
         }
         (Backend::Unavailable(why), OnUnavailable::Fail) => {
             let says = format!("{service} is to take it, but {}", unavailable(why));
@@ -292,5 +298,8 @@ fn unavailable(why: &Unavailable) -> String {
         Unavailable::NoReadyEndpoints => "none of its endpoints is ready".into(),
         Unavailable::PortMismatch { port } => format!("it has no port that corresponds to {port}"),
         Unavailable::EndpointsNotPods => "its endpoints are not pods of its namespace".into(),
+        Unavailable::NoLocalEndpoints => {
+            "none of its endpoints on this node is ready, and its internalTrafficPolicy is Local".into()
+        }
     }
 }

@@ -69,5 +69,6 @@ fn of_pod<'a>(service: &'a Service, pod: &'a Pod) -> impl Iterator<Item = Endpoi
         serving_terminating: pod.ready && pod.terminating,
         hostname: pod.hostname.clone().filter(|_| named),
         pod: Some(pod.pod.name.clone()),
+        node: None,
     })
 }

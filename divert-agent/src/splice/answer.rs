@@ -55,6 +55,7 @@ impl Answer<'_> {
             Answer::Unavailable(_, Unavailable::NoReadyEndpoints) => "NoReadyEndpoints",
             Answer::Unavailable(_, Unavailable::PortMismatch { .. }) => "PortMismatch",
             Answer::Unavailable(_, Unavailable::EndpointsNotPods) => "EndpointsNotPods",
+            Answer::Unavailable(_, Unavailable::NoLocalEndpoints) => "NoLocalEndpoints",
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "ConnectTimeout",
             Answer::Unreachable(..) => "ConnectFailed",
             Answer::Ended(_) => "UpstreamEnded",
@@ -81,6 +82,9 @@ impl Answer<'_> {
             ),
             Answer::Unavailable(service, Unavailable::EndpointsNotPods) => format!(
                 "{service} has endpoints that are not pods of its namespace, which a diverted service may not have."
+            ),
+            Answer::Unavailable(service, Unavailable::NoLocalEndpoints) => format!(
+                "{service} has no ready endpoint on the node of the calling pod, and its internalTrafficPolicy is Local; set that to Cluster, or run a pod of it there."
             ),
             Answer::Ended(service) => {
                 format!("The connection to {service} ended before it answered; look at its pods.")

@@ -337,7 +337,7 @@ impl Session {
         let answer = match &route.backend {
             Backend::Unavailable(why) => Answer::Unavailable(&route.service, why),
             Backend::Endpoints { .. } => {
-                match Box::pin(dial::first_of(self.dial_from(), in_turn(&self.worker, route))).await {
+                match Box::pin(dial::first_of(self.dial_from(), in_turn(&self.captured, route))).await {
                     Ok((endpoint, conn)) => {
                         return Ok(Upstream::Developer(Kept {
                             service: route.service.clone(),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::captured::Captured;
 use super::tally::Tally;
-use super::worker::Worker;
+use crate::choose;
 use crate::decide::{self, decide};
-use crate::plan::{Backend, Route};
+use crate::plan::Route;
 
 /// What was decided about a request, in so far as it outlives the look into the routing table.
 pub(super) struct Decided {
@@ -42,17 +42,13 @@ impl Decided {
     }
 }
 
-/// The endpoints of a route, preferred ones first, then all, beginning with the one whose turn it is, and last those of
-/// the other family.
-pub(super) fn in_turn<'r>(worker: &Worker, route: &'r Route) -> impl Iterator<Item = SocketAddr> + use<'r> {
-    let (preferred, endpoints, fallback): (&[_], &[_], &[_]) = match &route.backend {
-        Backend::Endpoints { preferred, endpoints, fallback } => (preferred, endpoints, fallback),
-        Backend::Unavailable(_) => (&[], &[], &[]),
-    };
+/// The endpoints of a route in the order in which they are to be tried for a connection.
+pub(super) fn in_turn<'r>(
+    captured: &Captured,
+    route: &'r Route,
+) -> impl Iterator<Item = SocketAddr> + use<'r> {
+    let worker = &captured.worker;
     let turn = worker.turn.get();
     worker.turn.set(turn.wrapping_add(1));
-    let start = turn.checked_rem(endpoints.len()).unwrap_or(0);
-    let (after, first) = endpoints.split_at(start);
-    let rest = first.iter().chain(after).filter(move |endpoint| !preferred.contains(endpoint));
-    preferred.iter().chain(rest).chain(fallback).copied()
+    choose::in_order(&route.backend, turn, captured.source)
 }

@@ -101,6 +101,13 @@ impl Convert for core::Service {
         let annotations = self.metadata.annotations.as_ref();
         let reconnect =
             annotations.and_then(|it| it.get(api::RECONNECT)).is_some_and(|value| value == "true");
+        let client_affinity =
+            is_second(spec.session_affinity.as_deref(), ["None", "ClientIP"], "spec.sessionAffinity")?;
+        let local_only = is_second(
+            spec.internal_traffic_policy.as_deref(),
+            ["Cluster", "Local"],
+            "spec.internalTrafficPolicy",
+        )?;
         Ok(Object::Service(Service {
             service,
             kind,
@@ -108,7 +115,17 @@ impl Convert for core::Service {
             selector: labels(spec.selector),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             reconnect,
+            client_affinity,
+            local_only,
         }))
+    }
+}
+
+/// Whether a field with two values, of which the first is meant where nothing is said, has the second.
+fn is_second(value: Option<&str>, values: [&str; 2], field: &str) -> Result<bool, ConvertError> {
+    match value.unwrap_or(values[0]) {
+        value if values.contains(&value) => Ok(value == values[1]),
+        value => Err(fail(field, format!("`{value}` is neither {} nor {}", values[0], values[1]))),
     }
 }
 
@@ -162,6 +179,7 @@ impl Convert for discovery::EndpointSlice {
                     .filter(|target| target.kind.as_deref() == Some("Pod"))
                     .filter(|target| target.namespace.as_deref().is_none_or(|it| *it == *own_namespace))
                     .and_then(|target| target.name.as_deref().map(Arc::from)),
+                node: endpoint.node_name.as_deref().map(Arc::from),
             });
         }
         Ok(Object::EndpointSlice(EndpointSlice {

@@ -140,10 +140,11 @@ impl Object {
                 intern(&mut service.name);
                 ports.iter_mut().for_each(|port| intern(&mut port.name));
             }
-            Self::EndpointSlice(EndpointSlice { service, ports, .. }) => {
+            Self::EndpointSlice(EndpointSlice { service, ports, endpoints, .. }) => {
                 intern(&mut service.namespace);
                 intern(&mut service.name);
                 ports.iter_mut().for_each(|port| intern(&mut port.name));
+                endpoints.iter_mut().filter_map(|endpoint| endpoint.node.as_mut()).for_each(intern);
             }
             Self::Pod(Pod { pod, .. }) => intern(&mut pod.namespace),
             Self::Ingress(Ingress { ingress, rules, default_backend, .. }) => {
@@ -207,6 +208,10 @@ pub struct Service {
     /// The annotation `divert.dev/reconnect`: connections that are older than their capture may be closed
     /// while idle, whatever its ports declare.
     pub reconnect: bool,
+    /// `sessionAffinity: ClientIP`: all connections of a client go to one endpoint.
+    pub client_affinity: bool,
+    /// `internalTrafficPolicy: Local`: only endpoints on the client's node count.
+    pub local_only: bool,
 }
 
 impl Service {
@@ -292,6 +297,8 @@ pub struct Endpoint {
     pub hostname: Option<Arc<str>>,
     /// The Pod of the Service's namespace that it is, by name; none when it is something else.
     pub pod: Option<Arc<str>>,
+    /// The node that it is on.
+    pub node: Option<Arc<str>>,
 }
 
 /// A Pod.

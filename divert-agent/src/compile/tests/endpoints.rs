@@ -334,3 +334,66 @@ fn a_shared_services_address_that_another_pod_has_is_not_captured() {
     let stranger = pod("bob", "cart-1", "10.0.1.1");
     assert_eq!(capture_at(&planner(&[&documents[..], &[stranger]].concat()), THERE), None);
 }
+
+const LOCAL: &str = "ports: [{name: http, port: 8080}], internalTrafficPolicy: Local";
+
+fn on_node(node: &str) -> Settings {
+    Settings { node: Some(node.into()), ..Settings::default() }
+}
+
+#[test]
+fn a_service_for_its_own_node_has_the_endpoints_there() {
+    let leaving = "conditions: {ready: false, serving: true, terminating: true}";
+    let slices = [endpoints(
+        "a",
+        &format!(
+            "{{addresses: [10.0.1.1], nodeName: one}}, {{addresses: [10.0.1.2], nodeName: two}}, \
+             {{addresses: [10.0.1.3]}}, {{addresses: [10.0.1.4], nodeName: three, {leaving}}}, \
+             {{addresses: [10.0.1.5], nodeName: four, conditions: {{ready: false}}}}"
+        ),
+    )];
+    let everywhere = "10.0.1.1:8080,10.0.1.2:8080,10.0.1.3:8080";
+    for (node, expected) in [
+        ("one", "10.0.1.1:8080"),
+        ("two", "10.0.1.2:8080"),
+        // As everywhere else, those on their way out serve where no other is.
+        ("three", "10.0.1.4:8080"),
+        ("four", "NoLocalEndpoints"),
+        ("five", "NoLocalEndpoints"),
+    ] {
+        assert_eq!(route_with(on_node(node), LOCAL, &slices), expected, "{node}");
+        // Without the policy, and for what nobody balances, the node is nobody's business.
+        for spec in ["ports: [{name: http, port: 8080}]", &format!("clusterIP: None, {LOCAL}")] {
+            assert_eq!(route_with(on_node(node), spec, &slices), everywhere, "{node} {spec}");
+        }
+    }
+    // Files are of one machine.
+    assert_eq!(route_with(Settings::default(), LOCAL, &slices), everywhere);
+    // None anywhere is not said to be elsewhere.
+    let gone = [endpoints("a", "{addresses: [10.0.1.1], nodeName: two, conditions: {ready: false}}")];
+    assert_eq!(route_with(on_node("one"), LOCAL, &gone), "NoReadyEndpoints");
+    assert_eq!(route_with(on_node("one"), LOCAL, &[]), "NoReadyEndpoints");
+}
+
+#[test]
+fn affinity_is_that_of_a_service_with_an_address() {
+    let by_client = |spec: &str| {
+        let planner = planner(&[
+            shared_namespace("staging"),
+            namespace("alice"),
+            service("staging", "catalog", "clusterIP: 10.96.0.12, ports: [{name: http, port: 8080}]"),
+            service("alice", "catalog", &format!("{spec}, ports: [{{name: http, port: 8080}}]")),
+            endpoints("a", "{addresses: [10.0.1.1]}, {addresses: [10.0.1.2]}"),
+            divert("alice", "d", "sharedNamespace: staging"),
+        ]);
+        let capture = Capture { set: CaptureSet::default(), address: "10.96.0.12:8080".parse().unwrap() };
+        match planner.plan().captures[&capture].services[0].routes["alice"].backend {
+            Backend::Endpoints { by_client, .. } => by_client,
+            Backend::Unavailable(_) => panic!("alice/catalog has an endpoint"),
+        }
+    };
+    assert!(by_client("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}"));
+    assert!(!by_client("clusterIP: None, sessionAffinity: ClientIP"));
+    assert!(!by_client("sessionAffinity: None"));
+    assert!(!by_client("clusterIP: 10.96.1.12"));
+}

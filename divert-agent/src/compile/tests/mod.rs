@@ -159,7 +159,7 @@ fn captures_for(planner: &Planner, set: &[&str]) -> Vec<String> {
 fn backend(backend: &Backend) -> String {
     let list = |list: &[SocketAddr]| list.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(",");
     match backend {
-        Backend::Endpoints { preferred, endpoints, fallback } => {
+        Backend::Endpoints { preferred, endpoints, fallback, .. } => {
             let preferred = if preferred.is_empty() { String::new() } else { list(preferred) + "|" };
             let fallback =
                 if fallback.is_empty() { String::new() } else { " else ".to_owned() + &list(fallback) };

@@ -40,6 +40,7 @@ fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2]
         serving_terminating: false,
         hostname: None,
         pod: Some(format!("{number}-{i}").into()),
+        node: None,
     };
     [
         Object::Service(Service {
@@ -49,6 +50,8 @@ fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2]
             selector: Labels::default(),
             publish_not_ready: false,
             reconnect: false,
+            client_affinity: false,
+            local_only: false,
         }),
         Object::EndpointSlice(EndpointSlice {
             name: format!("{}-1", service.name).into(),

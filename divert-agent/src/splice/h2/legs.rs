@@ -117,7 +117,7 @@ impl Legs {
         }
         let id = self.next;
         self.next += 1;
-        let endpoints: Vec<SocketAddr> = in_turn(&self.decider.0.worker, route).collect();
+        let endpoints: Vec<SocketAddr> = in_turn(&self.decider.0, route).collect();
         let captured = Rc::clone(&self.decider.0);
         let dialling = async move { dial::first_of(captured.dial_from(), endpoints.into_iter()).await };
         let state = State::Dialling(Box::pin(dialling));
