@@ -1,10 +1,9 @@
 //! The command line.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use divert_common::label;
 
 use crate::compile::SettingsArgs;
 use crate::controller::{ControllerArgs, UninstallArgs};
@@ -100,12 +99,6 @@ pub struct RunArgs {
     /// Ports to choose the listeners' port from, in each pod the first that is free.
     #[arg(long, value_name = "PORT", value_delimiter = ',')]
     pub listener_ports: Vec<u16>,
-    /// IPv4 /10 that stands for captured destinations inside pods; must be used for nothing else.
-    #[arg(long, value_name = "ADDRESS", default_value_t = label::DEFAULT_V4)]
-    pub label_range_v4: Ipv4Addr,
-    /// IPv6 /64 likewise.
-    #[arg(long, value_name = "ADDRESS", default_value_t = label::DEFAULT_V6)]
-    pub label_range_v6: Ipv6Addr,
     /// SO_MARK of the agent's own sockets, by which its hooks pass them.
     #[arg(long, value_name = "MARK", default_value = "0x44560000", value_parser = hexadecimal)]
     pub mark: u32,

@@ -315,6 +315,11 @@ pub enum Unavailable {
     EndpointsNotPods,
     /// Ready ones are on other nodes, and its `internalTrafficPolicy` is Local.
     NoLocalEndpoints,
+    /// Its endpoints have addresses that stand for captured destinations inside pods.
+    AddressInLabelRange {
+        /// One of them.
+        address: IpAddr,
+    },
 }
 
 #[cfg(test)]

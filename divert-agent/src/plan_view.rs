@@ -247,6 +247,7 @@ impl RouteView {
                     Unavailable::NoReadyEndpoints => "NoReadyEndpoints".to_owned(),
                     Unavailable::EndpointsNotPods => "EndpointsNotPods".to_owned(),
                     Unavailable::NoLocalEndpoints => "NoLocalEndpoints".to_owned(),
+                    Unavailable::AddressInLabelRange { address } => format!("AddressInLabelRange {address}"),
                     Unavailable::PortMismatch { port } => format!("PortMismatch {port}"),
                 };
                 (Vec::new(), Vec::new(), false, Some(why))

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use divert_common::label::LabelRanges;
 use divert_http::KeyNames;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -74,16 +73,6 @@ pub enum RunError {
     /// The key names of the command line.
     #[error("--key or --key-header: {0}")]
     KeyNames(#[from] divert_http::KeyNamesError),
-    /// A label range of the command line.
-    #[error("{option} {address} is not the first address of a /{prefix}: its low bits must be zero")]
-    LabelRange {
-        /// The option.
-        option: &'static str,
-        /// What was given.
-        address: String,
-        /// Length of the prefix.
-        prefix: u8,
-    },
     /// The agents of this node cannot agree who serves.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -137,7 +126,7 @@ pub fn run(args: RunArgs) -> Result<(), RunError> {
 }
 
 async fn serve(args: RunArgs) -> Result<(), RunError> {
-    let ranges = label_ranges(&args)?;
+    let ranges = args.settings.label_ranges();
     let names = KeyNames::new(
         args.settings.key.iter().map(String::as_str),
         args.key_header.iter().map(String::as_str),
@@ -379,20 +368,6 @@ const MOST_WORKERS: u32 = 8;
 /// One for each core, as many as [`MOST_WORKERS`].
 fn default_workers(cores: Option<NonZero<usize>>) -> u32 {
     cores.map_or(1, |cores| u32::try_from(cores.get()).map_or(MOST_WORKERS, |cores| cores.min(MOST_WORKERS)))
-}
-
-fn label_ranges(args: &RunArgs) -> Result<LabelRanges, RunError> {
-    use divert_common::label::{INDEX_MASK, V4_PREFIX, V6_PREFIX};
-    let refuse = |option, address: &dyn std::fmt::Display, prefix| {
-        Err(RunError::LabelRange { option, address: address.to_string(), prefix })
-    };
-    if args.label_range_v4.to_bits() & INDEX_MASK != 0 {
-        return refuse("--label-range-v4", &args.label_range_v4, V4_PREFIX);
-    }
-    if args.label_range_v6.to_bits() & u128::from(u64::MAX) != 0 {
-        return refuse("--label-range-v6", &args.label_range_v6, V6_PREFIX);
-    }
-    Ok(LabelRanges { v4: args.label_range_v4, v6: args.label_range_v6 })
 }
 
 #[cfg(test)]

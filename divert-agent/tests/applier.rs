@@ -378,20 +378,64 @@ fn a_pod_whose_loopback_is_down_is_left_direct_until_it_is_up() {
 }
 
 #[test]
-fn addresses_in_a_label_range_stop_it_all_until_they_are_gone() {
+fn an_address_in_a_label_range_is_left_out_and_all_else_goes_on() {
+    let folder = Folder::new();
+    let v4 = IpAddr::from(unique_v4());
+    let netns = Mounted::with(&folder, "pod", &[v4]);
+    let agent = Agent::start(&folder);
+    agent.apply(pods(&[(name("a"), pod(&[v4]))]));
+    let port = agent.port(&name("a"));
+    let [range, _] = Prefix::of_labels(&LabelRanges::default());
+    let leads_to_a_label = |address: &str| {
+        let address = Prefix::host(address.parse().unwrap());
+        routes(&netns.netns()).labels.iter().any(|it| it.range.overlaps(&address))
+    };
+
+    let address: SocketAddr = "240.70.0.1:80".parse().unwrap();
+    agent.apply(PlanChange { captures: vec![capture(address)], ..PlanChange::default() });
+    until("the address to be left out", || !agent.status().left_out.is_empty());
+    let status = agent.status();
+    assert!(status.ready && status.left_out[0].address == address, "{status:?}");
+    assert_eq!((status.captures, agent.port(&name("a"))), (0, port), "the pod is served on");
+    until("it to be reached as without labels", || !leads_to_a_label("240.70.0.1"));
+    assert!(leads_to_a_label("240.64.0.0") && leads_to_a_label("240.70.0.2"));
+    assert!(agent.status().served.contains_key(&name("a")));
+
+    // A pod with such an address is left direct, and no other.
+    let other: IpAddr = "240.71.0.1".parse().unwrap();
+    let v4 = IpAddr::from(unique_v4());
+    let _other = Mounted::with(&folder, "other", &[v4]);
+    agent.apply(pods(&[(name("b"), pod(&[v4, other]))]));
+    agent.is_direct(&name("b"), &Direct::AddressInLabelRange { range, address: other });
+    assert!(agent.status().served.contains_key(&name("a")));
+    until("that one to be reached as well", || !leads_to_a_label("240.71.0.1"));
+
+    agent.apply(PlanChange { released: vec![capture(address).0], ..PlanChange::default() });
+    agent.apply(PlanChange { pods_gone: vec![name("b")], ..PlanChange::default() });
+    until("all of the range to be the labels' again", || {
+        routes(&netns.netns()).labels.iter().map(|it| it.range).eq([range])
+    });
+    assert!(agent.status().left_out.is_empty());
+}
+
+#[test]
+fn more_addresses_in_a_label_range_than_can_be_left_out_stop_it_all_until_they_are_gone() {
     let folder = Folder::new();
     let v4 = IpAddr::from(unique_v4());
     let netns = Mounted::with(&folder, "pod", &[v4]);
     let agent = Agent::start(&folder);
     agent.apply(pods(&[(name("a"), pod(&[v4]))]));
     agent.port(&name("a"));
-    let address: SocketAddr = "240.70.0.1:80".parse().unwrap();
-    agent.apply(PlanChange { captures: vec![capture(address)], ..PlanChange::default() });
-    let [range, _] = Prefix::of_labels(&LabelRanges::default());
-    agent.is_direct(&name("a"), &Direct::AddressInLabelRange { range, address: address.ip() });
+    let many: Vec<_> = (1..20).map(|it| capture(SocketAddr::from(([240, 70, 0, it], 80)))).collect();
+    agent.apply(PlanChange { captures: many.clone(), ..PlanChange::default() });
+    until("the pod to be left direct", || {
+        let direct = agent.status().direct;
+        matches!(direct.get(&name("a")), Some(Direct::AddressInLabelRange { .. }))
+    });
     assert!(!agent.status().ready);
     assert_eq!(routes(&netns.netns()), Routes::default());
-    agent.apply(PlanChange { released: vec![capture(address).0], ..PlanChange::default() });
+    let released = many.into_iter().map(|(it, _)| it).collect();
+    agent.apply(PlanChange { released, ..PlanChange::default() });
     agent.port(&name("a"));
 }
 

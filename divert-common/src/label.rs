@@ -4,7 +4,7 @@
 //! (label address of the index, listener port of the pod's network namespace), and the accepted
 //! socket's local address gives the index back. No state per connection exists anywhere.
 
-use core::net::{Ipv4Addr, Ipv6Addr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Bits of a label index.
 pub const INDEX_BITS: u32 = 22;
@@ -66,6 +66,22 @@ impl LabelRanges {
         Ipv6Addr::from_bits(self.v6.to_bits() | label.0 as u128)
     }
 
+    /// Whether an address is to be nobody else's.
+    pub const fn contains(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.label_of_v4(address).is_some(),
+            IpAddr::V6(address) => (address.to_bits() ^ self.v6.to_bits()) >> (128 - V6_PREFIX as u32) == 0,
+        }
+    }
+
+    /// The label an address stands for, if one does.
+    pub const fn label_of(&self, address: IpAddr) -> Option<Label> {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.label_of_v4(address),
+            IpAddr::V6(address) => self.label_of_v6(address),
+        }
+    }
+
     /// The label an IPv4 address stands for, if it lies in the range.
     pub const fn label_of_v4(&self, address: Ipv4Addr) -> Option<Label> {
         let bits = address.to_bits();
@@ -105,5 +121,16 @@ mod tests {
         assert_eq!(ranges.label_of_v4(Ipv4Addr::new(240, 63, 255, 255)), None);
         assert_eq!(ranges.label_of_v6("fdd1:7e27:0:1::".parse().unwrap()), None);
         assert_eq!(ranges.label_of_v6("fdd1:7e27::1:0:1".parse().unwrap()), None);
+        for (address, inside) in [
+            ("240.64.0.0", true),
+            ("240.127.255.255", true),
+            ("::ffff:240.64.0.1", true),
+            ("240.63.255.255", false),
+            ("fdd1:7e27::1:0:1", true),
+            ("fdd1:7e27:0:1::", false),
+            ("::", false),
+        ] {
+            assert_eq!(ranges.contains(address.parse().unwrap()), inside, "{address}");
+        }
     }
 }

@@ -155,7 +155,7 @@ fn a_label_range_that_the_node_routes_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_label_range_with_a_pods_address_in_it_serves_no_pod_and_says_why() -> Result<()> {
+fn an_address_in_a_label_range_costs_its_own_pod_the_divert_and_no_other() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;
     let client = town.client();
@@ -165,20 +165,36 @@ fn a_label_range_with_a_pods_address_in_it_serves_no_pod_and_says_why() -> Resul
     };
     let mut agent = town.agent()?;
     assert!(captured()?);
+    // A pod of the node, and an endpoint of a developer's service.
     let intruder = manifest::pod_with_ips("bob", "intruder", &["240.64.7.7".parse()?]);
-    town.manifests.put("intruder", &[intruder])?;
-    wait::until("all pods to be left direct", || captured().is_ok_and(|captured| !captured))?;
+    let mut objects =
+        vec![intruder, manifest::service("alice", "other", town.lab.cluster_ips(&client)?, &[PORT.into()])];
+    objects.push(manifest::service(
+        "staging",
+        "other",
+        town.lab.cluster_ips(&town.server())?,
+        &[PORT.into()],
+    ));
+    objects.push(manifest::endpoint_slice("alice", "other", "4", &[("240.64.7.8".parse()?, true)], PORT));
+    town.manifests.put("intruder", &objects)?;
     // What is done is told a moment later.
-    wait::until("the agent to say so", || agent.get("/readyz").is_ok_and(|ready| ready.status == 503))?;
-    let (process, ready) = (agent.process().output(), agent.get("/readyz")?);
-    for text in [process, ready.text()] {
-        for word in ["240.64.7.7", "240.64.0.0/10", "--label-range-v4"] {
-            assert!(text.contains(word), "no {word} in {text}");
-        }
+    let says = |words: &[&str]| {
+        agent.get("/readyz").is_ok_and(|it| words.iter().all(|word| it.text().contains(word)))
+    };
+    let words = ["bob/intruder", "240.64.7.7", "240.64.0.0/10", "--label-range-v4"];
+    wait::until("the agent to say so", || says(&words))?;
+    assert_eq!(agent.get("/readyz")?.status, 200);
+    let plan = agent.get("/plan")?.text();
+    assert!(plan.contains("240.64.7.8 of alice/other"), "{plan}");
+    for word in words {
+        assert!(agent.process().output().contains(word), "no {word} in {}", agent.process().output());
     }
-    assert_eq!(ready.status, 503);
+    assert!(captured()?, "all others are served");
+    let mut connection = divert_tests::http::Http::new(client.connect(town.address(Family::V4))?);
+    let response = connection.get("/", &[divert_tests::fixture::ALICE])?;
+    assert_eq!(response.served_by().as_deref(), Some("alice/web"));
     town.manifests.remove("intruder")?;
-    wait::until("pods to be served again", || captured().unwrap_or(false))?;
+    wait::until("nothing to be in the way", || !says(&["bob/intruder"]))?;
     agent.stop()?;
 
     // Under another range the same pod is no trouble.

@@ -79,6 +79,8 @@ pub struct AgentStatus {
     pub unsettled: usize,
     /// Connections made before their capture that are in use.
     pub old_connections: usize,
+    /// Destinations that are not captured, as the agent needs their addresses itself; in sentences.
+    pub left_out: Vec<String>,
     /// What keeps it from following its source.
     pub troubles: Vec<String>,
 }
@@ -171,6 +173,7 @@ impl Agent {
             agent_full: status.agent_full,
             direct: left_direct(&status),
             captures: status.captures,
+            left_out: status.left_out.iter().map(ToString::to_string).collect(),
             unsettled: status.unsettled,
             old_connections: status.old_connections,
             troubles: self.metrics.control.troubles.load().to_vec(),
@@ -245,6 +248,9 @@ fn ready(status: &Status, troubles: &[String]) -> Answer {
     }
     for (pod, why) in &status.direct {
         body.push_str(&format!("{pod} is left direct: {why}\n"));
+    }
+    for left_out in &status.left_out {
+        body.push_str(&format!("{left_out}\n"));
     }
     for trouble in troubles {
         body.push_str(&format!("{trouble}\n"));

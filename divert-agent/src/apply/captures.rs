@@ -1,8 +1,8 @@
 //! The captures that should be, and the steps from what is to there. Pure: the kernel's and the
 //! routing table's part is done by [`super::Applier`], in the order that [`Steps`] states.
 
-use std::collections::{BTreeSet, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use super::labels::{CaptureKey, Labels};
 use super::resting::Resting;
 use super::sets::SetIds;
 use crate::hash::HashMap;
-use crate::kernel::routes::label_range_of;
 use crate::plan::{Capture, Target};
 use crate::table::Slot;
 
@@ -47,8 +46,8 @@ pub(super) struct Captures {
     refused: HashSet<CaptureKey>,
     /// Keys that the kernel would not let go. Their labels are in use until it does.
     stuck: HashSet<CaptureKey>,
-    /// Captures with an address of theirs, or of an endpoint, in a label range.
-    overlapping: BTreeSet<(CaptureKey, IpAddr)>,
+    /// What is not captured, as its address lies in a label range.
+    left_out: BTreeMap<Capture, Arc<Target>>,
 }
 
 impl Captures {
@@ -63,7 +62,7 @@ impl Captures {
             waiting: HashMap::default(),
             refused: HashSet::new(),
             stuck: HashSet::new(),
-            overlapping: BTreeSet::new(),
+            left_out: BTreeMap::new(),
         }
     }
 
@@ -84,7 +83,26 @@ impl Captures {
         steps
     }
 
+    /// Labels that are never given to anything from now on: their addresses are somebody's.
+    pub(super) fn reserve(&mut self, labels: impl IntoIterator<Item = Label>) {
+        self.labels.reserve(labels);
+    }
+
+    /// Whether a label stands for something, or rests.
+    pub(super) fn is_given(&self, label: Label) -> bool {
+        self.labels.is_given(label)
+    }
+
+    /// What is not captured, as its address lies in a label range.
+    pub(super) fn left_out(&self) -> impl Iterator<Item = (SocketAddr, &Target)> {
+        self.left_out.iter().map(|(capture, target)| (capture.address, &**target))
+    }
+
     fn capture(&mut self, capture: &Capture, target: Arc<Target>, steps: &mut Steps) {
+        if self.ranges.contains(capture.address.ip()) {
+            self.left_out.insert(capture.clone(), target);
+            return;
+        }
         if capture.set.is_everyone() {
             self.resting.follow(capture.address, Some(&target));
         }
@@ -93,16 +111,15 @@ impl Captures {
             if let Some(slot) = self.captured.get(&key) {
                 steps.reconnect |= target.reconnect && !slot.target().reconnect;
                 slot.set_target(Arc::clone(&target));
-                return self.note_overlap(key, &target);
+                return;
             }
             if let Some(waiting) = self.waiting.get_mut(&key) {
                 *waiting = Arc::clone(&target);
-                return self.note_overlap(key, &target);
+                return;
             }
         }
         let key = CaptureKey { set: self.sets.acquire(&capture.set), address: capture.address };
         self.stuck.remove(&key);
-        self.note_overlap(key, &target);
         self.label(key, target, steps);
     }
 
@@ -128,10 +145,12 @@ impl Captures {
     }
 
     fn release(&mut self, capture: &Capture, steps: &mut Steps) {
+        if self.left_out.remove(capture).is_some() {
+            return;
+        }
         let Some(set) = self.sets.get(&capture.set) else { return };
         let key = CaptureKey { set, address: capture.address };
         self.refused.remove(&key);
-        self.forget_overlap(key);
         if self.waiting.remove(&key).is_some() {
             self.sets.release(set);
         } else if let Some(slot) = self.captured.remove(&key) {
@@ -201,26 +220,6 @@ impl Captures {
         freed.into_iter().map(|(_, label)| label).collect()
     }
 
-    fn note_overlap(&mut self, key: CaptureKey, target: &Target) {
-        self.forget_overlap(key);
-        let ranges = self.ranges;
-        let in_range = |it: &IpAddr| label_range_of(&ranges, *it).is_some();
-        if let Some(address) = addresses(key, target).find(in_range) {
-            self.overlapping.insert((key, address));
-        }
-    }
-
-    fn forget_overlap(&mut self, key: CaptureKey) {
-        if !self.overlapping.is_empty() {
-            self.overlapping.retain(|(it, _)| *it != key);
-        }
-    }
-
-    /// An address of a captured destination or an endpoint that lies in a label range, if there is one.
-    pub(super) fn overlap(&self) -> Option<IpAddr> {
-        self.overlapping.first().map(|(_, address)| *address)
-    }
-
     /// Captures with a label.
     pub(super) fn len(&self) -> usize {
         self.captured.len()
@@ -237,20 +236,8 @@ impl Captures {
     }
 }
 
-/// The destination, and every endpoint that its requests may go to.
-fn addresses(key: CaptureKey, target: &Target) -> impl Iterator<Item = IpAddr> {
-    let endpoints = target
-        .services
-        .iter()
-        .flat_map(|it| it.routes.values())
-        .flat_map(|route| route.backend.all())
-        .map(|it| it.ip());
-    std::iter::once(key.address.ip()).chain(endpoints)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::time::Instant;
 
     use divert_common::label::INDEX_COUNT;
@@ -465,13 +452,19 @@ mod tests {
     }
 
     #[test]
-    fn addresses_in_a_label_range_are_told_while_they_exist() {
+    fn what_lies_in_a_label_range_is_left_out_and_all_else_captured() {
         let mut captures = captures();
-        let bad = capture(&[], "240.64.0.9:80");
-        captures.change([(capture(&[], "10.0.0.1:80"), target()), (bad.clone(), target())], []);
-        assert_eq!(captures.overlap(), Some("240.64.0.9".parse().unwrap()));
-        captures.change([], [bad]);
-        assert_eq!(captures.overlap(), None);
+        let (bad, good) = (capture(&[], "240.64.0.9:80"), capture(&[], "10.0.0.1:80"));
+        let left_out = |captures: &Captures| captures.left_out().map(|(it, _)| it).collect::<Vec<_>>();
+        let steps = captures.change([(good.clone(), target()), (bad.clone(), target())], []);
+        assert_eq!((steps.capture.len(), captures.len(), captures.unsettled()), (1, 1, 0));
+        assert_eq!(left_out(&captures), [bad.address]);
+        // A change of what it means changes nothing.
+        let steps = captures.change([(bad.clone(), routed())], []);
+        assert!(steps.capture.is_empty() && steps.slots.is_empty());
+        let steps = captures.change([], [bad]);
+        assert!(steps.release.is_empty() && left_out(&captures).is_empty());
+        assert_eq!(captures.len(), 1);
     }
 
     #[test]

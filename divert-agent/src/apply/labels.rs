@@ -5,7 +5,7 @@
 //! rests in quarantine, still in the routing table, and is freed when the quarantine has passed *and*
 //! no connection holds it. Indices never used before go first, then the one freed longest ago.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(super) struct Labels {
     /// Past quarantine, but a connection held them when last looked at.
     held: Vec<(CaptureKey, Resting)>,
     free: VecDeque<Label>,
+    /// Given to nothing: their addresses are somebody's.
+    reserved: HashSet<Label>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,7 +63,20 @@ impl Labels {
             quarantine: VecDeque::new(),
             held: Vec::new(),
             free: VecDeque::new(),
+            reserved: HashSet::new(),
         }
+    }
+
+    /// Labels that are not to be given to anything any more. Those that stand for something go on to.
+    pub(super) fn reserve(&mut self, labels: impl IntoIterator<Item = Label>) {
+        self.reserved.extend(labels);
+        self.free.retain(|label| !self.reserved.contains(label));
+    }
+
+    /// Whether a label stands for something, or rests.
+    pub(super) fn is_given(&self, label: Label) -> bool {
+        let resting = self.resting.values().map(|resting| &resting.label);
+        self.used.values().chain(resting).any(|given| *given == label)
     }
 
     /// The label for a destination: the one it has, the one it had and that still rests, or one that
@@ -79,10 +94,12 @@ impl Labels {
     }
 
     fn fresh(&mut self) -> Option<Label> {
-        if self.unused < self.end {
+        while self.unused < self.end {
             let label = Label::new(self.unused)?;
             self.unused += 1;
-            return Some(label);
+            if !self.reserved.contains(&label) {
+                return Some(label);
+            }
         }
         self.free.pop_front()
     }
@@ -124,7 +141,9 @@ impl Labels {
                 self.held.push((key, entry));
             } else {
                 self.resting.remove(&key);
-                self.free.push_back(entry.label);
+                if !self.reserved.contains(&entry.label) {
+                    self.free.push_back(entry.label);
+                }
                 freed.push((key, entry.label));
             }
         }
@@ -139,8 +158,6 @@ impl Labels {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -180,6 +197,21 @@ mod tests {
         assert_eq!(labels.take(key(2)), None);
         assert_eq!(labels.expire(at(10) + QUARANTINE, NEVER_HELD), [(key(1), label)]);
         assert_eq!(labels.take(key(2)), Some(label));
+    }
+
+    #[test]
+    fn a_reserved_label_is_given_no_more() {
+        let mut labels = Labels::with_limit(3);
+        let [first, second, third] = [0, 1, 2].map(|index| Label::new(index).unwrap());
+        assert_eq!(labels.take(key(1)), Some(first));
+        labels.reserve([first, second]);
+        assert!(labels.is_given(first) && !labels.is_given(second));
+        assert_eq!(labels.take(key(1)), Some(first), "it keeps the one it has");
+        assert_eq!(labels.take(key(2)), Some(third));
+        labels.release(key(1), at(0));
+        assert!(labels.is_given(first), "it rests");
+        assert_eq!(labels.expire(QUARANTINE, NEVER_HELD), [(key(1), first)]);
+        assert_eq!((labels.take(key(3)), labels.is_given(first)), (None, false));
     }
 
     #[test]

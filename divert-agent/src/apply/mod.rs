@@ -25,7 +25,7 @@ mod served;
 mod sets;
 pub mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -43,12 +43,12 @@ pub use self::labels::QUARANTINE;
 use self::pods::{Look, Pods};
 use self::reconnect::Reconnect;
 use self::served::{Common, chain};
-pub use self::status::{Direct, Status};
+pub use self::status::{Direct, LeftOut, Status};
 use crate::kernel::counters::Counters;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::Scanner;
 use crate::kernel::pod_cgroups::PodCgroups;
-use crate::kernel::routes::{Prefix, RouteSocket, label_range_of};
+use crate::kernel::routes::{Prefix, RouteSocket};
 use crate::plan::{PlanChange, PodRef};
 use crate::splice::Workers;
 use crate::splice::budget::{Account, Limits};
@@ -59,6 +59,9 @@ const THOROUGH: Duration = Duration::from_secs(5);
 /// The longest that the clock of [`labels`] moves on between two ticks. A stopped agent (SIGSTOP)
 /// has connections in its accept queues whose labels must not have been freed when it goes on.
 const LONGEST_STEP: Duration = Duration::from_secs(2);
+
+/// So many addresses in the label ranges are led past labels: each takes routes in every pod, 22 of IPv4 and 64 of IPv6.
+const MOST_LEFT_OUT: usize = 16;
 
 /// What apply has to be told.
 #[derive(Clone, Debug)]
@@ -113,7 +116,9 @@ pub struct Applier {
     captures: Captures,
     pods: Pods,
     /// Addresses of pods that lie in a label range.
-    overlapping: BTreeMap<PodRef, IpAddr>,
+    overlapping: BTreeMap<PodRef, Vec<IpAddr>>,
+    /// What is not captured, as last logged.
+    left_out: Vec<LeftOut>,
     reconnect: Reconnect,
     counters: Counters,
     agent: Arc<Account>,
@@ -158,6 +163,7 @@ impl Applier {
         Ok(Self {
             common: Common {
                 ranges,
+                routed: Prefix::of_labels(&ranges).into(),
                 ports: settings.ports,
                 first_port: uptime_seconds(),
                 limits: settings.limits,
@@ -170,6 +176,7 @@ impl Applier {
             table,
             pods: Pods::new(scanner, settings.pod_cgroups.map(PodCgroups::new)),
             overlapping: BTreeMap::new(),
+            left_out: Vec::new(),
             reconnect: Reconnect::new(settings.reconnect),
             passed: Passed::default(),
             planned: false,
@@ -200,6 +207,10 @@ impl Applier {
         if let Some(hosts) = change.hosts {
             self.table.set_hosts(hosts);
         }
+        let destinations = change.captures.iter().map(|(capture, _)| capture.address.ip());
+        let addresses =
+            destinations.chain(change.pods.iter().flat_map(|(_, pod)| pod.addresses.iter().copied()));
+        self.captures.reserve(addresses.filter_map(|it| self.common.ranges.label_of(it)));
         // Pods whose set changes find the new one whole, and have the old one until then.
         let mut steps = self.captures.change(change.captures, change.released);
         let released = std::mem::take(&mut steps.release);
@@ -213,10 +224,11 @@ impl Applier {
             }
         }
         for (name, plan) in change.pods {
-            let in_range = |it: &IpAddr| label_range_of(&self.common.ranges, *it).is_some();
-            match plan.addresses.iter().copied().find(in_range) {
-                Some(address) => drop(self.overlapping.insert(name.clone(), address)),
-                None => drop(self.overlapping.remove(&name)),
+            let in_range = |it: &IpAddr| self.common.ranges.contains(*it);
+            self.overlapping.remove(&name);
+            if plan.addresses.iter().any(in_range) {
+                let addresses = plan.addresses.iter().copied().filter(in_range);
+                self.overlapping.insert(name.clone(), addresses.collect());
             }
             let set = self.captures.sets.acquire(&plan.set);
             if let Some(old) = self.pods.insert(name, plan, set, &mut self.hooks, &self.common) {
@@ -231,8 +243,9 @@ impl Applier {
                 self.carry_out(steps);
             }
         }
-        if pods_changed || self.refusal().is_some() {
-            self.look(Look::Quick);
+        let routes_changed = self.leave_out();
+        if routes_changed || pods_changed {
+            self.look(if routes_changed { Look::Thorough } else { Look::Quick });
         }
         self.steps += 1;
         self.applying += began.elapsed();
@@ -312,6 +325,7 @@ impl Applier {
     pub fn status(&self) -> Status {
         let mut status = Status {
             captures: self.captures.len(),
+            left_out: self.left_out.clone(),
             unsettled: self.captures.unsettled(),
             resting_labels: self.captures.resting(),
             reconnects: self.reconnect.closed,
@@ -402,10 +416,44 @@ impl Applier {
         }
     }
 
-    /// Why no pod may be served, if an address of the plan lies in a label range.
+    /// Addresses in the label ranges that are somebody's.
+    fn taken(&self) -> BTreeSet<IpAddr> {
+        let destinations = self.captures.left_out().map(|(address, _)| address.ip());
+        let pods = self.overlapping.values().flatten().copied();
+        destinations.chain(pods).map(|it| it.to_canonical()).collect()
+    }
+
+    /// Has addresses in the label ranges that are somebody's lead there, and tells what is not captured for it. Whether
+    /// routes change by that.
+    fn leave_out(&mut self) -> bool {
+        let left_out = self.captures.left_out().map(|(address, target)| LeftOut {
+            address,
+            service: target.services.first().map(|shared| shared.service.clone()),
+        });
+        let mut left_out: Vec<_> = left_out.collect();
+        left_out.dedup();
+        for new in left_out.iter().filter(|it| !self.left_out.contains(it)) {
+            warn!("{new}");
+        }
+        self.left_out = left_out;
+        let taken: Vec<_> = self.taken().into_iter().take(MOST_LEFT_OUT).collect();
+        let ranges = Prefix::of_labels(&self.common.ranges).into_iter();
+        let routed: Vec<_> = ranges.flat_map(|range| range.without(&taken)).collect();
+        let changed = routed != self.common.routed;
+        self.common.routed = routed;
+        changed || self.refused != self.refusal()
+    }
+
+    /// Why no pod may be served: of the addresses in the label ranges that are somebody's, one that pods could not
+    /// reach.
     fn refusal(&self) -> Option<Direct> {
-        let address = self.captures.overlap().or_else(|| self.overlapping.values().next().copied())?;
-        let range = label_range_of(&self.common.ranges, address)?;
+        let taken = self.taken();
+        let is_given = |it: &&IpAddr| {
+            self.common.ranges.label_of(**it).is_some_and(|label| self.captures.is_given(label))
+        };
+        let address = *taken.iter().nth(MOST_LEFT_OUT).or_else(|| taken.iter().find(is_given))?;
+        let host = Prefix::host(address);
+        let range = Prefix::of_labels(&self.common.ranges).into_iter().find(|it| it.overlaps(&host))?;
         Some(Direct::AddressInLabelRange { range, address })
     }
 

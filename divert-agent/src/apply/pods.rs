@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::live;
 use super::reconnect::Reconnect;
-use super::served::{Common, Served};
+use super::served::{Common, Served, in_label_range};
 use super::status::{Direct, Status};
 use crate::kernel::addresses::Addresses;
 use crate::kernel::hooks::{HookError, Hooks};
@@ -335,7 +335,7 @@ impl Entry {
         hooks: &mut Hooks,
         common: &Common,
     ) {
-        let State::Served { served, .. } = &self.state else { return };
+        let State::Served { served, .. } = &mut self.state else { return };
         let why = match (matched, known.get(&served.id())) {
             (Ok(id), Some(held)) if id == served.id() => match (served.led(), look) {
                 (Some(astray), _) => {
@@ -372,6 +372,8 @@ impl Entry {
     ) {
         let State::Direct { why, changed } = &self.state else { return };
         let opened = match matched {
+            // Wherever it is.
+            _ if let Err(why) = in_label_range(common, &self.plan) => Err(why),
             Err(why) => Err(Direct::NoMatch(why)),
             Ok(id) if self.led.as_ref().is_some_and(|(netns, _)| *netns == id) => return,
             Ok(id) => {

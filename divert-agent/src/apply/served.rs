@@ -38,6 +38,8 @@ use crate::splice::{Pod, Workers};
 #[derive(Debug)]
 pub(super) struct Common {
     pub(super) ranges: LabelRanges,
+    /// What of them leads to labels: all but addresses that are somebody's.
+    pub(super) routed: Vec<Prefix>,
     pub(super) ports: Vec<u16>,
     /// Entry of `ports` to begin with where no trace of a predecessor is found.
     pub(super) first_port: usize,
@@ -125,14 +127,10 @@ impl Served {
         let slot = Arc::new(hooks.pod_slot().map_err(failed("registering it with the hooks"))?);
         let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender(), common.limits, Arc::clone(&slot)));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
-        for range in Prefix::of_labels(&common.ranges) {
-            // IPv6 may be switched off though there are addresses.
-            let listens = range.address.is_ipv4() || first.v6.is_some();
-            if let Some(source) = sources.of(&range).filter(|_| listens) {
-                let route = LabelRoute { range, source: Some(source), metric: port.into() };
-                socket.add(&route).map_err(failed("adding a label route"))?;
-                routes.routes.push(route);
-            }
+        // IPv6 may be switched off though there are addresses.
+        for route in label_routes(common, sources, first.v6.is_some(), port) {
+            socket.add(&route).map_err(failed("adding a label route"))?;
+            routes.routes.push(route);
         }
         remove_leftovers(&mut socket, &pod.netns, &present);
         routes.heed(rules)?;
@@ -191,13 +189,13 @@ impl Served {
         common.workers.close(self.id());
     }
 
-    /// Checks that listeners and routes are there, as recorded, and adds a route that is not.
+    /// Checks that listeners and routes are there, and makes the routes what they should be.
     ///
     /// What cannot be looked at is not known to be amiss: the pod is served as it is.
     ///
     /// # Errors
     /// What is missing or in the way: the pod is to be closed, and opened anew if it can be.
-    pub(super) fn check(&self, common: &Common, plan: &PodPlan, held: &Addresses) -> Result<(), Direct> {
+    pub(super) fn check(&mut self, common: &Common, plan: &PodPlan, held: &Addresses) -> Result<(), Direct> {
         match self.look(common, plan, held) {
             Ok(()) => self.unseen.store(false, Ordering::Relaxed),
             Err(Amiss::Known(what)) => return Err(what),
@@ -210,7 +208,7 @@ impl Served {
         Ok(())
     }
 
-    fn look(&self, common: &Common, plan: &PodPlan, held: &Addresses) -> Result<(), Amiss> {
+    fn look(&mut self, common: &Common, plan: &PodPlan, held: &Addresses) -> Result<(), Amiss> {
         if !held.loopback_is_up {
             return Err(Direct::LoopbackDown.into());
         }
@@ -232,10 +230,20 @@ impl Served {
             .map_err(unseen("opening a route socket in its namespace"))?;
         let present = socket.list().map_err(unseen("listing the routes of its namespace"))?;
         check_overlap(&present)?;
-        for route in self.routes.routes.iter().filter(|it| !present.labels.contains(it)) {
-            warn!(pod = %self.pod.pod, range = %route.range, "somebody removed the label route: adding it again");
+        in_label_range(common, plan)?;
+        let (_, v6) = self.families();
+        let wanted = label_routes(common, self.sources, v6, self.port);
+        // New ones first: a label may be led to by one that goes.
+        for route in wanted.iter().filter(|it| !present.labels.contains(it)) {
+            if self.routes.routes.contains(route) {
+                warn!(pod = %self.pod.pod, range = %route.range, "somebody removed the label route: adding it again");
+            }
             socket.add(route).map_err(failed("adding a label route again"))?;
         }
+        for route in self.routes.routes.iter().filter(|it| !wanted.contains(it)) {
+            socket.remove(route).map_err(failed("removing a label route"))?;
+        }
+        self.routes.routes = wanted;
         Ok(())
     }
 
@@ -338,7 +346,8 @@ impl PodRoutes {
                     true => Amiss::Known(Direct::OwnersUnknown),
                     false => unseen("listing the sockets in its namespace")(error),
                 })?;
-                for LabelRoute { range, source, .. } in &self.routes {
+                let one_of = |v4| self.routes.iter().find(move |it| it.range.address.is_ipv4() == v4);
+                for LabelRoute { range, source, .. } in [true, false].into_iter().filter_map(one_of) {
                     let label = last_label(&self.ranges, range);
                     let passes = source.map_or(Ok(true), |source| loopback::lets_pass(netns, source, label));
                     if !passes.map_err(unseen("connecting over its loopback"))? {
@@ -371,6 +380,26 @@ fn last_label(ranges: &LabelRanges, range: &Prefix) -> IpAddr {
 /// One of these sockets that does not listen any more.
 fn closed(sockets: &BTreeSet<u32>, listening: &BTreeMap<u32, SocketAddr>) -> Option<u32> {
     sockets.iter().find(|it| !listening.contains_key(it)).copied()
+}
+
+/// A pod's routes to labels, by its address of each family.
+fn label_routes(common: &Common, sources: Sources, v6: bool, port: u16) -> Vec<LabelRoute> {
+    let route = |range: &Prefix| {
+        let source = sources.of(range).filter(|_| range.address.is_ipv4() || v6)?;
+        Some(LabelRoute { range: *range, source: Some(source), metric: port.into() })
+    };
+    common.routed.iter().filter_map(route).collect()
+}
+
+/// A pod whose own address lies in a label range has a route of its own into it, to wherever others of its network are.
+pub(super) fn in_label_range(common: &Common, plan: &PodPlan) -> Result<(), Direct> {
+    let within = |it: &&IpAddr| common.ranges.contains(**it);
+    let Some(&address) = plan.addresses.iter().find(within) else { return Ok(()) };
+    let ranges = Prefix::of_labels(&common.ranges);
+    match ranges.into_iter().find(|range| range.overlaps(&Prefix::host(address.to_canonical()))) {
+        Some(range) => Err(Direct::AddressInLabelRange { range, address }),
+        None => Ok(()),
+    }
 }
 
 fn check_overlap(present: &Routes) -> Result<(), Direct> {

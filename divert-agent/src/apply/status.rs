@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::kernel::netns_find::NoMatch;
 use crate::kernel::routes::Prefix;
-use crate::plan::PodRef;
+use crate::plan::{PodRef, ServiceRef};
 
 /// The state of the kernel, listeners and routing table, as last checked.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -24,6 +24,8 @@ pub struct Status {
     pub direct: BTreeMap<PodRef, Direct>,
     /// Captured destinations, over all sets.
     pub captures: usize,
+    /// Destinations that are not captured, as their addresses lie in a label range, and the service meant.
+    pub left_out: Vec<LeftOut>,
     /// Captures that the kernel has refused so far, or not let go.
     pub unsettled: usize,
     /// Labels of former captures that connections may still arrive on.
@@ -38,6 +40,27 @@ pub struct Status {
     pub steps: u64,
     /// How long carrying out steps of the plan has taken so far.
     pub applying: Duration,
+}
+
+/// A destination that is not captured, as its address lies in a label range.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct LeftOut {
+    /// The destination.
+    pub address: SocketAddr,
+    /// The service that it is one of.
+    pub service: Option<ServiceRef>,
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connections to {}", self.address)?;
+        if let Some(service) = &self.service {
+            write!(f, " of {service}")?;
+        }
+        f.write_str(
+            " are not captured, as it lies in a label range: choose another with --label-range-v4 or --label-range-v6",
+        )
+    }
 }
 
 /// Why a pod's connections are left direct.
@@ -58,7 +81,7 @@ pub enum Direct {
         /// The route.
         route: Prefix,
     },
-    /// An address of the plan lies in a label range: no pod is served at all.
+    /// Its own address lies in a label range; or others' do that cannot be left out of it, and no pod is served at all.
     AddressInLabelRange {
         /// The label range.
         range: Prefix,

@@ -1,6 +1,6 @@
 //! Which endpoints of a developer's service take the requests for one port.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::ports::corresponding;
@@ -24,8 +24,8 @@ fn counts(settings: &Settings, slice: &EndpointSlice, endpoint: &Endpoint) -> bo
     }
 }
 
-/// Endpoints of a Service that count, with each TCP port of their slice. Those whose address is another Pod's by now
-/// do not.
+/// Endpoints of a Service that count, with each TCP port of their slice. Those whose address is another Pod's by now do
+/// not, nor those that cannot be connected to from inside a pod, as their address stands for something else there.
 pub(super) fn endpoints<'a>(
     world: &'a World,
     settings: &'a Settings,
@@ -37,7 +37,9 @@ pub(super) fn endpoints<'a>(
         .flat_map(move |slice| {
             slice.ports.iter().flat_map(move |port| {
                 let counting = slice.endpoints.iter().filter(move |endpoint| {
-                    counts(settings, slice, endpoint) && !world.is_strangers(&service.service, endpoint)
+                    counts(settings, slice, endpoint)
+                        && !settings.label_ranges.contains(endpoint.address)
+                        && !world.is_strangers(&service.service, endpoint)
                 });
                 counting.map(move |endpoint| (port, endpoint))
             })
@@ -56,6 +58,13 @@ fn only_foreign(world: &World, settings: &Settings, service: &Service) -> bool {
         slice.endpoints.iter().any(|endpoint| counts(settings, slice, endpoint))
     });
     any && !counting
+}
+
+/// An address of a Service's endpoints that lies in a label range, if one does.
+fn in_label_range(world: &World, settings: &Settings, service: &Service) -> Option<IpAddr> {
+    let slices = world.slices(&service.service.namespace, &service.service.name);
+    let endpoints = slices.flat_map(|slice| &slice.endpoints).map(|endpoint| endpoint.address);
+    endpoints.filter(|address| settings.label_ranges.contains(*address)).min()
 }
 
 /// Endpoints that take requests for one port.
@@ -113,6 +122,8 @@ pub(super) fn available(
         };
         return Err(if only_foreign(world, settings, developer) {
             Unavailable::EndpointsNotPods
+        } else if let Some(address) = in_label_range(world, settings, developer) {
+            Unavailable::AddressInLabelRange { address }
         } else if elsewhere() {
             Unavailable::NoLocalEndpoints
         } else {

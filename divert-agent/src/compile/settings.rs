@@ -1,10 +1,12 @@
 //! What the operator of the agent decides about who goes where.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use clap::Args;
+use divert_common::label::{self, INDEX_MASK, LabelRanges, V4_PREFIX, V6_PREFIX};
 
 /// What the operator of the agent decides.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub struct Settings {
     pub key: Arc<str>,
     /// The node whose pods connect; `None` where there are no others.
     pub node: Option<Arc<str>>,
+    /// Addresses that stand for captured destinations inside pods. What has one cannot be reached from there.
+    pub label_ranges: LabelRanges,
 }
 
 /// Which EndpointSlices count.
@@ -72,6 +76,19 @@ pub struct SettingsArgs {
     /// Baggage members that carry the key, in order. People are told the first.
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_values = KEYS)]
     pub(crate) key: Vec<String>,
+    /// IPv4 /10 that stands for captured destinations inside pods; must be used for nothing else.
+    #[arg(long, value_name = "ADDRESS", default_value_t = label::DEFAULT_V4, value_parser = parse_range_v4)]
+    label_range_v4: Ipv4Addr,
+    /// IPv6 /64 likewise.
+    #[arg(long, value_name = "ADDRESS", default_value_t = label::DEFAULT_V6, value_parser = parse_range_v6)]
+    label_range_v6: Ipv6Addr,
+}
+
+impl SettingsArgs {
+    /// Addresses that stand for captured destinations.
+    pub fn label_ranges(&self) -> LabelRanges {
+        LabelRanges { v4: self.label_range_v4, v6: self.label_range_v6 }
+    }
 }
 
 /// What kubeadm and most others set up.
@@ -87,6 +104,8 @@ impl Default for SettingsArgs {
             opaque_ports: None,
             cluster_domain: CLUSTER_DOMAIN.into(),
             key: KEYS.map(str::to_owned).into(),
+            label_range_v4: label::DEFAULT_V4,
+            label_range_v6: label::DEFAULT_V6,
         }
     }
 }
@@ -95,6 +114,7 @@ impl From<SettingsArgs> for Settings {
     fn from(args: SettingsArgs) -> Self {
         let defaults = Self::default();
         Self {
+            label_ranges: args.label_ranges(),
             shared_namespaces: args.shared_namespaces.map(|names| names.into_iter().map(Arc::from).collect()),
             opaque_ports: args.opaque_ports.unwrap_or(defaults.opaque_ports),
             cluster_domain: args.cluster_domain.trim_matches('.').to_ascii_lowercase().into(),
@@ -102,6 +122,26 @@ impl From<SettingsArgs> for Settings {
             ..Self::default()
         }
     }
+}
+
+fn parse_range_v4(text: &str) -> Result<Ipv4Addr, String> {
+    let address: Ipv4Addr = text.parse().map_err(|_| format!("`{text}` is no IPv4 address"))?;
+    match address.to_bits() & INDEX_MASK {
+        0 => Ok(address),
+        _ => Err(not_the_first(V4_PREFIX)),
+    }
+}
+
+fn parse_range_v6(text: &str) -> Result<Ipv6Addr, String> {
+    let address: Ipv6Addr = text.parse().map_err(|_| format!("`{text}` is no IPv6 address"))?;
+    match address.to_bits() & u128::from(u64::MAX) {
+        0 => Ok(address),
+        _ => Err(not_the_first(V6_PREFIX)),
+    }
+}
+
+fn not_the_first(prefix: u8) -> String {
+    format!("it is not the first address of a /{prefix}: its low bits must be zero")
 }
 
 /// `443` or `9092-9094`.
@@ -122,6 +162,7 @@ impl Default for Settings {
             cluster_domain: CLUSTER_DOMAIN.into(),
             key: KEYS[0].into(),
             node: None,
+            label_ranges: LabelRanges::default(),
         }
     }
 }
@@ -161,6 +202,15 @@ mod tests {
         for bad in ["x", "0", "65536", "2-1", "1-", "-1"] {
             let error = settings(&["--opaque-ports", bad]).err();
             assert!(error.is_some(), "{bad}");
+        }
+        let ranges = settings(&["--label-range-v4", "240.128.0.0", "--label-range-v6", "fd00:1::"]);
+        let expected = LabelRanges { v4: Ipv4Addr::new(240, 128, 0, 0), v6: "fd00:1::".parse().unwrap() };
+        assert_eq!(ranges.unwrap().label_ranges, expected);
+        for (option, bad, prefix) in
+            [("--label-range-v4", "240.64.0.1", "/10"), ("--label-range-v6", "fd00::1", "/64")]
+        {
+            let error = settings(&[option, bad]).unwrap_err();
+            assert!([option, bad, prefix].iter().all(|word| error.contains(word)), "{error}");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::hosts::HostRow;
 use super::judge::Judge;
 use super::ports::may_be_http;
 use crate::plan::Unavailable;
-use crate::world::{Asks, Divert, DivertRef, Pair, Service, World};
+use crate::world::{Asks, Divert, DivertRef, Pair, Service, ServiceKind, World};
 
 /// A condition as in the status of a Divert.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -62,6 +62,8 @@ pub enum RowReason {
     EndpointsNotPods,
     /// Those that take requests are on other nodes than the one that this is about.
     NoLocalEndpoints,
+    /// Agents leave addresses of one of the two out.
+    AddressInLabelRange,
 }
 
 /// What its author sees of a Divert.
@@ -221,6 +223,16 @@ fn availability(
         );
         return (0, RowReason::NotHTTP, message);
     }
+    if let ServiceKind::ClusterIps(ips) = &shared.kind
+        && let Some(address) = ips.iter().find(|ip| settings.label_ranges.contains(**ip))
+    {
+        let message = format!(
+            "connections to {address} of {} are not captured, as it lies in the label range of the agents: choose \
+             another range with --label-range-v4 or --label-range-v6 (agent.labelRangeV4 and V6 of the chart)",
+            shared.service
+        );
+        return (0, RowReason::AddressInLabelRange, message);
+    }
     let mut ready = 0;
     let mut trouble = None;
     for port in http {
@@ -259,6 +271,14 @@ fn availability(
                 own.service
             );
             (RowReason::NoLocalEndpoints, message)
+        }
+        Some(Unavailable::AddressInLabelRange { address }) => {
+            let message = format!(
+                "the endpoint {address} of {} lies in the label range of the agents, so that no pod reaches it: choose \
+                 another range with --label-range-v4 or --label-range-v6 (agent.labelRangeV4 and V6 of the chart)",
+                own.service
+            );
+            (RowReason::AddressInLabelRange, message)
         }
     };
     (ready, reason, message)

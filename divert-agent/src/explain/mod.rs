@@ -301,5 +301,8 @@ fn unavailable(why: &Unavailable) -> String {
         Unavailable::NoLocalEndpoints => {
             "none of its endpoints on this node is ready, and its internalTrafficPolicy is Local".into()
         }
+        Unavailable::AddressInLabelRange { address } => {
+            format!("its endpoint {address} lies in the label range, so that no pod reaches it")
+        }
     }
 }

@@ -224,7 +224,7 @@ fn overview(statuses: &[AgentStatus]) -> String {
             let full = "the agent has as many connections as it can (--max-connections): new ones go direct";
             troubles.push_str(&format!("\n{node}: {full}\n"));
         }
-        for trouble in &status.troubles {
+        for trouble in status.left_out.iter().chain(&status.troubles) {
             troubles.push_str(&format!("\n{node}: {trouble}\n"));
         }
     }

@@ -51,6 +51,30 @@ impl Prefix {
         Self { address, length: if address.is_ipv4() { 32 } else { 128 } }
     }
 
+    /// The prefixes that have all of it but these addresses.
+    pub fn without(self, addresses: &[IpAddr]) -> Vec<Self> {
+        let mut parts = Vec::new();
+        self.split(addresses, &mut parts);
+        parts
+    }
+
+    fn split(self, addresses: &[IpAddr], parts: &mut Vec<Self>) {
+        if !addresses.iter().any(|address| self.overlaps(&Self::host(*address))) {
+            parts.push(self);
+            return;
+        }
+        let bit = u32::from(self.length);
+        let upper = match self.address {
+            IpAddr::V4(it) if bit < 32 => IpAddr::from(Ipv4Addr::from_bits(it.to_bits() | 1 << (31 - bit))),
+            IpAddr::V6(it) if bit < 128 => IpAddr::from(Ipv6Addr::from_bits(it.to_bits() | 1 << (127 - bit))),
+            // One of the addresses itself.
+            _ => return,
+        };
+        for address in [self.address, upper] {
+            Self { address, length: self.length + 1 }.split(addresses, parts);
+        }
+    }
+
     /// Whether one contains the other. A default route overlaps nothing: all else is more specific.
     pub fn overlaps(&self, other: &Self) -> bool {
         let shorter = self.length.min(other.length);
@@ -69,16 +93,10 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The label range that contains `address`, if one does: then the range cannot be used.
-pub fn label_range_of(ranges: &LabelRanges, address: IpAddr) -> Option<Prefix> {
-    let host = Prefix::host(address.to_canonical());
-    Prefix::of_labels(ranges).into_iter().find(|it| it.overlaps(&host))
-}
-
 /// A label route, one's own or another agent's.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct LabelRoute {
-    /// Which range.
+    /// Which range, or part of one.
     pub range: Prefix,
     /// The source address that connections to labels get: the pod's.
     pub source: Option<IpAddr>,
@@ -182,8 +200,13 @@ impl Routes {
         let Some(prefix) = address.map(|address| Prefix { address, length }) else { return };
         let Some(range) = ranges.iter().find(|it| it.overlaps(&prefix)) else { return };
         match message.header.kind {
-            RouteType::Local if *range == prefix && device == Some(LOOPBACK) => {
-                self.labels.push(LabelRoute { range: *range, source, metric });
+            // The kernel makes routes of this kind for addresses of lo, and says so.
+            RouteType::Local
+                if device == Some(LOOPBACK)
+                    && (*range == prefix
+                        || message.header.protocol == PROTOCOL && prefix.length > range.length) =>
+            {
+                self.labels.push(LabelRoute { range: prefix, source, metric });
             }
             // Nobody is reached that way: the range is free.
             RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit | RouteType::Throw => {}
@@ -260,13 +283,23 @@ mod tests {
     }
 
     #[test]
-    fn an_address_in_a_label_range_is_told() {
-        let ranges = LabelRanges::default();
-        assert_eq!(label_range_of(&ranges, "10.0.0.1".parse().unwrap()), None);
-        assert_eq!(label_range_of(&ranges, "240.127.0.1".parse().unwrap()), Some(prefix("240.64.0.0/10")));
-        let mapped = "::ffff:240.64.0.1".parse().unwrap();
-        assert_eq!(label_range_of(&ranges, mapped), Some(prefix("240.64.0.0/10")));
-        let v6 = "fdd1:7e27::ffff:ffff:ffff".parse().unwrap();
-        assert_eq!(label_range_of(&ranges, v6), Some(prefix("fdd1:7e27::/64")));
+    fn a_range_without_some_addresses_has_all_others_once() {
+        let range = prefix("240.64.0.0/10");
+        assert_eq!(range.without(&[]), [range]);
+        assert_eq!(range.without(&["10.0.0.1".parse().unwrap(), "fdd1:7e27::1".parse().unwrap()]), [range]);
+        let holes = ["240.64.0.0", "240.64.0.3", "240.127.255.255"].map(|it| it.parse().unwrap());
+        let parts = range.without(&holes);
+        let has = |address: IpAddr| parts.iter().filter(|part| part.overlaps(&Prefix::host(address))).count();
+        for hole in holes {
+            assert_eq!(has(hole), 0, "{hole}");
+        }
+        for other in ["240.64.0.1", "240.64.0.2", "240.64.0.4", "240.100.1.2", "240.127.255.254"] {
+            assert_eq!(has(other.parse().unwrap()), 1, "{other}");
+        }
+        let size: u64 = parts.iter().map(|part| 1 << (32 - part.length)).sum();
+        assert_eq!(size, (1 << 22) - 3);
+        let v6 = prefix("fdd1:7e27::/64").without(&["fdd1:7e27::7".parse().unwrap()]);
+        assert_eq!(v6.len(), 64);
+        assert!(prefix("240.64.0.1/32").without(&["240.64.0.1".parse().unwrap()]).is_empty());
     }
 }

@@ -56,6 +56,7 @@ impl Answer<'_> {
             Answer::Unavailable(_, Unavailable::PortMismatch { .. }) => "PortMismatch",
             Answer::Unavailable(_, Unavailable::EndpointsNotPods) => "EndpointsNotPods",
             Answer::Unavailable(_, Unavailable::NoLocalEndpoints) => "NoLocalEndpoints",
+            Answer::Unavailable(_, Unavailable::AddressInLabelRange { .. }) => "AddressInLabelRange",
             Answer::Unreachable(_, unreachable) if unreachable.timed_out() => "ConnectTimeout",
             Answer::Unreachable(..) => "ConnectFailed",
             Answer::Ended(_) => "UpstreamEnded",
@@ -85,6 +86,9 @@ impl Answer<'_> {
             ),
             Answer::Unavailable(service, Unavailable::NoLocalEndpoints) => format!(
                 "{service} has no ready endpoint on the node of the calling pod, and its internalTrafficPolicy is Local; set that to Cluster, or run a pod of it there."
+            ),
+            Answer::Unavailable(service, Unavailable::AddressInLabelRange { address }) => format!(
+                "The endpoint {address} of {service} lies in the label range of the agent, so that no pod reaches it; choose another with --label-range-v4 or --label-range-v6."
             ),
             Answer::Ended(service) => {
                 format!("The connection to {service} ended before it answered; look at its pods.")

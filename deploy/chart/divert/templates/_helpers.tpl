@@ -56,6 +56,8 @@ app.kubernetes.io/component: {{ .part }}
 {{- define "divert.settings" -}}
 - "--cluster-domain={{ .Values.settings.clusterDomain }}"
 - "--key={{ join "," .Values.agent.keys }}"
+- "--label-range-v4={{ .Values.agent.labelRangeV4 }}"
+- "--label-range-v6={{ .Values.agent.labelRangeV6 }}"
 {{- with .Values.settings.sharedNamespaces }}
 - "--shared-namespaces={{ join "," . }}"
 {{- end }}

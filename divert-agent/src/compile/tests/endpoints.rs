@@ -1,5 +1,7 @@
 //! Which endpoints of a developer's service take requests.
 
+use divert_common::label::LabelRanges;
+
 use super::*;
 use crate::world::WorldChange;
 
@@ -396,4 +398,27 @@ fn affinity_is_that_of_a_service_with_an_address() {
     assert!(!by_client("clusterIP: None, sessionAffinity: ClientIP"));
     assert!(!by_client("sessionAffinity: None"));
     assert!(!by_client("clusterIP: 10.96.1.12"));
+}
+
+#[test]
+fn an_endpoint_in_a_label_range_does_not_count_and_stops_no_other() {
+    // Any tenant who may write slices can name one.
+    let bad = "{addresses: [240.64.7.7]}";
+    assert_eq!(route(&[endpoints("a", &format!("{{addresses: [10.0.1.1]}}, {bad}"))]), "10.0.1.1:8080");
+    assert_eq!(route(&[endpoints("a", bad)]), "AddressInLabelRange { address: 240.64.7.7 }");
+    let elsewhere = LabelRanges { v4: [240, 128, 0, 0].into(), ..LabelRanges::default() };
+    let settings = Settings { label_ranges: elsewhere, ..Settings::default() };
+    let ports = "ports: [{name: http, port: 8080}]";
+    assert_eq!(route_with(settings, ports, &[endpoints("a", bad)]), "240.64.7.7:8080");
+    // Of the shared service, too: all its other addresses are captured.
+    let documents = [
+        staging_and_alice(),
+        vec![
+            slice("staging", "catalog", "b", &format!("{PORT}endpoints: [{bad}]")),
+            divert("alice", "d", "sharedNamespace: staging"),
+        ],
+    ];
+    let planner = planner(&documents.concat());
+    assert_eq!(capture_at(&planner, "240.64.7.7:8080"), None);
+    assert!(capture_at(&planner, "10.0.0.12:8080").is_some());
 }

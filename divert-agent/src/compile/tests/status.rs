@@ -150,3 +150,31 @@ fn what_is_not_http_is_left_alone_and_keeps_no_divert_from_being_ready() {
         ("Ready", "catalog run in alice; no HTTP, left alone: kafka".to_owned())
     );
 }
+
+#[test]
+fn what_lies_in_the_label_range_is_named() {
+    let told = |own: &str, shared_ip: &str| {
+        let ports = "ports: [{name: http, port: 8080}]";
+        let endpoints = format!("addressType: IPv4\n{ports}\nendpoints: [{{addresses: [{own}]}}]");
+        let documents = [
+            shared_namespace("staging"),
+            namespace("alice"),
+            service("staging", "catalog", &format!("clusterIP: {shared_ip}, {ports}")),
+            service("alice", "catalog", ports),
+            slice("alice", "catalog", "catalog-1", &endpoints),
+            divert("alice", "d", "sharedNamespace: staging"),
+        ];
+        let (rows, _, message) = status(&documents, "alice/d");
+        (rows[0].clone(), message)
+    };
+    assert_eq!(told("10.0.1.1", "10.96.0.1").0, "catalog 1 Ready");
+    let (row, message) = told("240.64.7.7", "10.96.0.1");
+    assert_eq!(row, "catalog 0 AddressInLabelRange");
+    assert!(
+        message.contains("240.64.7.7 of alice/catalog") && message.contains("--label-range-v4"),
+        "{message}"
+    );
+    let (row, message) = told("10.0.1.1", "240.64.7.7");
+    assert_eq!(row, "catalog 0 AddressInLabelRange");
+    assert!(message.contains("240.64.7.7 of staging/catalog are not captured"), "{message}");
+}
