@@ -321,7 +321,6 @@ mod tests {
             steps in prop::collection::vec((0..4_u8, 0..3_usize, any::<bool>()), 0..30),
             last in prop::collection::btree_set(0..3_usize, 0..3),
         ) {
-            const NAMES: [&str; 3] = ["a", "b", "c"];
             let step = |(kind, name, ends): (u8, usize, bool)| (match kind {
                 0 => Step::Begin,
                 1 => Step::Done,
@@ -342,6 +341,85 @@ mod tests {
             batch.drain(..).for_each(|change| it.world.apply(change, &mut Touched::default()));
             let known: Vec<_> = it.world.references(NAMESPACE).iter().map(|it| it.name.to_string()).collect();
             prop_assert_eq!(known, last.iter().map(|&name| NAMES[name].to_owned()).collect::<Vec<_>>());
+        }
+    }
+
+    /// What a cluster has had, one change after the other: a name, and whether it is there from then on.
+    type History = [(usize, bool)];
+
+    const NAMES: [&str; 3] = ["a", "b", "c"];
+
+    /// As a change of this number made it.
+    fn upsert_by(name: usize, change: usize) -> Step {
+        let Object::Namespace(mut namespace) = namespace(NAMES[name]) else { unreachable!() };
+        namespace.labels.insert("change".into(), change.to_string().into());
+        Step::Upsert(Object::Namespace(namespace))
+    }
+
+    /// What there is after the first changes, and which of them made it so.
+    fn state_at(history: &History, changes: usize) -> BTreeMap<usize, usize> {
+        let mut state = BTreeMap::new();
+        for (change, (name, there)) in history[..changes].iter().enumerate() {
+            match there {
+                true => state.insert(*name, change),
+                false => state.remove(name),
+            };
+        }
+        state
+    }
+
+    /// What one watch says: a list as of some change, and those behind it up to another. A list that breaks off has half
+    /// of it, and nothing behind.
+    fn watched(history: &History, listed: usize, to: usize, breaks_off: bool) -> Vec<Step> {
+        let state = state_at(history, listed);
+        let had = if breaks_off { state.len() / 2 } else { state.len() };
+        let list = state.into_iter().take(had).map(|(name, change)| upsert_by(name, change));
+        let list = std::iter::once(Step::Begin).chain(list);
+        if breaks_off {
+            return list.chain([Step::Trouble("reset".into())]).collect();
+        }
+        let changes = (listed..to.max(listed)).map(|change| match history[change] {
+            (name, true) => upsert_by(name, change),
+            (name, false) => Step::Delete(reference(NAMES[name])),
+        });
+        list.chain([Step::Done]).chain(changes).collect()
+    }
+
+    proptest! {
+        /// Whatever watches break off where, whatever lists are older than what was known already, and however all of
+        /// it is cut into batches: once the last watch is through, the world is what there is.
+        #[test]
+        fn once_a_watch_is_through_the_world_is_what_there_is(
+            history in prop::collection::vec((0..NAMES.len(), any::<bool>()), 0..20),
+            watches in prop::collection::vec(
+                (any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>()), 0..5),
+            last in any::<prop::sample::Index>(),
+            ends in prop::collection::vec(any::<bool>(), 1..50),
+        ) {
+            let now = history.len();
+            let watches = watches.into_iter().map(|(listed, to, breaks_off)| {
+                watched(&history, listed.index(now + 1), to.index(now + 1), breaks_off)
+            });
+            let steps = watches.chain([watched(&history, last.index(now + 1), now, false)]).flatten();
+            let mut it = Follower::new(&[NAMESPACE]);
+            let mut batch = Vec::new();
+            for (step, ends) in steps.zip(ends.into_iter().cycle()) {
+                batch.extend(it.sync.take(&it.world, NAMESPACE, step));
+                if ends {
+                    batch.drain(..).for_each(|change| it.world.apply(change, &mut Touched::default()));
+                    it.sync.begin_batch();
+                }
+            }
+            batch.drain(..).for_each(|change| it.world.apply(change, &mut Touched::default()));
+            let known = |name: &&str| {
+                let change = it.world.namespace(name)?.labels.get("change")?;
+                Some(((*name).to_owned(), change.to_string()))
+            };
+            let known: Vec<_> = NAMES.iter().filter_map(known).collect();
+            let there = state_at(&history, now).into_iter();
+            let there: Vec<_> = there.map(|(name, change)| (NAMES[name].to_owned(), change.to_string())).collect();
+            prop_assert_eq!(known, there);
+            prop_assert!(it.sync.is_complete());
         }
     }
 
