@@ -95,7 +95,7 @@ impl Args {
 /// When a part cannot be started, a contender answers wrongly, or it is interrupted.
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.list {
-        let others = [idle::NAME, hook::NAME, change::NAME, scale::NAME];
+        let others = [idle::NAME, hook::NAME, change::NAME, scale::NAME, scale::FROM_PODS, scale::HOSTS];
         LOADS.iter().map(|load| load.name).chain(others).for_each(|name| println!("{name}"));
         return Ok(());
     }
@@ -146,10 +146,7 @@ fn measure(args: &Args, effort: Effort, programs: &Programs, figures: &mut Figur
         }
         town.close()?;
     }
-    if args.wants(scale::NAME) {
-        scale::measure(effort, programs, figures)?;
-    }
-    Ok(())
+    scale::measure(|name| args.wants(name), effort, programs, figures)
 }
 
 /// Ten thousand connections need ten thousand descriptors, here and in every child.

@@ -172,6 +172,18 @@ const GOALS: &[Goal] = &[
         decimals: 2,
         values: |it| scaled(it, scale::FROM_PODS, Metric::ChangeMillis, 1.0),
     },
+    Goal {
+        what: "2,000 Ingresses and 30 developers: compile and apply all, s",
+        bound: Bound::AtMost(1.0),
+        decimals: 2,
+        values: |it| scaled(it, scale::HOSTS, Metric::WholeSeconds, 1.0),
+    },
+    Goal {
+        what: "2,000 Ingresses and 30 developers: compile and apply the change of one Ingress, ms",
+        bound: Bound::AtMost(10.0),
+        decimals: 2,
+        values: |it| scaled(it, scale::HOSTS, Metric::ChangeMillis, 1.0),
+    },
 ];
 
 /// Judges the goals of which something was measured.

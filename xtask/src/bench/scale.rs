@@ -1,7 +1,10 @@
-//! A large cluster: what the agent takes to compile and apply all of it, and a change of one endpoint.
+//! A large cluster: what the agent takes to compile and apply all of it, and a change of one endpoint, or of one Ingress.
 //!
-//! 10,000 Services with 100,000 endpoints, 1,000 of them diverted by 50 developers. Times are the agent's own
-//! (divert_change_seconds_total); reading the manifests is not in them, as a cluster is not read from files.
+//! 10,000 Services with 100,000 endpoints, 1,000 of them diverted by 50 developers; and 2,000 Ingresses before 200
+//! Services, half of them for hosts of 30 developers. Times are the agent's own (divert_change_seconds_total);
+//! reading the manifests is not in them, as a cluster is not read from files.
+
+mod hosts;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -23,6 +26,37 @@ use crate::interrupt;
 pub(super) const NAME: &str = "scale";
 /// The same on a node that runs a pod of a developer: all of the shared namespace is captured for it.
 pub(super) const FROM_PODS: &str = "scale-from-pods";
+pub(super) use hosts::NAME as HOSTS;
+
+/// A cluster, and a change of it.
+struct Cluster {
+    /// The scenario.
+    name: &'static str,
+    title: &'static str,
+    /// Pods of the node.
+    pods: &'static [&'static str],
+    /// All but what changes.
+    objects: fn(&Lab) -> Vec<Value>,
+    /// What changes, in a file of its own: with one thing less, or as at the beginning.
+    changed: fn(&Lab, bool) -> Result<Vec<Value>>,
+    /// Captures that go with the one thing.
+    fewer: usize,
+}
+
+const CLUSTERS: [Cluster; 3] = [
+    Cluster { name: NAME, title: TITLE, pods: &["staging/client"], objects, changed, fewer: 1 },
+    Cluster {
+        name: FROM_PODS,
+        title: "the same, on a node with a pod of a developer",
+        pods: &["staging/client", "developer00/client"],
+        objects,
+        changed,
+        // An endpoint's address is captured once for everyone, and once more for the developer's pod.
+        fewer: 2,
+    },
+    hosts::CLUSTER,
+];
+
 const TITLE: &str =
     "compile and apply: 10,000 Services, 1,000 of them diverted by 50 developers, 100,000 endpoints";
 
@@ -37,29 +71,34 @@ const ENDPOINTS: (usize, usize) = (11, 6);
 const CHANGED: usize = 7;
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Measures with and without a developer's pod on the node.
+/// Measures each of them that is wanted.
 ///
 /// # Errors
 /// When the agent does not come to what the manifests say.
-pub(super) fn measure(effort: Effort, programs: &Programs, figures: &mut Figures) -> Result<()> {
-    for (name, pods) in
-        [(NAME, &["staging/client"][..]), (FROM_PODS, &["staging/client", "developer00/client"])]
-    {
+pub(super) fn measure(
+    wanted: impl Fn(&str) -> bool,
+    effort: Effort,
+    programs: &Programs,
+    figures: &mut Figures,
+) -> Result<()> {
+    for cluster in CLUSTERS.iter().filter(|cluster| wanted(cluster.name)) {
         for _ in 0..effort.rounds.min(3) {
-            once(name, pods, programs, figures).with_context(|| name.to_owned())?;
+            once(cluster, programs, figures).with_context(|| cluster.name.to_owned())?;
         }
-        let title = if name == NAME { TITLE } else { "the same, on a node with a pod of a developer" };
-        report::print_scenario(name, title, figures);
+        report::print_scenario(cluster.name, cluster.title, figures);
     }
     Ok(())
 }
 
-fn once(name: &'static str, pods: &[&str], programs: &Programs, figures: &mut Figures) -> Result<()> {
+fn once(cluster: &Cluster, programs: &Programs, figures: &mut Figures) -> Result<()> {
+    let Cluster { name, pods, objects, changed, fewer, .. } = *cluster;
     interrupt::check()?;
     let lab = Lab::new(pods)?;
     let manifests = Manifests::new(&lab.folder().join("manifests"))?;
+    let put_changed =
+        |less: bool| -> Result<()> { manifests.put_json("changed", &changed(&lab, less)?).map(drop) };
     manifests.put_json("all", &objects(&lab))?;
-    put_changed(&manifests, ENDPOINTS.0)?;
+    put_changed(false)?;
     let mut agent = Agent::launch(&lab, &manifests, &agent_options(&programs.agent))?;
     agent.wait_ready_within(PATIENCE)?;
     figures.add(name, Contender::Divert, Metric::WholeSeconds, taken(&agent)?);
@@ -68,12 +107,10 @@ fn once(name: &'static str, pods: &[&str], programs: &Programs, figures: &mut Fi
     let apply = metrics.lines().find_map(|line| line.strip_prefix(series)?.parse().ok());
     figures.add(name, Contender::Divert, Metric::ApplySeconds, apply.context("apply tells its time")?);
     let captures = agent.metric("divert_captures")?;
-    // An endpoint's address is captured once for everyone, and once more for the developer's pod.
-    let fewer = captures - pods.len() as f64;
-    for (endpoints, expected) in [(ENDPOINTS.0 - 1, fewer), (ENDPOINTS.0, captures)] {
+    for (less, expected) in [(true, captures - fewer as f64), (false, captures)] {
         interrupt::check()?;
         let before = taken(&agent)?;
-        put_changed(&manifests, endpoints)?;
+        put_changed(less)?;
         wait::until_within(PATIENCE, "the change to be carried out", || {
             agent.metric("divert_captures").is_ok_and(|now| now == expected)
         })?;
@@ -118,8 +155,10 @@ fn objects(lab: &Lab) -> Vec<Value> {
     objects
 }
 
-fn put_changed(manifests: &Manifests, endpoints: usize) -> Result<()> {
-    manifests.put_json("changed", &service("staging", CHANGED, CHANGED as u32 + 1, endpoints)).map(drop)
+/// One endpoint of a Service.
+fn changed(_lab: &Lab, less: bool) -> Result<Vec<Value>> {
+    let endpoints = if less { ENDPOINTS.0 - 1 } else { ENDPOINTS.0 };
+    Ok(service("staging", CHANGED, CHANGED as u32 + 1, endpoints).into())
 }
 
 /// A Service and its endpoints, with addresses that no other has.
