@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 
-use crate::world::{Ingress, IngressRef, Route, World};
+use crate::plan::ServiceRef;
+use crate::world::{Ingress, IngressRef, Route, Service, World};
 
 /// The Ingresses, routes and gateways of the world by what they serve.
 pub(super) struct Served<'a> {
@@ -24,7 +25,7 @@ pub(super) struct Naming<'a> {
     created: Option<Timestamp>,
 }
 
-/// Kind, namespace and name of an Ingress, route or gateway.
+/// Kind, namespace and name of an Ingress, route, gateway or Service.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Named<'a> {
     pub(super) kind: &'static str,
@@ -74,6 +75,13 @@ impl<'a> Served<'a> {
             let object = Named { kind: kind.name(), namespace, name };
             let naming = Naming { object, by_rule: kind.is_route(), created: *created };
             for host in hosts {
+                served.named.entry(host).or_default().push(naming);
+            }
+        }
+        for (Service { service: ServiceRef { namespace, name }, .. }, published) in world.all_published() {
+            let object = Named { kind: "Service", namespace, name };
+            for host in &published.hosts {
+                let naming = Naming { object, by_rule: false, created: published.created };
                 served.named.entry(host).or_default().push(naming);
             }
         }

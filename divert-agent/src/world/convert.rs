@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::object::Labels;
 use super::{
     Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Ingress, IngressRef,
-    IngressRule, Namespace, Object, Pod, Route, RouteObject, Selector, Service, ServiceKind, ServicePort,
-    SlicePort, TargetPort,
+    IngressRule, Namespace, Object, Pod, Published, Route, RouteObject, Selector, Service, ServiceKind,
+    ServicePort, SlicePort, TargetPort,
 };
 use crate::api;
 use crate::plan::{PodRef, ServiceRef};
@@ -101,6 +101,14 @@ impl Convert for core::Service {
         let annotations = self.metadata.annotations.as_ref();
         let reconnect =
             annotations.and_then(|it| it.get(api::RECONNECT)).is_some_and(|value| value == "true");
+        let hosts: Vec<_> = annotations
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| is_published(key))
+            .flat_map(|(_, text)| listed(text))
+            .collect();
+        let created = self.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        let published = (!hosts.is_empty()).then(|| Box::new(Published { hosts, created }));
         let client_affinity =
             is_second(spec.session_affinity.as_deref(), ["None", "ClientIP"], "spec.sessionAffinity")?;
         let local_only = is_second(
@@ -117,6 +125,7 @@ impl Convert for core::Service {
             reconnect,
             client_affinity,
             local_only,
+            published,
         }))
     }
 }
@@ -307,7 +316,13 @@ fn is_ingress_host(host: &str) -> bool {
 /// other ingress controllers, and external-dns's.
 fn names_hosts(annotation: &str) -> bool {
     let name = annotation.rsplit_once('/').map_or(annotation, |(_, name)| name);
-    name == "server-alias" || annotation == "external-dns.alpha.kubernetes.io/hostname"
+    name == "server-alias" || is_published(annotation)
+}
+
+/// Whether an annotation names hosts for external-dns, which makes DNS records of them.
+fn is_published(annotation: &str) -> bool {
+    let name = annotation.strip_prefix("external-dns.alpha.kubernetes.io/");
+    matches!(name, Some("hostname" | "internal-hostname"))
 }
 
 /// Hosts or patterns of an annotation, in lower case. Users separate them by commas, or by spaces as nginx does.

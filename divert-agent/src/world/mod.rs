@@ -18,8 +18,8 @@ use std::sync::Arc;
 pub use convert::{Convert, ConvertError};
 pub use object::{
     Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Ingress, IngressRef,
-    IngressRule, Labels, Namespace, Object, ObjectKind, ObjectRef, Pod, Service, ServiceKind, ServicePort,
-    SlicePort, TargetPort,
+    IngressRule, Labels, Namespace, Object, ObjectKind, ObjectRef, Pod, Published, Service, ServiceKind,
+    ServicePort, SlicePort, TargetPort,
 };
 pub use route::{Route, RouteKind, RouteObject};
 pub use selector::{Selector, SelectorError};
@@ -59,7 +59,7 @@ pub struct Touched {
     pub pairs: BTreeSet<Pair>,
     /// Ingresses that came, went or changed.
     pub ingresses: BTreeSet<IngressRef>,
-    /// Whether routes or gateways did.
+    /// Whether routes or gateways did, or hosts that Services publish.
     pub routes: bool,
     /// Addresses that are another Pod's than before; which services that touches, [`World::touch_endpoints`] finds out.
     addresses: HashSet<IpAddr>,
@@ -148,6 +148,12 @@ impl World {
     /// All Services of a namespace, by name.
     pub fn services(&self, namespace: &str) -> impl Iterator<Item = &Service> {
         self.contents.get(namespace).into_iter().flat_map(|contents| contents.services.values())
+    }
+
+    /// Services that publish hosts, of all namespaces, in no order.
+    pub fn all_published(&self) -> impl Iterator<Item = (&Service, &Published)> {
+        let services = self.contents.values().flat_map(|contents| contents.services.values());
+        services.filter_map(|service| Some((service, service.published.as_deref()?)))
     }
 
     /// The EndpointSlices of a Service, by name.
@@ -242,6 +248,7 @@ impl World {
         if old == Some(&service) {
             return;
         }
+        touched.routes |= old.and_then(|old| old.published.as_ref()) != service.published.as_ref();
         if let Some(old) = old {
             touch_selected(contents, old, touched);
         }
@@ -315,6 +322,7 @@ impl World {
             }
             ObjectKind::Service => {
                 if let Some(old) = contents.services.remove(&object.name) {
+                    touched.routes |= old.published.is_some();
                     touch_selected(contents, &old, touched);
                     touched.services.insert(old.service);
                 }

@@ -212,6 +212,17 @@ pub struct Service {
     pub client_affinity: bool,
     /// `internalTrafficPolicy: Local`: only endpoints on the client's node count.
     pub local_only: bool,
+    /// Hosts at which it is served by itself, as a load balancer: what external-dns publishes for it.
+    pub published: Option<Box<Published>>,
+}
+
+/// Hosts that external-dns publishes for a Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Published {
+    /// In lower case; wildcards among them.
+    pub hosts: Vec<Arc<str>>,
+    /// `None` sorts first.
+    pub created: Option<Timestamp>,
 }
 
 impl Service {

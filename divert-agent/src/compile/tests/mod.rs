@@ -9,6 +9,7 @@ pub(crate) mod incremental;
 mod merging;
 mod pods;
 mod ports;
+mod published;
 mod scale;
 mod status;
 

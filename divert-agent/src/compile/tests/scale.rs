@@ -52,6 +52,7 @@ fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2]
             reconnect: false,
             client_affinity: false,
             local_only: false,
+            published: None,
         }),
         Object::EndpointSlice(EndpointSlice {
             name: format!("{}-1", service.name).into(),
