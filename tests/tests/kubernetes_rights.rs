@@ -62,28 +62,30 @@ fn set(rights: &[&str]) -> BTreeSet<String> {
     rights.iter().map(|&it| it.to_owned()).collect()
 }
 
-const READS: [&str; 24] = [
+const READS: [&str; 26] = [
     "list /namespaces",
     "list /pods",
     "list /services",
-    "list apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,virtualservices.networking.istio.io",
+    "list apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,gateways.networking.istio.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,virtualservices.networking.istio.io",
     "list discovery.k8s.io/endpointslices",
     "list divert.dev/diverts",
     "list gateway.networking.k8s.io/gateways",
     "list gateway.networking.k8s.io/grpcroutes",
     "list gateway.networking.k8s.io/httproutes",
+    "list networking.istio.io/gateways",
     "list networking.istio.io/virtualservices",
     "list networking.k8s.io/ingresses",
     "list okteto.com/diverts",
     "watch /namespaces",
     "watch /pods",
     "watch /services",
-    "watch apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,virtualservices.networking.istio.io",
+    "watch apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,gateways.networking.istio.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,virtualservices.networking.istio.io",
     "watch discovery.k8s.io/endpointslices",
     "watch divert.dev/diverts",
     "watch gateway.networking.k8s.io/gateways",
     "watch gateway.networking.k8s.io/grpcroutes",
     "watch gateway.networking.k8s.io/httproutes",
+    "watch networking.istio.io/gateways",
     "watch networking.istio.io/virtualservices",
     "watch networking.k8s.io/ingresses",
     "watch okteto.com/diverts",

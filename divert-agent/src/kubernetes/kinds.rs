@@ -98,7 +98,12 @@ pub(super) fn watch_routes(client: &Client, kind: RouteKind, steps: &Sender<Mess
 fn convert_route(kind: RouteKind, object: DynamicObject) -> Converted {
     let unfit = |error: &dyn std::fmt::Display| Unfit::Nobodys(error.to_string());
     // Objects of a list come without their kind.
-    let value = json!({"kind": kind, "metadata": object.metadata, "spec": object.data.get("spec")});
+    let value = json!({
+        "apiVersion": format!("{}/any", kind.group()),
+        "kind": kind.name(),
+        "metadata": object.metadata,
+        "spec": object.data.get("spec"),
+    });
     let route: RouteObject = serde_json::from_value(value).map_err(|error| unfit(&error))?;
     Ok((route.convert().map_err(|error| unfit(&error))?, None))
 }

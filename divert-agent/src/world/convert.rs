@@ -14,8 +14,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::object::Labels;
 use super::{
     Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Ingress, IngressRef,
-    IngressRule, Namespace, Object, Pod, Published, Route, RouteObject, Selector, Service, ServiceKind,
-    ServicePort, SlicePort, TargetPort,
+    IngressRule, Namespace, Object, Pod, Published, Route, RouteKind, RouteObject, Selector, Service,
+    ServiceKind, ServicePort, SlicePort, TargetPort,
 };
 use crate::api;
 use crate::plan::{PodRef, ServiceRef};
@@ -260,12 +260,14 @@ impl Convert for core::Pod {
 
 impl Convert for RouteObject {
     fn convert(mut self) -> Result<Object, ConvertError> {
+        let kind = RouteKind::of(&self.api_version, &self.kind)
+            .ok_or_else(|| fail("kind", format!("{} of {} is no route", self.kind, self.api_version)))?;
         Ok(Object::Route(Route {
-            kind: self.kind,
+            kind,
             namespace: namespace(&self.metadata)?,
             name: name(&self.metadata)?,
             created: self.metadata.creation_timestamp.as_ref().map(|time| time.0),
-            hosts: self.hosts(),
+            hosts: self.hosts(kind),
         }))
     }
 }

@@ -52,7 +52,7 @@ impl fmt::Display for ObjectKind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Pod => "Pod",
             Self::Ingress => "Ingress",
-            Self::Route(kind) => kind.name(),
+            Self::Route(kind) => return write!(f, "{kind}"),
             Self::Divert(DivertApi::Divert) => "Divert",
             Self::Divert(DivertApi::Okteto) => "Divert.okteto.com",
         })

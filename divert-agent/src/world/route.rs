@@ -6,32 +6,33 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 /// Kinds of them. A cluster has those whose definitions are installed.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum RouteKind {
     /// gateway.networking.k8s.io.
-    #[serde(rename = "HTTPRoute")]
     HttpRoute,
     /// gateway.networking.k8s.io.
-    #[serde(rename = "GRPCRoute")]
     GrpcRoute,
     /// gateway.networking.k8s.io; its listeners name hosts.
     Gateway,
     /// networking.istio.io.
     VirtualService,
+    /// networking.istio.io; its servers name hosts.
+    IstioGateway,
 }
 
 impl RouteKind {
     /// All.
-    pub const ALL: [Self; 4] = [Self::HttpRoute, Self::GrpcRoute, Self::Gateway, Self::VirtualService];
+    pub const ALL: [Self; 5] =
+        [Self::HttpRoute, Self::GrpcRoute, Self::Gateway, Self::VirtualService, Self::IstioGateway];
 
     /// The API group.
     pub fn group(self) -> &'static str {
         match self {
             Self::HttpRoute | Self::GrpcRoute | Self::Gateway => "gateway.networking.k8s.io",
-            Self::VirtualService => "networking.istio.io",
+            Self::VirtualService | Self::IstioGateway => "networking.istio.io",
         }
     }
 
@@ -40,7 +41,7 @@ impl RouteKind {
         match self {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
-            Self::Gateway => "Gateway",
+            Self::Gateway | Self::IstioGateway => "Gateway",
             Self::VirtualService => "VirtualService",
         }
     }
@@ -50,7 +51,7 @@ impl RouteKind {
         match self {
             Self::HttpRoute => "httproutes",
             Self::GrpcRoute => "grpcroutes",
-            Self::Gateway => "gateways",
+            Self::Gateway | Self::IstioGateway => "gateways",
             Self::VirtualService => "virtualservices",
         }
     }
@@ -63,13 +64,14 @@ impl RouteKind {
 
     /// Whether it says where the requests for its hosts go.
     pub fn is_route(self) -> bool {
-        self != Self::Gateway
+        !matches!(self, Self::Gateway | Self::IstioGateway)
     }
 }
 
 impl fmt::Display for RouteKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.name())?;
+        if *self == Self::IstioGateway { write!(f, ".{}", self.group()) } else { Ok(()) }
     }
 }
 
@@ -90,8 +92,10 @@ pub struct Route {
 
 /// As written: the fields of all kinds together, as each has its own.
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RouteObject {
-    pub(super) kind: RouteKind,
+    pub(super) api_version: String,
+    pub(super) kind: String,
     pub(super) metadata: ObjectMeta,
     #[serde(default)]
     spec: Spec,
@@ -105,6 +109,8 @@ struct Spec {
     hosts: Option<Vec<String>>,
     #[serde(default)]
     listeners: Option<Vec<Listener>>,
+    #[serde(default)]
+    servers: Option<Vec<Server>>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -113,15 +119,24 @@ struct Listener {
     hostname: Option<String>,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+struct Server {
+    #[serde(default)]
+    hosts: Vec<String>,
+}
+
 impl RouteObject {
-    /// The hosts it names, in lower case.
-    pub(super) fn hosts(&mut self) -> Vec<Arc<str>> {
-        let Spec { hostnames, hosts, listeners } = std::mem::take(&mut self.spec);
-        let named = match self.kind {
+    /// The hosts that it names as one of this kind, in lower case.
+    pub(super) fn hosts(&mut self, kind: RouteKind) -> Vec<Arc<str>> {
+        let Spec { hostnames, hosts, listeners, servers } = std::mem::take(&mut self.spec);
+        let named = match kind {
             RouteKind::HttpRoute | RouteKind::GrpcRoute => hostnames.unwrap_or_default(),
             RouteKind::VirtualService => hosts.unwrap_or_default(),
             RouteKind::Gateway => listeners.into_iter().flatten().filter_map(|it| it.hostname).collect(),
+            RouteKind::IstioGateway => servers.into_iter().flatten().flat_map(|it| it.hosts).collect(),
         };
-        named.iter().map(|host| host.trim_end_matches('.').to_ascii_lowercase().into()).collect()
+        // Istio's may say first which namespaces may route them: `./films.example.com`.
+        let named = named.iter().map(|host| host.rsplit_once('/').map_or(&**host, |(_, host)| host));
+        named.map(|host| host.trim_end_matches('.').to_ascii_lowercase().into()).collect()
     }
 }

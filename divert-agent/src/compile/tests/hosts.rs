@@ -467,6 +467,7 @@ fn routes_and_gateways_name_hosts_as_ingresses_do() {
         ("gateway.networking.k8s.io/v1alpha2", "GRPCRoute", "hostnames: [alice.example.com]", true),
         ("gateway.networking.k8s.io/v1", "Gateway", "listeners: [{}, {hostname: alice.example.com}]", false),
         ("networking.istio.io/v1", "VirtualService", "hosts: [catalog, alice.example.com]", true),
+        ("networking.istio.io/v1", "Gateway", "servers: [{}, {hosts: ['./alice.example.com']}]", false),
     ] {
         let mut shared = staging_and_alice();
         shared.push(with_hosts("alice", "alice.example.com"));
