@@ -391,7 +391,8 @@ fn what_was_begun_while_nobody_answered_is_done_in_the_end() -> Result<()> {
         for number in 0..COME {
             admin.create(&service(&format!("{prefix}{number}")))?;
         }
-        wait::until("the names to be begun", || made().is_ok_and(|made| made > 0))?;
+        wait::until_within(PATIENCE, "the names to be begun", || made().is_ok_and(|made| made > 0))
+            .with_context(|| first.process.output())?;
         server.pause()?;
         std::thread::sleep(Duration::from_millis(*stall));
         server.resume()?;

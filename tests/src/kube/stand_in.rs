@@ -158,18 +158,17 @@ fn all_is_well(client: &Client) -> Result<Value> {
     // Before the definition is installed there are none.
     let diverts = client.list(DIVERT, "").unwrap_or_default();
     let mut services: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for service in client.list(SERVICE, "")? {
+        let metadata = &service["metadata"];
+        services.entry(text(&metadata["namespace"])).or_default().push(text(&metadata["name"]));
+    }
     let mut taken_up = json!({});
     for divert in diverts {
         let namespace = text(&divert["metadata"]["namespace"]);
-        if !services.contains_key(&namespace) {
-            let names =
-                client.list(SERVICE, &namespace)?.iter().map(|it| text(&it["metadata"]["name"])).collect();
-            services.insert(namespace.clone(), names);
-        }
         let hosts = divert["spec"]["hosts"].as_array().into_iter().flatten();
         taken_up[text(&divert["metadata"]["uid"])] = json!({
             "generation": divert["metadata"]["generation"], "accepted": true,
-            "services": services[&namespace],
+            "services": services.get(&namespace).cloned().unwrap_or_default(),
             "hosts": hosts.map(|host| text(host).to_ascii_lowercase()).collect::<Vec<_>>(),
         });
     }
