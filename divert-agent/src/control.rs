@@ -221,7 +221,7 @@ fn log_hosts(whose: &dyn std::fmt::Display, old: &[HostRow], new: &[HostRow]) {
         let (host, reason) = (&row.host, row.reason);
         match reason {
             HostReason::Ready => tracing::info!("{whose}: requests for {host} get the key"),
-            _ => tracing::warn!("{whose}: host {host}: {reason:?}: {}", row.message),
+            _ => tracing::warn!("{whose}: host {host}: {reason}: {}", row.message),
         }
     }
 }

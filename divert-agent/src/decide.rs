@@ -85,7 +85,8 @@ fn names(host: &str, shared: &SharedService) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Backend, Grant, OnUnavailable, ServiceRef, Unavailable};
+    use crate::api::OnUnavailable;
+    use crate::plan::{Backend, Grant, ServiceRef, Unavailable};
 
     fn route(key: &str, service: &str) -> Arc<Route> {
         Arc::new(Route {

@@ -6,8 +6,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+
+use crate::api::OnUnavailable;
 
 /// A Service by namespace and name.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize)]
@@ -260,16 +261,6 @@ pub struct Route {
     pub on_unavailable: OnUnavailable,
     /// Endpoints in order of preference, or why there are none.
     pub backend: Backend,
-}
-
-/// What happens to requests with the key while the developer's service cannot take them. Without it, Fail.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-pub enum OnUnavailable {
-    /// Answer 503.
-    #[default]
-    Fail,
-    /// Let the shared copy answer.
-    Shared,
 }
 
 /// Endpoints of a developer's service for one port.

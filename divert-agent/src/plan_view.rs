@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::api::OnUnavailable;
 use crate::columns::Columns;
 use crate::compile::{DivertStatus, IngressStatus, Planner, SettingsArgs};
 use crate::manifests::{Manifests, ManifestsError, Problem};
-use crate::plan::{Backend, CaptureSet, OnUnavailable, Plan, Route, Unavailable};
+use crate::plan::{Backend, CaptureSet, Plan, Route, Unavailable};
 
 /// Options of `divert-agent plan`.
 #[derive(Args, Clone, Debug)]
@@ -187,7 +188,7 @@ impl<'a> View<'a> {
                     status.divert.to_string(),
                     row.name.to_string(),
                     row.ready.to_string(),
-                    format!("{:?}", row.reason),
+                    row.reason.to_string(),
                     row.message.clone(),
                 ]);
             }
@@ -195,7 +196,7 @@ impl<'a> View<'a> {
         let mut hosts = Columns::new("Hosts", &["ASKED BY", "HOST", "STATE", "MESSAGE"]);
         for status in &self.diverts {
             for row in &status.hosts {
-                let reason = format!("{:?}", row.reason);
+                let reason = row.reason.to_string();
                 hosts.row([status.divert.to_string(), row.host.to_string(), reason, row.message.clone()]);
             }
         }
@@ -205,7 +206,7 @@ impl<'a> View<'a> {
                 hosts.row([name.clone(), String::new(), "refused".into(), refused.clone()]);
             }
             for row in &status.hosts {
-                let reason = format!("{:?}", row.reason);
+                let reason = row.reason.to_string();
                 hosts.row([name.clone(), row.host.to_string(), reason, row.message.clone()]);
             }
         }

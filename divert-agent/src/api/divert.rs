@@ -6,8 +6,6 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::OnUnavailable;
-
 /// What is asked for.
 // Absent fields say nothing: among several Diverts of one pair of namespaces only what is said can conflict.
 #[derive(CustomResource, KubeSchema, Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -85,6 +83,16 @@ pub enum Names {
     All,
     /// Nothing is made.
     None,
+}
+
+/// What happens to requests with the key while the developer's service cannot take them. Without it, Fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub enum OnUnavailable {
+    /// Answer 503.
+    #[default]
+    Fail,
+    /// Let the shared copy answer.
+    Shared,
 }
 
 /// Written by the controller for people; nothing reads it.

@@ -6,7 +6,7 @@
 mod divert;
 mod okteto;
 
-pub use divert::{Divert, DivertSpec, DivertStatus, HostStatus, Inject, Names, ServiceStatus};
+pub use divert::{Divert, DivertSpec, DivertStatus, HostStatus, Inject, Names, OnUnavailable, ServiceStatus};
 pub use okteto::{OktetoDivert, OktetoDivertSpec};
 
 /// `apiVersion` of [`Divert`].

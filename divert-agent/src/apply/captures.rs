@@ -244,7 +244,8 @@ mod tests {
 
     use super::super::labels::QUARANTINE;
     use super::*;
-    use crate::plan::{Backend, CaptureSet, OnUnavailable, Route, ServiceRef, SharedService, Unavailable};
+    use crate::api::OnUnavailable;
+    use crate::plan::{Backend, CaptureSet, Route, ServiceRef, SharedService, Unavailable};
     use crate::table::Table;
 
     fn target() -> Arc<Target> {

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::Settings;
-use crate::api::{self, Inject, Names};
-use crate::plan::OnUnavailable;
+use crate::api::{self, Inject, Names, OnUnavailable};
 use crate::world::{Asks, Divert, DivertRef, Pair, SelectorError, World};
 
 /// The Diverts of one pair of namespaces, judged.

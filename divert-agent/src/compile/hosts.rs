@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
@@ -29,6 +30,24 @@ pub enum HostReason {
     TakenBy,
     /// No Ingress names it: only services captured for other reasons see its requests.
     NoRoute,
+}
+
+impl HostReason {
+    /// As it is written in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::NotAllowed => "NotAllowed",
+            Self::TakenBy => "TakenBy",
+            Self::NoRoute => "NoRoute",
+        }
+    }
+}
+
+impl fmt::Display for HostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// A host that a Divert or an annotated Ingress asks for.

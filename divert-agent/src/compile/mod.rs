@@ -34,6 +34,7 @@ pub(crate) mod tests;
 pub use hosts::{HostReason, HostRow, IngressStatus};
 pub use judge::{Judge, Judged};
 pub use planner::Planner;
+pub(crate) use pods::{Facts as PodFacts, LeftAlone, left_alone, namespace_allows_capture};
 pub(crate) use ports::may_be_http;
 pub use settings::{EndpointTrust, Settings, SettingsArgs};
 pub use status::{Condition, DivertStatus, RowReason, ServiceRow};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use super::Settings;
 use super::endpoints::{Available, available, endpoints};
 use super::ports::{declares_http, may_be_http};
-use crate::plan::{Backend, OnUnavailable, Route, SharedService, Target, Unavailable};
+use crate::api::OnUnavailable;
+use crate::plan::{Backend, Route, SharedService, Target, Unavailable};
 use crate::world::{Service, ServiceKind, ServicePort, World};
 
 /// A developer's service in the shared one's place.

@@ -1,6 +1,7 @@
 //! What people are told: conditions of each Divert, and a row for each service it asks for.
 //! Nothing here gates anything.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -64,6 +65,30 @@ pub enum RowReason {
     NoLocalEndpoints,
     /// Agents leave addresses of one of the two out.
     AddressInLabelRange,
+}
+
+impl RowReason {
+    /// As it is written in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::ServiceMissing => "ServiceMissing",
+            Self::NotInShared => "NotInShared",
+            Self::NoReadyEndpoints => "NoReadyEndpoints",
+            Self::PortMismatch => "PortMismatch",
+            Self::NotHTTP => "NotHTTP",
+            Self::ExternalName => "ExternalName",
+            Self::EndpointsNotPods => "EndpointsNotPods",
+            Self::NoLocalEndpoints => "NoLocalEndpoints",
+            Self::AddressInLabelRange => "AddressInLabelRange",
+        }
+    }
+}
+
+impl fmt::Display for RowReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// What its author sees of a Divert.

@@ -62,7 +62,7 @@ pub(super) fn next(
     let services = rows.services.iter().map(|row| ServiceStatus {
         name: row.name.to_string(),
         ready_endpoints: u32::try_from(row.ready).unwrap_or(u32::MAX),
-        reason: format!("{:?}", row.reason),
+        reason: row.reason.to_string(),
         message: row.message.clone(),
     });
     let mut hosts: Vec<HostStatus> = Vec::new();
@@ -91,12 +91,7 @@ pub(super) fn next(
 
 /// As it is written.
 pub(super) fn host_reason(reason: HostReason) -> &'static str {
-    match reason {
-        HostReason::Ready => "Ready",
-        HostReason::NotAllowed => "NotAllowed",
-        HostReason::TakenBy => "TakenBy",
-        HostReason::NoRoute => "NoRoute",
-    }
+    reason.as_str()
 }
 
 #[cfg(test)]
@@ -185,8 +180,8 @@ mod tests {
     #[test]
     fn each_row_is_written_as_it_is_named_and_no_sentence_is_too_long() {
         use compile::RowReason::*;
-        let row = |reason| compile::ServiceRow {
-            name: format!("{reason:?}").into(),
+        let row = |reason: compile::RowReason| compile::ServiceRow {
+            name: reason.as_str().into(),
             ready: 2,
             reason,
             message: "why".into(),
@@ -200,6 +195,8 @@ mod tests {
             NotHTTP,
             ExternalName,
             EndpointsNotPods,
+            NoLocalEndpoints,
+            AddressInLabelRange,
         ];
         let rows = compile::DivertStatus {
             divert: DivertRef { api: DivertApi::Divert, namespace: "alice".into(), name: "staging".into() },
@@ -222,6 +219,8 @@ mod tests {
             "NotHTTP",
             "ExternalName",
             "EndpointsNotPods",
+            "NoLocalEndpoints",
+            "AddressInLabelRange",
         ];
         let written: Vec<_> = status.services.iter().map(|row| row.reason.as_str()).collect();
         assert_eq!(written, expected);

@@ -19,7 +19,7 @@ use super::queue::Work;
 use super::wishes::Wishes;
 use crate::api::{self, DivertStatus};
 use crate::compile::names::wants_names;
-use crate::compile::{Judge, Judged, Settings};
+use crate::compile::{Judge, Judged, Settings, namespace_allows_capture};
 use crate::kubernetes::source::Batch;
 use crate::world::{Asks, DivertApi, DivertRef, IngressRef, ObjectKind, ObjectRef, Pair, WorldChange};
 
@@ -151,7 +151,7 @@ impl Known {
         }
         for namespace in &judged.touched.namespaces {
             let known = self.judge.world().namespace(namespace);
-            let allows_capture = known.is_none_or(|it| it.allows_capture());
+            let allows_capture = known.is_none_or(namespace_allows_capture);
             let nodes = &mut self.programming.nodes;
             let turned = nodes.take_namespace(namespace, allows_capture, Instant::now());
             self.mark_turned(&turned, &mut marks);

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::agents::{Agents, News, Question, Reply};
 use super::cache::{BriefPod, Cache, Key};
 use crate::api;
+use crate::compile::PodFacts;
 use crate::world::Pair;
 
 /// A node that has no agent's Pod for so long gets none: a DaemonSet makes them at once, and needs no longer for the
@@ -233,13 +234,16 @@ impl Nodes {
     }
 }
 
-/// The node of a pod that an agent is to serve if its namespace is; what agents go by is in `compile/pods.rs`. One that
-/// is being deleted may be gone already, which is nobody's fault.
+/// The node of a pod that an agent is to serve if its namespace is. One that is being deleted may be gone already, which
+/// is nobody's fault.
 fn served_on(pod: BriefPod) -> Option<Arc<str>> {
-    let labels = pod.labels();
-    let left_alone = labels.get(api::CAPTURE).is_some_and(|value| value == "false");
-    let has_address = pod.status.pod_ip.as_ref().is_some_and(|ip| !ip.is_empty());
-    let leaving = pod.meta().deletion_timestamp.is_some();
-    let served = !pod.spec.host_network && !left_alone && has_address && !leaving;
+    let facts = PodFacts {
+        host_network: pod.spec.host_network,
+        // Those are not watched.
+        finished: false,
+        has_address: pod.status.pod_ip.as_ref().is_some_and(|ip| !ip.is_empty()),
+        label: pod.labels().get(api::CAPTURE).map(String::as_str),
+    };
+    let served = facts.left_alone().is_none() && pod.meta().deletion_timestamp.is_none();
     pod.spec.node_name.filter(|_| served).map(Arc::from)
 }

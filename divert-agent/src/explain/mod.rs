@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::question::{Destination, Question, QuestionError};
 use self::resolve::Meaning;
+use crate::api::OnUnavailable;
 use crate::apply::driver;
 use crate::apply::live::{Found, Live, Served};
 use crate::control;
 use crate::decide::{self, Decision, decide};
-use crate::plan::{Backend, Hosts, OnUnavailable, Route, Target, Unavailable};
+use crate::plan::{Backend, Hosts, Route, Target, Unavailable};
 
 /// The answer.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

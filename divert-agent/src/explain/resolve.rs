@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::question::Destination;
 use crate::compile::names::{self, MAX_ALIASES, service_of_name};
-use crate::compile::{Judge, Planner, may_be_http};
+use crate::compile::{Judge, LeftAlone, Planner, left_alone, may_be_http};
 use crate::plan::{PodRef, ServiceRef};
 use crate::world::{ObjectKind, Service, ServiceKind, World};
 
@@ -30,19 +30,17 @@ pub(super) fn not_registered(planner: &Planner, name: &PodRef) -> Option<String>
     let Some(pod) = world.pod(&name.namespace, &name.name) else {
         return Some(format!("no pod {name} is known on this node"));
     };
-    let opted_out = world.namespace(&name.namespace).is_some_and(|namespace| !namespace.allows_capture());
-    Some(if pod.host_network {
-        format!("{name} is on the host network, whose connections are left alone")
-    } else if pod.finished {
-        format!("{name} has ended, and its address may be another's")
-    } else if pod.addresses.is_empty() {
-        format!("{name} has no address yet")
-    } else if !pod.allows_capture() {
-        format!("{name} is labelled divert.dev/capture: \"false\"")
-    } else if opted_out {
-        format!("its namespace {} is labelled divert.dev/capture: \"false\"", name.namespace)
-    } else {
-        format!("{name} is known and not yet planned: ask again")
+    Some(match left_alone(world, pod) {
+        Some(LeftAlone::HostNetwork) => {
+            format!("{name} is on the host network, whose connections are left alone")
+        }
+        Some(LeftAlone::Finished) => format!("{name} has ended, and its address may be another's"),
+        Some(LeftAlone::NoAddress) => format!("{name} has no address yet"),
+        Some(LeftAlone::PodLabel) => format!("{name} is labelled divert.dev/capture: \"false\""),
+        Some(LeftAlone::NamespaceLabel) => {
+            format!("its namespace {} is labelled divert.dev/capture: \"false\"", name.namespace)
+        }
+        None => format!("{name} is known and not yet planned: ask again"),
     })
 }
 

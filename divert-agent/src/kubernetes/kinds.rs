@@ -182,7 +182,7 @@ mod tests {
             services: Some(Vec::new()),
             hosts: Some(Vec::new()),
             inject: Some(api::Inject::None),
-            on_unavailable: Some(crate::plan::OnUnavailable::Shared),
+            on_unavailable: Some(api::OnUnavailable::Shared),
             names: Some(api::Names::None),
         };
         let value = serde_json::to_value(spec).unwrap();

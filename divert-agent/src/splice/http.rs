@@ -26,7 +26,8 @@ use super::routing::{Decided, in_turn};
 use super::session::{End, Session};
 use super::tally::{Fate, Tally};
 use super::upstream::{Idle, Kept, poll_idle};
-use crate::plan::{Backend, OnUnavailable, Route};
+use crate::api::OnUnavailable;
+use crate::plan::{Backend, Route};
 
 /// A step that the client's bytes ask for.
 enum Step {

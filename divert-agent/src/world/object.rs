@@ -10,8 +10,8 @@ use serde::Serialize;
 
 use super::intern::Interner;
 use super::{Pair, Route, RouteKind, Selector, SelectorError};
-use crate::api;
-use crate::plan::{OnUnavailable, PodRef, ServiceRef};
+use crate::api::{self, OnUnavailable};
+use crate::plan::{PodRef, ServiceRef};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
@@ -181,15 +181,6 @@ impl Namespace {
     pub fn is_shared(&self) -> bool {
         self.labels.get(api::SHARED).is_some_and(|value| &**value == "true")
     }
-
-    /// Whether its pods may be captured.
-    pub fn allows_capture(&self) -> bool {
-        allows_capture(&self.labels)
-    }
-}
-
-fn allows_capture(labels: &Labels) -> bool {
-    labels.get(api::CAPTURE).is_none_or(|value| &**value != "false")
 }
 
 /// A Service.
@@ -340,11 +331,6 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// Whether its own label allows its connections to be captured.
-    pub fn allows_capture(&self) -> bool {
-        allows_capture(&self.labels)
-    }
-
     /// The number of a port of a Service that selects it.
     pub fn target_port(&self, target: &TargetPort) -> Option<u16> {
         match target {

@@ -1,7 +1,7 @@
 //! Several Diverts of one pair of namespaces.
 
 use super::*;
-use crate::plan::OnUnavailable;
+use crate::api::OnUnavailable;
 
 /// staging, alice and bob with the services api, catalog and web in each.
 fn three_services() -> Vec<String> {

@@ -9,7 +9,8 @@ use divert_http::h2;
 use divert_http::h2::{Handler, Leg, RequestView, UpstreamId, Verdict};
 
 use super::legs::Legs;
-use crate::plan::{Backend, OnUnavailable, Route, ServiceRef};
+use crate::api::OnUnavailable;
+use crate::plan::{Backend, Route, ServiceRef};
 use crate::splice::answer::Answer;
 use crate::splice::captured::Captured;
 use crate::splice::counts::Count;

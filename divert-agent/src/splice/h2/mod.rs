@@ -24,7 +24,7 @@ use super::counts::Count;
 use super::dial::Open;
 use super::session::{End, Session};
 use super::tally::Tally;
-use crate::plan::OnUnavailable;
+use crate::api::OnUnavailable;
 use handler::Decider;
 use legs::Legs;
 
