@@ -41,7 +41,8 @@ impl Start {
         let mut process = Process::spawn("divert-agent", command, place)?;
         let status = process.wait_exit(PATIENCE)?;
         let said = process.output();
-        assert_eq!(status.code(), Some(1), "{said}");
+        // 2 where it is already the arguments that cannot be read.
+        assert!(matches!(status.code(), Some(1 | 2)), "{said}");
         assert!(!said.contains("panicked"), "{said}");
         Ok(said)
     }
@@ -136,8 +137,13 @@ fn an_admin_address_that_is_taken_is_refused() -> Result<()> {
 #[test]
 fn settings_that_cannot_be_are_refused() -> Result<()> {
     let start = Start::new()?;
-    says(&start.with(&[("--label-range-v4", "240.64.0.1")])?, &["--label-range-v4", "240.64.0.1", "/10"]);
-    says(&start.with(&[("--label-range-v6", "fdd1::1")])?, &["--label-range-v6", "fdd1::1", "/64"]);
+    // As the controller takes these too, they are refused where arguments are read, with how to ask for help behind.
+    for (option, address, prefix) in
+        [("--label-range-v4", "240.64.0.1", "/10"), ("--label-range-v6", "fdd1::1", "/64")]
+    {
+        let said = start.with(&[(option, address)])?;
+        assert!([option, address, prefix].iter().all(|word| said.contains(word)), "{said}");
+    }
     says(&start.with(&[("--mark", "0")])?, &["mark", "zero"]);
     says(&start.with(&[("--key", "a b")])?, &["--key"]);
     Ok(())
