@@ -174,6 +174,7 @@ fn names_are_taken_back_from_under_a_running_controller() -> Result<()> {
         for name in ["api", "web"] {
             admin.wait_for(SERVICE, developer, name, "to be made", is_ours)?;
         }
+        admin.wait_condition(&manifest::divert(developer, "staging"), "Accepted", "Accepted", "")?;
     }
 
     let mut command = Command::new(agent::program()?);
@@ -185,7 +186,12 @@ fn names_are_taken_back_from_under_a_running_controller() -> Result<()> {
         let services = admin.list(SERVICE, developer)?;
         let names: Vec<_> = services.iter().map(|it| it["metadata"]["name"].clone()).collect();
         assert_eq!(names, ["own"], "in {developer}; it said:\n{said}");
-        admin.get(DIVERT, developer, "staging")?;
+        // And nothing claims to work any more.
+        let divert = admin.get(DIVERT, developer, "staging")?;
+        let conditions = divert["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+        let said: Vec<_> = conditions.iter().map(|it| (&it["type"], &it["status"], &it["reason"])).collect();
+        assert_eq!(said, [(&json!("Accepted"), &json!("Unknown"), &json!("Uninstalled"))], "in {developer}");
+        assert_eq!(divert["status"]["services"], Value::Null, "in {developer}");
     }
     let lease = admin.get(LEASE, SYSTEM, "divert-controller")?;
     assert_eq!(

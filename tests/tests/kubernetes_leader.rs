@@ -157,7 +157,9 @@ impl Stage {
                 *made.entry((&it.namespace, &it.name)).or_default() += 1;
             }
             ensure!(it.verb != "delete", "nothing was to be deleted: {it:?}");
-            for condition in it.answer["status"]["conditions"].as_array().into_iter().flatten() {
+            // That names are on their way ends when they are there, once.
+            let conditions = it.answer["status"]["conditions"].as_array().into_iter().flatten();
+            for condition in conditions.filter(|condition| condition["reason"] != "Pending") {
                 let kind = condition["type"].as_str().unwrap_or_default().to_owned();
                 let now = (condition["status"].clone(), condition["lastTransitionTime"].clone());
                 let before = since.insert((&it.namespace, kind), now.clone());

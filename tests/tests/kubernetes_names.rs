@@ -216,3 +216,98 @@ fn a_service_is_handed_over_in_one_write() -> Result<()> {
     }
     Ok(())
 }
+
+/// What the controller makes, without an owner, as a backup that was restored is.
+fn orphan(namespace: &str, name: &str, shared: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {
+            "name": name, "namespace": namespace, "labels": {"divert.dev/external-name": "true"},
+            "annotations": {"divert.okteto.com/namespace": shared},
+        },
+        "spec": {
+            "type": "ExternalName", "externalName": format!("{name}.{shared}.svc.cluster.local"),
+            "ports": [{"name": "http", "port": 80}],
+        },
+    })
+}
+
+#[test]
+fn what_a_backup_brought_back_is_adopted_or_named() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    admin.create_pair("backup-qa", "backup-alice", &["web", "kept"])?;
+    let divert = admin.create(&manifest::divert("backup-alice", "backup-qa"))?;
+    let web = admin.wait_ours("backup-alice", "web")?;
+    let as_controller = |method: &str, path: &str, kind: &str, body: &Value| {
+        admin.request(method, &format!("{path}?fieldManager=divert-controller"), kind, Some(body))
+    };
+
+    // As it was made, but for its owner, and leading to where it led when it was saved.
+    let elsewhere = json!({
+        "metadata": {"ownerReferences": null, "annotations": {"divert.okteto.com/namespace": "backup-staging"}},
+        "spec": {"externalName": "web.backup-staging.svc.cluster.local"},
+    });
+    let path = SERVICE.path("backup-alice", "web");
+    as_controller("PATCH", &path, "application/merge-patch+json", &elsewhere)?;
+    let adopted = admin.wait_for(SERVICE, "backup-alice", "web", "to be adopted", |it| {
+        it["metadata"]["ownerReferences"][0]["uid"] == divert["metadata"]["uid"]
+            && it["spec"]["externalName"] == "web.backup-qa.svc.cluster.local"
+    })?;
+    assert_eq!(adopted["metadata"]["uid"], web["metadata"]["uid"], "it was never away");
+    // What nobody wants there is not left behind.
+    let stray = orphan("backup-alice", "stray", "backup-staging");
+    as_controller("POST", &SERVICE.collection("backup-alice"), "application/json", &stray)?;
+    admin.wait_gone(SERVICE, "backup-alice", "stray")?;
+
+    // Where somebody else wrote it, it is theirs until they say otherwise, and the author of the Divert is told.
+    let theirs = admin.create(&orphan("backup-alice", "catalog", "backup-staging"))?;
+    admin.create(&service("backup-qa", "catalog"))?;
+    let says = "2 of 3 Services of backup-qa that backup-alice lacks resolve in it by their short names, and not catalog: \
+                the Service there bears the label divert.dev/external-name";
+    let seen = admin.wait_condition(&divert, "Names", "NotOurs", says)?;
+    admin.wait_event(&seen, "Warning", "NotOurs", "kubectl delete service catalog -n backup-alice")?;
+    let still = admin.get(SERVICE, "backup-alice", "catalog")?;
+    assert_eq!(still["metadata"], theirs["metadata"]);
+    admin.delete(SERVICE, "backup-alice", "catalog")?;
+    let made = admin.wait_ours("backup-alice", "catalog")?;
+    assert_eq!(made["spec"]["externalName"], "catalog.backup-qa.svc.cluster.local");
+    admin.wait_condition(&divert, "Names", "Resolve", "")?;
+
+    admin.delete(DIVERT, "backup-alice", "backup-qa")?;
+    for name in ["web", "kept", "catalog"] {
+        admin.wait_gone(SERVICE, "backup-alice", name)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_alias_of_pods_names_the_port_that_they_listen_on() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    admin.create_pair("target-staging", "target-alice", &["clustered"])?;
+    admin.patch(
+        SERVICE,
+        "target-staging",
+        "clustered",
+        &json!({"spec": {"ports": [{"port": 80, "name": "http", "targetPort": 8080}]}}),
+    )?;
+    let mut headless = service("target-staging", "headless");
+    headless["spec"]["clusterIP"] = json!("None");
+    headless["spec"]["ports"] = json!([{"name": "http", "port": 80, "targetPort": 8080}]);
+    admin.create(&headless)?;
+    admin.create(&manifest::divert("target-alice", "target-staging"))?;
+    for (name, target) in [("headless", 8080), ("clustered", 80)] {
+        let made = admin.wait_ours("target-alice", name)?;
+        let port = &made["spec"]["ports"][0];
+        assert_eq!((&port["port"], &port["targetPort"]), (&json!(80), &json!(target)), "{name}");
+    }
+    let ports = json!({"spec": {"ports": [{"port": 80, "name": "http", "targetPort": 9090}]}});
+    let headless = admin.get(SERVICE, "target-alice", "headless")?;
+    admin.patch(SERVICE, "target-staging", "headless", &ports)?;
+    let followed = admin.wait_for(SERVICE, "target-alice", "headless", "to follow", |it| {
+        it["spec"]["ports"][0]["targetPort"] == 9090
+    })?;
+    assert_eq!(followed["metadata"]["uid"], headless["metadata"]["uid"]);
+    Ok(())
+}

@@ -233,6 +233,27 @@ fn the_controller_may_write_services_that_are_its_own_and_no_others() -> Result<
         }
     }
 
+    // Its own without an owner, as from a backup, and what looks like it but bears somebody else's hand.
+    let path = format!("{}?fieldManager=divert-controller", SERVICE.collection("alice"));
+    for name in ["orphan", "touched"] {
+        let mut orphan = with(ours.clone(), "/metadata/name", json!(name));
+        orphan["metadata"]["ownerReferences"] = Value::Null;
+        admin.request("POST", &path, "application/json", Some(&orphan))?;
+    }
+    admin.patch(SERVICE, "alice", "touched", &json!({"metadata": {"labels": {"team": "a"}}}))?;
+    refused("claiming what somebody has touched", patch("touched", claim.clone()))?;
+    refused("deleting it", controllers.delete(SERVICE, "alice", "touched"))?;
+    refused(
+        "making a plain one of an orphan",
+        patch("orphan", json!({"spec": {"type": "ClusterIP", "externalName": null}})),
+    )?;
+    refused(
+        "giving an orphan a selector",
+        patch("orphan", json!({"spec": {"selector": {"app": "mallory"}}})),
+    )?;
+    patch("orphan", claim)?;
+    controllers.delete(SERVICE, "alice", "orphan")?;
+
     // The controller's own.
     controllers.create(&ours)?;
     patch(

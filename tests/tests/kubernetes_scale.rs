@@ -252,7 +252,7 @@ fn a_change_in_a_large_namespace_costs_little() -> Result<()> {
     let mut written = between(&before, &writes(admin)?);
     eprintln!("controller: wrote {written:?}");
     // Each once, and once more at most where the agents were slow to say that they have it.
-    let statuses = written.remove("APPLY diverts").unwrap_or(0);
+    let statuses = written.remove("PATCH diverts").unwrap_or(0);
     ensure!((diverts..=diverts * 2).contains(&statuses), "{statuses} statuses of {diverts} Diverts");
     let told = written.remove("POST events").unwrap_or(0);
     ensure!((events..=events + diverts).contains(&told), "{told} events of {diverts} Diverts");

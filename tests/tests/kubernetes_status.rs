@@ -327,3 +327,64 @@ fn each_host_has_a_row_and_the_rest_of_the_divert_stays() -> Result<()> {
     admin.delete(DIVERT, "hosts-alice", "mine")?;
     admin.wait_event(&bank, "Warning", "NotAllowed", "no Divert in hosts-alice is accepted")
 }
+
+/// Claims by merge patch, as somebody with the right to, that all is well.
+fn claim(admin: &Client, namespace: &str, name: &str) -> Result<()> {
+    let condition = |kind: &str| {
+        json!({
+            "type": kind, "status": "True", "reason": "Trust", "message": "me", "observedGeneration": 1,
+            "lastTransitionTime": "2020-01-01T00:00:00Z",
+        })
+    };
+    let conditions: Vec<_> = ["Accepted", "Ready", "Programmed", "Names"].map(condition).into();
+    let rows = json!([{"name": "ghost", "readyEndpoints": 3, "reason": "Ready"}]);
+    let status = json!({"status": {"conditions": conditions, "services": rows}});
+    let path = format!("{}/status?fieldManager=x", DIVERT.path(namespace, name));
+    admin.request("PATCH", &path, "application/merge-patch+json", Some(&status)).map(drop)
+}
+
+#[test]
+fn conditions_are_the_controllers_whoever_wrote_there() -> Result<()> {
+    let control = Control::shared()?;
+    let admin = control.server.admin();
+    admin.create_namespace(&manifest::namespace("claim-staging"))?;
+    admin.create_namespace(&manifest::namespace("claim-alice"))?;
+    let divert = admin.create(&manifest::divert("claim-alice", "claim-staging"))?;
+    let label = |value: Value| {
+        let labels = json!({"metadata": {"labels": {"divert.dev/shared": value}}});
+        admin.patch(NAMESPACE, "", "claim-staging", &labels).map(drop)
+    };
+    let refused = || -> Result<()> {
+        let is_refused = |it: &Value| {
+            it["status"]["conditions"].as_array().map(Vec::len) == Some(1)
+                && condition(it, "Accepted")["reason"] == "SharedNamespaceNotShared"
+                && it["status"]["services"].is_null()
+        };
+        admin.wait_for(
+            DIVERT,
+            "claim-alice",
+            "claim-staging",
+            "to be refused and nothing else",
+            is_refused,
+        )?;
+        Ok(())
+    };
+    refused()?;
+    claim(admin, "claim-alice", "claim-staging")?;
+    refused()?;
+    // Fields that are partly theirs are in nobody's way, whatever comes and goes.
+    label(json!("true"))?;
+    wait_accepted(admin, &divert, "go to claim-alice")?;
+    claim(admin, "claim-alice", "claim-staging")?;
+    admin.wait_condition(&divert, "Accepted", "Accepted", "go to claim-alice")?;
+    let flip = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Trust", "message": "me",
+        "lastTransitionTime": "2020-01-01T00:00:00Z"}]}});
+    let path = format!("{}/status?fieldManager=y&force=true", DIVERT.path("claim-alice", "claim-staging"));
+    let mut apply = flip;
+    apply["apiVersion"] = json!(DIVERT.api_version);
+    apply["kind"] = json!("Divert");
+    admin.request("PATCH", &path, "application/apply-patch+yaml", Some(&apply))?;
+    admin.wait_condition(&divert, "Ready", "NoServices", "")?;
+    label(Value::Null)?;
+    refused()
+}

@@ -78,7 +78,8 @@ pub enum Inject {
 /// Whether names of services that the developer's namespace lacks are made to resolve in it. Without it, All.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub enum Names {
-    /// Every Service of the shared namespace resolves by its short name.
+    /// Every Service of the shared namespace resolves by its short name, but those that `services` of a Divert lists, or
+    /// that Helm has installed in the developer's namespace before: these names are left to them.
     #[default]
     All,
     /// Nothing is made.
@@ -95,7 +96,7 @@ pub enum OnUnavailable {
     Shared,
 }
 
-/// Written by the controller for people; nothing reads it.
+/// Written by the controller for people.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DivertStatus {
@@ -117,6 +118,12 @@ pub struct DivertStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub hosts: Vec<HostStatus>,
+    /// Names of Services that Helm has installed in this namespace, now or before. They are not made to resolve: Helm
+    /// would not install them over what somebody else made. Forgotten with the last Divert of the namespace.
+    // The one field that the controller reads again, after a restart. Who writes here decides which names resolve, no more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub left_free: Vec<String>,
 }
 
 /// A service that a Divert asks for.

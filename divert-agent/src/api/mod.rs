@@ -22,6 +22,8 @@ pub const ALLOWED_NAMESPACES: &str = "divert.dev/allowed-namespaces";
 pub const EXTERNAL_NAME: &str = "divert.dev/external-name";
 /// Annotation by which okteto knows such a Service, and passes it over: the shared namespace.
 pub const OKTETO_NAMESPACE: &str = "divert.okteto.com/namespace";
+/// Annotation by which Helm knows what a release of its own has installed.
+pub const HELM_RELEASE: &str = "meta.helm.sh/release-name";
 /// Annotation of a shared Namespace: patterns of hosts that developers may have, separated by commas, in
 /// which `{namespace}` stands for the developer's namespace.
 pub const HOSTS: &str = "divert.dev/hosts";

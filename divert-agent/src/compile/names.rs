@@ -7,7 +7,7 @@ use super::Judge;
 use super::acceptance::Group;
 use crate::api::Names;
 use crate::plan::ServiceRef;
-use crate::world::{Pair, Service};
+use crate::world::{Asks, Pair, Service};
 
 /// Never lent: every namespace's pods find the API server by variables and by this name of `default`.
 pub(crate) const KUBERNETES: &str = "kubernetes";
@@ -34,11 +34,23 @@ pub(crate) fn lending_pairs(judge: &Judge, developer: &Arc<str>) -> Vec<Pair> {
     pairs
 }
 
+/// Names that Diverts of a developer's namespace list. None of them is lent: she brings Services of her own, and some who
+/// install them, as Helm, do so over nothing that is there.
+pub(crate) fn listed<'a>(judge: &'a Judge, developer: &'a Arc<str>) -> impl Iterator<Item = &'a Arc<str>> {
+    let diverts = judge.pairs_of(developer).flat_map(|pair| judge.world().diverts(pair));
+    diverts.flat_map(|divert| match &divert.asks {
+        Asks::Divert { services, .. } => services.as_deref().unwrap_or_default(),
+        // The okteto CLI writes one for each Service that is there, and takes it away with it.
+        Asks::Okteto { .. } => &[],
+    })
+}
+
 /// The Service of a shared namespace that a name which a namespace lacks is lent from, as far as follows from what is asked
-/// for: not how many names are made in one namespace, nor which are left free for a while.
+/// for: not how many names are made in one namespace, nor which are left free, for a while or as Helm had them.
 pub(crate) fn lent<'a>(judge: &'a Judge, developer: &Arc<str>, name: &str) -> Option<&'a Service> {
     let world = judge.world();
-    if name == KUBERNETES || world.service(developer, name).is_some() {
+    let is_taken = world.service(developer, name).is_some();
+    if name == KUBERNETES || is_taken || listed(judge, developer).any(|it| **it == *name) {
         return None;
     }
     lending_pairs(judge, developer).iter().find_map(|pair| world.service(&pair.shared, name))

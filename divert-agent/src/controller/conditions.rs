@@ -2,6 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::programmed;
 use crate::api::{DivertStatus, HostStatus, ServiceStatus};
@@ -23,6 +25,8 @@ impl From<&compile::Condition> for Said {
     }
 }
 
+/// The reason of what is said last.
+const UNINSTALLED: &str = "Uninstalled";
 /// The longest that the API server takes.
 const MESSAGE: usize = 32_768;
 
@@ -34,6 +38,7 @@ pub(super) fn next(
     answered: Option<&String>,
     said: &[Said],
     rows: &compile::DivertStatus,
+    left_free: Vec<String>,
     now: Timestamp,
 ) -> Option<(DivertStatus, Vec<Said>)> {
     let mut news = Vec::new();
@@ -85,8 +90,55 @@ pub(super) fn next(
         conditions,
         services: services.collect(),
         hosts,
+        left_free,
     };
     (new != *old).then_some((new, news))
+}
+
+/// All fields of a status, null where it has none: what a merge patch does not name would stay.
+pub(super) fn whole(status: &DivertStatus) -> Value {
+    let DivertStatus { observed_generation, last_handled_request, conditions, services, hosts, left_free } =
+        status;
+    fn list<T: Serialize>(list: &[T]) -> Value {
+        if list.is_empty() { Value::Null } else { json!(list) }
+    }
+    json!({
+        "observedGeneration": observed_generation,
+        "lastHandledRequest": last_handled_request,
+        "conditions": list(conditions),
+        "services": list(services),
+        "hosts": list(hosts),
+        "leftFree": list(left_free),
+    })
+}
+
+/// What stays behind where nobody keeps statuses any more: no claim that it works. `None` where there is none anyway.
+pub(super) fn unkept(old: &DivertStatus, generation: Option<i64>, now: Timestamp) -> Option<DivertStatus> {
+    let is_said = |it: &Condition| it.type_ == "Accepted" && it.reason == UNINSTALLED;
+    let is_unkept = match &*old.conditions {
+        [] => true,
+        [only] => is_said(only),
+        _ => false,
+    };
+    if is_unkept && old.services.is_empty() && old.hosts.is_empty() {
+        return None;
+    }
+    let accepted = Condition {
+        type_: "Accepted".to_owned(),
+        status: "Unknown".to_owned(),
+        reason: UNINSTALLED.to_owned(),
+        message: "Divert was uninstalled: nobody serves this, and nobody keeps this status".to_owned(),
+        observed_generation: generation,
+        last_transition_time: Time(now),
+    };
+    Some(DivertStatus {
+        observed_generation: generation,
+        last_handled_request: None,
+        conditions: vec![accepted],
+        services: Vec::new(),
+        hosts: Vec::new(),
+        left_free: old.left_free.clone(),
+    })
 }
 
 /// As it is written.
@@ -122,7 +174,15 @@ mod tests {
             services: Vec::new(),
             hosts: hosts.iter().map(host).collect(),
         };
-        super::next(old, Some(generation), None, said, &rows, Timestamp::from_second(second).unwrap())
+        super::next(
+            old,
+            Some(generation),
+            None,
+            said,
+            &rows,
+            Vec::new(),
+            Timestamp::from_second(second).unwrap(),
+        )
     }
 
     #[test]
@@ -155,6 +215,31 @@ mod tests {
         assert_eq!((news.len(), &fourth.conditions[0].last_transition_time), (1, &at(5)));
         let (none, _) = next(&fourth, 2, &[], &[], 6).unwrap();
         assert!(none.conditions.is_empty(), "what is no longer said is taken back");
+    }
+
+    #[test]
+    fn what_is_written_names_every_field_so_that_nothing_of_anybodys_stays() {
+        let no = said(false, "NoServices");
+        let (status, _) =
+            next(&DivertStatus::default(), 1, &no, &[("a.example", HostReason::NoRoute)], 1).unwrap();
+        let (whole, written) = (whole(&status), serde_json::to_value(&status).unwrap());
+        let mut fields = whole.as_object().unwrap().clone();
+        for absent in ["services", "leftFree", "lastHandledRequest"] {
+            assert_eq!(fields.remove(absent), Some(Value::Null), "{absent}");
+        }
+        assert_eq!(Value::Object(fields), written);
+    }
+
+    #[test]
+    fn what_nobody_keeps_claims_nothing() {
+        let now = Timestamp::from_second(9).unwrap();
+        let (status, _) = next(&DivertStatus::default(), 1, &said(true, "Ready"), &[], 1).unwrap();
+        let last = unkept(&status, Some(2), now).unwrap();
+        assert_eq!((last.conditions.len(), last.conditions[0].status.as_str()), (1, "Unknown"));
+        assert_eq!(unkept(&last, Some(2), now), None, "once");
+        assert_eq!(unkept(&DivertStatus::default(), Some(2), now), None);
+        // A controller that comes again says all anew.
+        assert!(next(&last, 2, &said(true, "Ready"), &[], 3).is_some());
     }
 
     #[test]
@@ -207,8 +292,16 @@ mod tests {
         };
         // Not to be cut in the middle of a letter.
         let long = Said { message: "é".repeat(MESSAGE), ..said(true, "Ready").remove(0) };
-        let (status, _) =
-            super::next(&DivertStatus::default(), None, None, &[long], &rows, Timestamp::UNIX_EPOCH).unwrap();
+        let (status, _) = super::next(
+            &DivertStatus::default(),
+            None,
+            None,
+            &[long],
+            &rows,
+            Vec::new(),
+            Timestamp::UNIX_EPOCH,
+        )
+        .unwrap();
         assert_eq!(status.conditions[0].message.len(), MESSAGE);
         let expected = [
             "Ready",

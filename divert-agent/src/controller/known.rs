@@ -14,14 +14,22 @@ use super::agents::{Question, Reply};
 use super::cache::{BriefPod, Cache, Key};
 use super::names::Existing;
 use super::nodes::Turned;
+use super::own_names::OwnNames;
 use super::programmed::Programming;
 use super::queue::Work;
-use super::wishes::Wishes;
+use super::reconcile::Job;
+use super::retries::{Refusal, Retries};
+use super::wishes::{Looked, Wishes};
 use crate::api::{self, DivertStatus};
 use crate::compile::names::wants_names;
 use crate::compile::{Judge, Judged, Settings, namespace_allows_capture};
 use crate::kubernetes::source::Batch;
 use crate::world::{Asks, DivertApi, DivertRef, IngressRef, ObjectKind, ObjectRef, Pair, WorldChange};
+
+/// Names that are made or refused are told of together.
+const TELL_OF_NAMES: Duration = Duration::from_millis(500);
+/// Before a name that is to resolve is told to be on its way: mostly it is there by then.
+const PENDING: Duration = Duration::from_secs(2);
 
 /// What the watches beside the world's say.
 pub(super) enum Change {
@@ -46,7 +54,7 @@ pub(super) struct Original {
 }
 
 impl Original {
-    fn new(object: DynamicObject) -> Self {
+    pub(super) fn new(object: DynamicObject) -> Self {
         let status = object.data.get("status").cloned().unwrap_or_default();
         let mut annotations = object.metadata.annotations.unwrap_or_default();
         Self {
@@ -70,12 +78,16 @@ pub(super) struct Known {
     pub(super) programming: Programming,
     /// While we lead.
     pub(super) wishes: Option<Wishes>,
+    /// What the API server did not take.
+    pub(super) retries: Retries,
     /// UIDs of Services that we delete or release: who else takes one away wants its name.
     pub(super) let_go: HashSet<String>,
     /// Names that somebody else took away, and until when they are left free.
     left_free: HashMap<Key, Instant>,
     /// For how long.
     free_for: Duration,
+    /// Names that are left free for good.
+    pub(super) own_names: OwnNames,
 }
 
 impl Known {
@@ -86,9 +98,11 @@ impl Known {
             names: Cache::default(),
             programming,
             wishes: None,
+            retries: Retries::default(),
             let_go: HashSet::new(),
             left_free: HashMap::new(),
             free_for,
+            own_names: OwnNames::default(),
         }
     }
 
@@ -100,6 +114,7 @@ impl Known {
     pub(super) fn begin(&mut self, max_names: usize) -> Marks {
         self.wishes = Some(Wishes::new(max_names));
         self.programming.begin(Instant::now());
+        self.retries = Retries::default();
         let mut marks: Marks =
             self.diverts.keys().map(|it| (Work::Tell(it.clone()), Duration::ZERO)).collect();
         self.mark_ingresses(&mut marks);
@@ -123,6 +138,10 @@ impl Known {
                 ObjectKind::Divert(_) => {
                     self.diverts.remove(object);
                     self.programming.remove(object);
+                    // One that only became invalid comes again below, with what its status says.
+                    if !self.diverts.keys().any(|other| other.namespace == object.namespace) {
+                        self.own_names.forget(&object.namespace);
+                    }
                     mark(object.clone());
                 }
                 ObjectKind::Service => {
@@ -143,11 +162,16 @@ impl Known {
             if !before.is_some_and(is_same) {
                 self.programming.urge(Instant::now());
             }
+            self.own_names.recall(&object.namespace, &original.status.left_free);
             self.diverts.insert(object, original);
         }
         let judged = self.judge.update(batch.changes);
         for key in gone {
+            self.make_room(&key.0, &mut marks);
             self.leave_free(key);
+        }
+        for namespace in &judged.touched.namespaces {
+            self.retries.forget(namespace);
         }
         for namespace in &judged.touched.namespaces {
             let known = self.judge.world().namespace(namespace);
@@ -169,20 +193,63 @@ impl Known {
             Change::Agent(event) => self.programming.nodes.take_agent(event, now),
             Change::Name(event) => {
                 for (key, before) in self.names.take(*event, |it| Some(Existing::new(it))) {
-                    if let Some(before) = before.filter(|_| self.names.get(&key).is_none())
-                        && !self.let_go.remove(before.uid())
-                        // Not by the garbage collector either, after the Divert that it was for.
-                        && before.diverts().any(|owner| self.is_live(&key.0, owner))
-                    {
-                        self.leave_free(key.clone());
-                    }
-                    self.look(&key.0, &key.1, &mut marks);
+                    self.take_name(&key, before.as_ref(), &mut marks);
                 }
                 Turned::default()
             }
         };
         self.mark_turned(&turned, &mut marks);
         marks
+    }
+
+    /// A Service that bears our label came, went or changed.
+    fn take_name(&mut self, key: &Key, before: Option<&Existing>, marks: &mut Marks) {
+        let after = self.names.get(key);
+        if Existing::is_told_alike(before, after) {
+            self.look(&key.0, &key.1, marks);
+            return;
+        }
+        if let (Some(before), None) = (before, after) {
+            self.make_room(&key.0, marks);
+            if !self.let_go.remove(before.uid())
+                // Not by the garbage collector either, after the Divert that it was for.
+                && before.diverts().any(|owner| self.is_live(&key.0, owner))
+            {
+                self.leave_free(key.clone());
+            }
+        }
+        self.look(&key.0, &key.1, marks);
+        self.mark_names(&key.0, TELL_OF_NAMES, marks);
+    }
+
+    /// What is said of names in a namespace may be something else.
+    fn mark_names(&self, namespace: &Arc<str>, delay: Duration, marks: &mut Marks) {
+        let diverts = self.judge.pairs_of(namespace).flat_map(|pair| self.judge.world().diverts(pair));
+        marks.extend(diverts.map(|it| (Work::Tell((&it.divert).into()), delay)));
+    }
+
+    /// A write came to nothing. Gives when it is tried again, whether that is worth a line in the log, and what is to
+    /// be looked at.
+    pub(super) fn take_failure(
+        &mut self,
+        work: &Work,
+        job: &Job,
+        refusal: Option<Refusal>,
+    ) -> (Instant, bool, Marks) {
+        let mut marks = Marks::new();
+        let (again, is_news) = self.retries.failed(work, job, refusal, Instant::now());
+        if let Work::Name { namespace, .. } = work {
+            self.mark_names(namespace, TELL_OF_NAMES, &mut marks);
+        }
+        (again, is_news, marks)
+    }
+
+    /// Where a quota let nothing more be made, there may be room again.
+    fn make_room(&mut self, namespace: &Arc<str>, marks: &mut Marks) {
+        let Some(delay) = self.retries.make_room(namespace, Instant::now()) else { return };
+        let names = self.wishes.iter().flat_map(|wishes| wishes.names(namespace));
+        let work = |name: &Arc<str>| Work::Name { namespace: namespace.clone(), name: name.clone() };
+        marks.extend(names.map(|name| (work(name), delay)));
     }
 
     /// Takes what came of a question to an agent.
@@ -269,10 +336,15 @@ impl Known {
         for namespace in &namespaces {
             self.rebuild(namespace, marks);
         }
-        let mut names = BTreeSet::new();
+        // Endpoints matter where they are a developer's own: of the shared Service, only what it declares is told.
         for service in &judged.touched.services {
             for pair in self.judge.pairs_of(&service.namespace) {
                 self.mark_pair(pair, marks);
+            }
+        }
+        let mut names = BTreeSet::new();
+        for service in &judged.touched.declared {
+            for pair in self.judge.pairs_of(&service.namespace) {
                 names.insert((pair.developer.clone(), &service.name));
             }
             for k in self.judge.developers_of(&service.namespace) {
@@ -310,11 +382,14 @@ impl Known {
     /// What is wanted in a namespace may be altogether different.
     fn rebuild(&mut self, namespace: &Arc<str>, marks: &mut Marks) {
         let Some(wishes) = &mut self.wishes else { return };
-        let free = &self.left_free;
-        let is_free = |namespace: &Arc<str>, name: &Arc<str>| is_left_free(free, namespace, name);
+        self.own_names.look_at_all(&self.judge, namespace);
+        let (free, own) = (&self.left_free, self.own_names.of(&self.judge, namespace));
+        let is_free =
+            |namespace: &Arc<str>, name: &Arc<str>| own.contains(name) || is_left_free(free, namespace, name);
         let mut names = wishes.rebuild(&self.judge, namespace, is_free);
         if !wishes.has(namespace) {
             self.left_free.retain(|(its, _), _| its != namespace);
+            self.retries.forget(namespace);
         }
         names.extend(self.names.of(namespace).map(|(name, _)| name.clone()));
         let work = |name| (Work::Name { namespace: namespace.clone(), name }, Duration::ZERO);
@@ -327,15 +402,14 @@ impl Known {
     /// Somebody did something about a name.
     fn look(&mut self, namespace: &Arc<str>, name: &Arc<str>, marks: &mut Marks) {
         let Some(wishes) = &mut self.wishes else { return };
-        let free = &self.left_free;
-        let is_free = |namespace: &Arc<str>, name: &Arc<str>| is_left_free(free, namespace, name);
-        let (names, told) = wishes.look(&self.judge, namespace, name, is_free);
+        self.own_names.look(&self.judge, namespace, name);
+        let (free, is_own) = (&self.left_free, self.own_names.has(&self.judge, namespace, name));
+        let is_free = |namespace: &Arc<str>, name: &Arc<str>| is_own || is_left_free(free, namespace, name);
+        let Looked { names, told, changed } = wishes.look(&self.judge, namespace, name, is_free);
         let work = |name| (Work::Name { namespace: namespace.clone(), name }, Duration::ZERO);
         marks.extend(names.into_iter().map(work));
-        if told {
-            for pair in self.judge.pairs_of(namespace) {
-                self.mark_pair(pair, marks);
-            }
+        if told || changed || is_own {
+            self.mark_names(namespace, if told { Duration::ZERO } else { PENDING }, marks);
         }
     }
 }

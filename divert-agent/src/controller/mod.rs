@@ -16,7 +16,10 @@
 //! | `programmed` | pure: whether agents have taken up a Divert |
 //! | `conditions` | pure: what a status is to be |
 //! | `wishes` | pure: which names are to resolve in which namespace |
+//! | `own_names` | pure: which are left to a developer's own Services for good |
 //! | `names` | pure: what to do about one of them |
+//! | `standing` | pure: how names fare, as people are told |
+//! | `retries` | pure: what the API server did not take, and when it is asked again |
 //! | `reconcile` | pure: from what is known to what is to be written about one thing |
 //! | `write` | the requests, each after a look at the lease |
 //! | `counts` | what /metrics tells |
@@ -31,10 +34,13 @@ mod known;
 mod lease;
 mod names;
 mod nodes;
+mod own_names;
 mod pace;
 mod programmed;
 mod queue;
 mod reconcile;
+mod retries;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod uninstall;
@@ -80,8 +86,6 @@ use crate::{admin, api};
 
 /// Changes that come together are written together.
 const SETTLE: Duration = Duration::from_millis(100);
-/// After a write that failed.
-const RETRY: Duration = Duration::from_secs(5);
 /// Name of the Lease, if no other is said.
 const DEFAULT_LEASE: &str = "divert-controller";
 /// Writes under way at a time.
@@ -294,10 +298,7 @@ async fn control(
                 known.take_world(batch)
             }
             Some(change) = changes.recv() => known.take(change),
-            Some(Ok(ended)) = desk.running.join_next() => {
-                desk.ended(ended, &mut known);
-                Marks::new()
-            }
+            Some(Ok(ended)) = desk.running.join_next() => desk.ended(ended, &mut known),
             Some(Ok((question, reply))) = asker.next() => {
                 standing.counts.asked(match reply {
                     Ok(Some(_)) => Answer::Changed,
@@ -383,10 +384,15 @@ impl Desk {
                 Work::Name { namespace, name } => reconcile::name(known, namespace, name),
             };
             let Some(job) = job else {
+                known.retries.settled(&work);
                 let again = self.due(&work, known);
                 self.queue.done(work, again);
                 continue;
             };
+            if let Some(until) = known.retries.wait(&work, &job, now) {
+                self.queue.done(work, Some(until));
+                continue;
+            }
             if let Some(uid) = lets_go(&job) {
                 known.let_go.insert(uid.to_owned());
             }
@@ -401,20 +407,45 @@ impl Desk {
         self.queue.wake()
     }
 
-    fn ended(&mut self, ended: Ended, known: &mut Known) {
+    /// Gives what is to be looked at for it.
+    fn ended(&mut self, ended: Ended, known: &mut Known) -> Marks {
         let Ended { work, job, outcome, requests } = ended;
         self.counts.wrote(what(&job), came(&outcome));
-        let now = Instant::now();
-        self.pace.take(requests.saturating_sub(1), now);
+        self.pace.take(requests.saturating_sub(1), Instant::now());
         if let (Some(uid), true) = (lets_go(&job), outcome != Outcome::Done) {
             known.let_go.remove(uid);
         }
-        if let (Work::Tell(object), Job::News(_), Outcome::Failed) = (&work, &job, outcome) {
+        let (refusal, said) = match outcome {
+            Outcome::Done => {
+                known.retries.succeeded(&work, &job);
+                let again = self.due(&work, known);
+                self.queue.done(work, again);
+                return Marks::new();
+            }
+            Outcome::Superseded => {
+                let again = self.due(&work, known);
+                self.queue.done(work, again);
+                return Marks::new();
+            }
+            Outcome::Again => (None, None),
+            Outcome::Failed(said) => (None, Some(said)),
+            Outcome::Refused(doing, refusal) => {
+                let said = format!("{doing}: the API server says: {}", refusal.words);
+                (Some(refusal), Some(said))
+            }
+        };
+        if let (Work::Tell(object), Job::News(_)) = (&work, &job) {
             self.told.forget(object);
         }
-        let is_to_be_done = matches!(outcome, Outcome::Refused | Outcome::Failed);
-        let again = if is_to_be_done { Some(now + RETRY) } else { self.due(&work, known) };
-        self.queue.done(work, again);
+        let (again, is_news, marks) = known.take_failure(&work, &job, refusal);
+        let seconds = again.saturating_duration_since(Instant::now()).as_secs();
+        match said {
+            Some(said) if is_news => tracing::warn!("{said}; trying again in {seconds} s"),
+            Some(said) => tracing::debug!("{said}; trying again in {seconds} s"),
+            None => {}
+        }
+        self.queue.done(work, Some(again));
+        marks
     }
 
     /// When something is to be told again though nothing has changed.
@@ -440,8 +471,8 @@ fn came(outcome: &Outcome) -> Came {
     match outcome {
         Outcome::Done => Came::Done,
         Outcome::Superseded => Came::Superseded,
-        Outcome::Refused => Came::Refused,
-        Outcome::Failed => Came::Failed,
+        Outcome::Refused(..) => Came::Refused,
+        Outcome::Again | Outcome::Failed(_) => Came::Failed,
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
 use crate::api;
@@ -15,7 +16,17 @@ use crate::api;
 /// Our name, to server-side apply.
 pub(super) const FIELD_MANAGER: &str = "divert-controller";
 /// By which Helm knows what is its own.
-const HELM: [&str; 2] = ["meta.helm.sh/release-name", "meta.helm.sh/release-namespace"];
+const HELM: [&str; 2] = [api::HELM_RELEASE, "meta.helm.sh/release-namespace"];
+
+/// A port of a name that is to resolve.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Port {
+    pub(super) number: u16,
+    /// Empty when it has none.
+    pub(super) name: String,
+    /// What is connected to where the name leads to pods: who follows an alias may go by it, as ingress controllers do.
+    pub(super) target: u16,
+}
 
 /// A name that is to resolve.
 #[derive(Clone, PartialEq, Debug)]
@@ -24,8 +35,8 @@ pub(super) struct Wanted {
     pub(super) external_name: String,
     /// The shared namespace.
     pub(super) shared: String,
-    /// Number and name of TCP ports that may be HTTP.
-    pub(super) ports: Vec<(u16, String)>,
+    /// TCP ports that may be HTTP.
+    pub(super) ports: Vec<Port>,
     /// The Diverts that need it.
     pub(super) owners: Vec<OwnerReference>,
 }
@@ -52,13 +63,17 @@ pub(super) struct Existing {
     is_going: bool,
     /// Ours and others'.
     owners: Vec<OwnerReference>,
+    /// It is as we make them and nobody but us has written it, but it has no owner: somebody restored it from a backup,
+    /// which knows no owners.
+    is_orphan: bool,
     /// Somebody else owns a field under spec, or Helm holds it.
     claim: Option<Claim>,
     /// Our entry of the managed fields, while we are the creator to the API server and not yet the applier.
     created: Option<usize>,
     is_alias: bool,
     external_name: Option<String>,
-    ports: Vec<(i32, String)>,
+    /// As the API server shows them; none where it is something that we do not write.
+    ports: Vec<Option<Port>>,
     /// The shared namespace, by the annotation.
     shared: Option<String>,
 }
@@ -78,19 +93,26 @@ impl Existing {
         let helm = HELM.iter().any(|key| annotations.is_some_and(|it| it.contains_key(*key)));
         let claim = (helm || foreign_specs(&metadata).next().is_some())
             .then(|| Claim { kind: foreign("f:type"), external_name: foreign("f:externalName") });
+        let shared = annotations.and_then(|it| it.get(api::OKTETO_NAMESPACE)).cloned();
+        let is_orphan = metadata.owner_references.iter().flatten().next().is_none()
+            && shared.is_some()
+            && claim.is_none()
+            && is_written_by_us_alone(&metadata);
         let spec = service.spec.unwrap_or_default();
+        let is_alias = spec.type_.as_deref() == Some("ExternalName");
         let ports = spec.ports.into_iter().flatten();
-        let mut ports: Vec<_> = ports.map(|port| (port.port, port.name.unwrap_or_default())).collect();
+        let mut ports: Vec<_> = ports.map(port).collect();
         ports.sort();
         Self {
             claim,
             created: metadata.managed_fields.iter().flatten().position(is_our_update),
-            shared: annotations.and_then(|it| it.get(api::OKTETO_NAMESPACE)).cloned(),
+            shared,
+            is_orphan: is_orphan && is_alias,
             is_going: metadata.deletion_timestamp.is_some(),
             uid: metadata.uid.unwrap_or_default(),
             resource_version: metadata.resource_version.unwrap_or_default(),
             owners: metadata.owner_references.unwrap_or_default(),
-            is_alias: spec.type_.as_deref() == Some("ExternalName"),
+            is_alias,
             external_name: spec.external_name,
             ports,
         }
@@ -105,13 +127,27 @@ impl Existing {
         self.owners.iter().filter(|owner| is_our_owner(owner))
     }
 
+    /// Whether it is one that we made, and keep.
+    pub(super) fn is_ours(&self) -> bool {
+        self.is_orphan || self.diverts().next().is_some()
+    }
+
+    /// Whether it is an alias for a name.
+    pub(super) fn leads_to(&self, name: &str) -> bool {
+        self.is_alias && self.external_name.as_deref() == Some(name)
+    }
+
+    /// Whether people would be told the same of both.
+    pub(super) fn is_told_alike(before: Option<&Self>, after: Option<&Self>) -> bool {
+        let told = |it: &Self| (it.is_ours(), it.is_alias, it.external_name.clone());
+        before.map(told) == after.map(told)
+    }
+
     fn is_as_wanted(&self, wanted: &Wanted) -> bool {
-        let mut expected: Vec<_> =
-            wanted.ports.iter().map(|(number, name)| (i32::from(*number), name.clone())).collect();
+        let mut expected: Vec<_> = wanted.ports.iter().cloned().map(Some).collect();
         expected.sort();
         let uids: BTreeSet<&String> = self.diverts().map(|it| &it.uid).collect();
-        self.external_name.as_ref() == Some(&wanted.external_name)
-            && self.is_alias
+        self.leads_to(&wanted.external_name)
             && self.ports == expected
             && uids == wanted.owners.iter().map(|it| &it.uid).collect()
             && self.shared.as_ref() == Some(&wanted.shared)
@@ -147,7 +183,7 @@ pub(super) fn action(name: &str, wanted: Option<&Wanted>, existing: Option<&Exis
         return wanted.map(|wanted| Action::Create(Box::new(body(name, wanted))));
     };
     // On its way out already, or labelled by somebody who is not us.
-    if existing.is_going || existing.diverts().next().is_none() {
+    if existing.is_going || !existing.is_ours() {
         return None;
     }
     let (name, uid) = (name.to_owned(), existing.uid.clone());
@@ -179,6 +215,13 @@ fn foreign_specs(metadata: &ObjectMeta) -> impl Iterator<Item = &Value> {
     foreign.filter_map(|entry| entry.fields_v1.as_ref()?.0.get("f:spec"))
 }
 
+/// As far as anybody's name is on it; the admission policy of the chart goes by the same.
+fn is_written_by_us_alone(metadata: &ObjectMeta) -> bool {
+    let mut managers =
+        metadata.managed_fields.iter().flatten().filter(|it| it.subresource.is_none()).peekable();
+    managers.peek().is_some() && managers.all(|it| it.manager.as_deref() == Some(FIELD_MANAGER))
+}
+
 fn is_our_update(entry: &ManagedFieldsEntry) -> bool {
     entry.manager.as_deref() == Some(FIELD_MANAGER)
         && entry.subresource.is_none()
@@ -195,11 +238,23 @@ fn adopt(entry: usize, resource_version: &str) -> Value {
     ])
 }
 
+fn port(port: ServicePort) -> Option<Port> {
+    let number = u16::try_from(port.port).ok()?;
+    let target = match port.target_port {
+        None => number,
+        Some(IntOrString::Int(target)) => u16::try_from(target).ok()?,
+        Some(IntOrString::String(_)) => return None,
+    };
+    Some(Port { number, name: port.name.unwrap_or_default(), target })
+}
+
 fn body(name: &str, wanted: &Wanted) -> Service {
-    let ports = wanted.ports.iter().map(|(number, name)| ServicePort {
+    let ports = wanted.ports.iter().map(|Port { number, name, target }| ServicePort {
         name: Some(name.clone()).filter(|name| !name.is_empty()),
         port: i32::from(*number),
         protocol: Some("TCP".to_owned()),
+        // Without it the API server takes the same number.
+        target_port: Some(IntOrString::Int(i32::from(*target))).filter(|_| target != number),
         ..ServicePort::default()
     });
     let ports: Vec<_> = ports.collect();
@@ -239,7 +294,7 @@ mod tests {
         Wanted {
             external_name: "web.staging.svc.cluster.local".into(),
             shared: "staging".into(),
-            ports: vec![(8080, "http".into())],
+            ports: vec![Port { number: 8080, name: "http".into(), target: 8080 }],
             owners: vec![owner()],
         }
     }
@@ -290,7 +345,8 @@ mod tests {
     #[test]
     fn what_is_as_wanted_is_left_alone_and_what_is_not_is_applied() {
         assert_eq!(todo(Some(wanted()), Some(existing(json!([])))), None);
-        let changed = Wanted { ports: vec![(80, String::new())], ..wanted() };
+        let port = Port { number: 80, name: String::new(), target: 8080 };
+        let changed = Wanted { ports: vec![port], ..wanted() };
         let Some(Action::Update { adopt: Some(adopt), apply, .. }) =
             todo(Some(changed), Some(existing(json!([]))))
         else {
@@ -303,6 +359,12 @@ mod tests {
         assert_eq!(adopt, expected);
         assert_eq!(apply.metadata.uid.as_deref(), Some("s1"), "of this one Service");
         assert_eq!(apply.metadata.resource_version, None, "apply needs none");
+        let ports = serde_json::to_value(&apply.spec.as_ref().unwrap().ports).unwrap();
+        assert_eq!(ports, json!([{"port": 80, "protocol": "TCP", "targetPort": 8080}]));
+        // As the API server fills it in.
+        let mut filled = existing(json!([]));
+        filled.spec.as_mut().unwrap().ports.as_mut().unwrap()[0].target_port = Some(IntOrString::Int(8080));
+        assert_eq!(todo(Some(wanted()), Some(filled)), None);
         let mut second = owner();
         second.uid = "d2".into();
         let more = Wanted { owners: vec![owner(), second], ..wanted() };
@@ -400,10 +462,43 @@ mod tests {
     }
 
     #[test]
+    fn what_lost_its_owner_is_adopted_if_nobody_else_wrote_it() {
+        let mut orphan = existing(json!([]));
+        orphan.metadata.owner_references = None;
+        orphan.spec.as_mut().unwrap().external_name = Some("web.qa.svc.cluster.local".into());
+        let Some(Action::Update { adopt: Some(_), apply, .. }) = todo(Some(wanted()), Some(orphan.clone()))
+        else {
+            panic!()
+        };
+        assert_eq!(apply.metadata.owner_references, Some(vec![owner()]));
+        assert!(matches!(todo(None, Some(orphan)), Some(Action::Delete { .. })), "nobody wants it any more");
+    }
+
+    #[test]
     fn what_only_bears_our_label_is_not_ours() {
-        let mut service = existing(json!([]));
-        service.metadata.owner_references = None;
-        assert_eq!(todo(None, Some(service.clone())), None);
-        assert_eq!(todo(Some(wanted()), Some(service)), None);
+        let restored = json!([{
+            "manager": "kubectl-create", "operation": "Update", "fieldsV1": {"f:metadata": {"f:labels": {}}},
+        }]);
+        let other = OwnerReference { kind: "Application".into(), ..owner() };
+        let unmarked = |service: &mut Service| service.metadata.annotations = None;
+        let no_alias = |service: &mut Service| service.spec.as_mut().unwrap().type_ = None;
+        let unmanaged = |service: &mut Service| service.metadata.managed_fields = None;
+        let owned = |service: &mut Service| service.metadata.owner_references = Some(vec![other.clone()]);
+        let changes: [&dyn Fn(&mut Service); 4] = [&unmarked, &no_alias, &unmanaged, &owned];
+        let orphan = |managers| {
+            let mut service = existing(managers);
+            service.metadata.owner_references = None;
+            service
+        };
+        let changed = changes.into_iter().map(|change| {
+            let mut service = orphan(json!([]));
+            change(&mut service);
+            service
+        });
+        for (number, service) in [orphan(restored)].into_iter().chain(changed).enumerate() {
+            assert!(!Existing::new(service.clone()).is_ours(), "{number}");
+            assert_eq!(todo(None, Some(service.clone())), None, "{number}");
+            assert_eq!(todo(Some(wanted()), Some(service)), None, "{number}");
+        }
     }
 }

@@ -3,8 +3,10 @@
 //! As a work queue of client-go: each thing is in it once, is looked at by one at a time, and what changes
 //! meanwhile is looked at again. In two lanes that take turns, so that a status does not wait for ten thousand
 //! names; of the names each namespace has its turn, so that the first who asks for many does not hold up the others.
+//! Within a namespace they are looked at by name, one at a time: where a quota lets only some of them be made, it is
+//! not chance which.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -41,9 +43,11 @@ pub(super) struct Queue {
     states: HashMap<Work, State>,
     later: BTreeSet<(Instant, Work)>,
     objects: VecDeque<ObjectRef>,
-    names: BTreeMap<Arc<str>, VecDeque<Arc<str>>>,
-    /// Namespaces of `names`, in the order of their turns.
+    names: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Namespaces of `names` of which none is under way, in the order of their turns.
     turns: VecDeque<Arc<str>>,
+    /// Those of which one is.
+    busy: HashSet<Arc<str>>,
     /// Whether it is the names' turn.
     names_next: bool,
 }
@@ -95,6 +99,12 @@ impl Queue {
     /// Ends what was given to be looked at; it is looked at again when it was marked meanwhile, or at a time.
     pub(super) fn done(&mut self, work: Work, again: Option<Instant>) {
         let Some(State::UnderWay(marked)) = self.states.remove(&work) else { return };
+        if let Work::Name { namespace, .. } = &work
+            && self.busy.remove(namespace)
+            && self.names.contains_key(namespace)
+        {
+            self.turns.push_back(namespace.clone());
+        }
         if let Some(at) = marked.into_iter().chain(again).min() {
             self.mark(work, at);
         }
@@ -117,7 +127,8 @@ impl Queue {
     pub(super) fn clear(&mut self) {
         let mut states = std::mem::take(&mut self.states);
         states.retain(|_, state| matches!(state, State::UnderWay(_)));
-        *self = Self { states, ..Self::default() };
+        let busy = std::mem::take(&mut self.busy);
+        *self = Self { states, busy, ..Self::default() };
     }
 
     fn enter(&mut self, work: &Work) {
@@ -125,10 +136,10 @@ impl Queue {
             Work::Tell(object) => self.objects.push_back(object.clone()),
             Work::Name { namespace, name } => {
                 let names = self.names.entry(namespace.clone()).or_default();
-                if names.is_empty() {
+                if names.is_empty() && !self.busy.contains(namespace) {
                     self.turns.push_back(namespace.clone());
                 }
-                names.push_back(name.clone());
+                names.insert(name.clone());
             }
         }
     }
@@ -140,12 +151,11 @@ impl Queue {
     fn next_name(&mut self) -> Option<Work> {
         let namespace = self.turns.pop_front()?;
         let names = self.names.get_mut(&namespace)?;
-        let name = names.pop_front()?;
+        let name = names.pop_first()?;
         if names.is_empty() {
             self.names.remove(&namespace);
-        } else {
-            self.turns.push_back(namespace.clone());
         }
+        self.busy.insert(namespace.clone());
         Some(Work::Name { namespace, name })
     }
 }
@@ -180,10 +190,31 @@ mod tests {
         let expected =
             [tell("x"), name("a", "1"), tell("y"), name("b", "1"), tell("z"), name("a", "2"), name("a", "3")];
         for expected in expected {
-            let work = queue.next(now);
-            assert_eq!(work, Some(expected));
-            work.iter().for_each(|work| queue.wrote(work));
+            let work = queue.next(now).unwrap();
+            assert_eq!(work, expected);
+            queue.wrote(&work);
+            queue.done(work, None);
         }
+    }
+
+    #[test]
+    fn names_of_a_namespace_are_looked_at_by_name_and_one_at_a_time() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for work in [name("a", "2"), name("b", "1"), name("a", "3")] {
+            queue.mark(work, now);
+        }
+        assert_eq!(all(&mut queue, now), [name("a", "2"), name("b", "1")]);
+        assert_eq!(queue.wake(), None, "the third waits for the first to end");
+        queue.mark(name("a", "1"), now);
+        assert_eq!(all(&mut queue, now), []);
+        queue.done(name("b", "1"), None);
+        assert_eq!(all(&mut queue, now), []);
+        queue.done(name("a", "2"), None);
+        assert_eq!(all(&mut queue, now), [name("a", "1")]);
+        queue.done(name("a", "1"), None);
+        assert_eq!(all(&mut queue, now), [name("a", "3")]);
+        queue.done(name("a", "3"), None);
+        assert!(queue.states.is_empty() && queue.busy.is_empty() && queue.turns.is_empty());
     }
 
     #[test]

@@ -11,13 +11,24 @@ use tokio::time::Instant;
 
 use super::conditions::{self, Said};
 use super::known::{Known, Original};
-use super::names::{self, Action, Wanted};
+use super::names::{self, Action, Port, Wanted};
 use super::programmed::{self, Before, Subject, Tell};
+use super::standing;
 use crate::api::{self, DivertStatus};
 use crate::compile::acceptance::Group;
 use crate::compile::{self, HostReason, RowReason, may_be_http};
 use crate::kubernetes::Invalid;
-use crate::world::{DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, ServiceKind};
+use crate::plan::ServiceRef;
+use crate::world::{
+    DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, Service, ServiceKind, ServicePort, TargetPort,
+};
+
+/// The port of an alias for what has none. Of a name that nobody uses: where somebody writes the Service by a client-side
+/// apply, its ports are added to this one.
+const NO_PORT: (u16, &str) = (80, "placeholder");
+
+/// The reason of a Divert that says what it may not.
+const INVALID: &str = "Invalid";
 
 /// Something to be written.
 #[derive(Debug)]
@@ -35,8 +46,7 @@ pub(super) enum Job {
 pub(super) struct StatusUpdate {
     pub(super) namespace: Arc<str>,
     pub(super) name: Arc<str>,
-    pub(super) uid: Option<String>,
-    /// Of the Divert that it was made for.
+    /// Of the Divert that it was made for: one by that name that was made anew has another.
     pub(super) resource_version: Option<String>,
     pub(super) status: DivertStatus,
 }
@@ -107,9 +117,8 @@ pub(super) fn tell(
     object: &ObjectRef,
     told: &mut Told,
 ) -> Option<Job> {
-    if let (ObjectKind::Divert(DivertApi::Divert), None) = (object.kind, invalid.get(object)) {
-        told.forget(object);
-        return status(known, object);
+    if object.kind == ObjectKind::Divert(DivertApi::Divert) {
+        return status(known, invalid.get(object), object);
     }
     let mut about = about(object, known.diverts.get(object));
     // By which kubectl describe finds events.
@@ -120,10 +129,13 @@ pub(super) fn tell(
     (!news.is_empty() && takes_events(known, object)).then_some(Job::News(news))
 }
 
-fn status(known: &mut Known, object: &ObjectRef) -> Option<Job> {
+fn status(known: &mut Known, invalid: Option<&Invalid>, object: &ObjectRef) -> Option<Job> {
     let divert =
         DivertRef { api: DivertApi::Divert, namespace: object.namespace.clone(), name: object.name.clone() };
-    let status = known.judge.status(&divert)?;
+    let status = match invalid {
+        Some(Invalid { problem, .. }) => refused(divert, problem),
+        None => known.judge.status(&divert)?,
+    };
     let mut said: Vec<Said> = status.conditions.iter().map(Said::from).collect();
     let mut answers = true;
     if status.accepted() {
@@ -140,15 +152,16 @@ fn status(known: &mut Known, object: &ObjectRef) -> Option<Job> {
     }
     let original = known.diverts.get(object)?;
     let answered = original.request.as_ref().filter(|_| answers);
+    let left_free = known.own_names.left_free(&object.namespace);
+    let (generation, now) = (original.generation, Timestamp::now());
     let (new, news) =
-        conditions::next(&original.status, original.generation, answered, &said, &status, Timestamp::now())?;
+        conditions::next(&original.status, generation, answered, &said, &status, left_free, now)?;
     let about = about(object, Some(original));
-    let news = news.into_iter().filter(|_| takes_events(known, object));
+    let news = news.into_iter().filter(|it| takes_events(known, object) && it.reason != standing::PENDING);
     let news = news.map(|said| News { about: about.clone(), said }).collect();
     let update = StatusUpdate {
         namespace: object.namespace.clone(),
         name: object.name.clone(),
-        uid: original.uid.clone(),
         resource_version: original.resource_version.clone(),
         status: new,
     };
@@ -182,17 +195,30 @@ fn said_of_agents(known: &mut Known, object: &ObjectRef, status: &compile::Diver
     Some(known.programming.tell(object, subject, before, Instant::now()))
 }
 
+/// Of a Divert that says what it may not: nothing else is to be said.
+fn refused(divert: DivertRef, problem: &str) -> compile::DivertStatus {
+    let accepted =
+        compile::Condition { kind: "Accepted", status: false, reason: INVALID, message: problem.to_owned() };
+    compile::DivertStatus {
+        divert,
+        shared_namespace: "".into(),
+        conditions: vec![accepted],
+        services: Vec::new(),
+        hosts: Vec::new(),
+    }
+}
+
 /// What the author of an accepted Divert is told about names.
 pub(super) fn said_of_names(known: &Known, status: &compile::DivertStatus) -> Option<Said> {
     let pair = Pair { developer: status.divert.namespace.clone(), shared: status.shared_namespace.clone() };
-    known.wishes.as_ref()?.said(&known.judge, &pair)
+    standing::said(known, &pair)
 }
 
 /// What is to be said about an object that has no status; nothing when all is well.
 fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Vec<Said> {
     let no = |kind, reason, message: &str| Said { kind, status: false, reason, message: message.to_owned() };
     if let Some(Invalid { problem, .. }) = invalid.get(object) {
-        return vec![no("Accepted", "Invalid", problem)];
+        return vec![no("Accepted", INVALID, problem)];
     }
     match object.kind {
         ObjectKind::Divert(api) => {
@@ -275,13 +301,36 @@ pub(super) fn wanted(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Op
         return None;
     }
     let settings = known.judge.settings();
-    let external_name = match &shared.kind {
-        ServiceKind::ExternalName(target) => target.to_string(),
-        _ => format!("{name}.{}.svc.{}", pair.shared, settings.cluster_domain),
-    };
-    let http = shared.ports.iter().filter(|port| may_be_http(settings, port));
-    let ports = http.map(|port| (port.number, port.name.to_string())).collect();
+    let (http, others): (Vec<_>, Vec<_>) = shared.ports.iter().partition(|port| may_be_http(settings, port));
+    let ports = if http.is_empty() { others } else { http };
+    let mut ports: Vec<_> = ports.into_iter().map(|port| alias_port(shared, port)).collect();
+    // There are policies that want every Service to have a port.
+    if ports.is_empty() {
+        let (number, name) = NO_PORT;
+        ports.push(Port { number, name: name.to_owned(), target: number });
+    }
+    let external_name = external_name(known, shared);
     Some(Wanted { external_name, shared: pair.shared.to_string(), ports, owners })
+}
+
+/// A port of what a name is to stand for. One that leads to a cluster IP is connected to as it is. Which number a named
+/// port of pods has, each pod says for itself.
+fn alias_port(shared: &Service, port: &ServicePort) -> Port {
+    let number = port.number;
+    let target = match (&shared.kind, &port.target) {
+        (ServiceKind::Headless | ServiceKind::ExternalName(_), TargetPort::Number(target)) => *target,
+        _ => number,
+    };
+    Port { number, name: port.name.to_string(), target }
+}
+
+/// What a name is to stand for.
+pub(super) fn external_name(known: &Known, shared: &Service) -> String {
+    let ServiceRef { namespace, name } = &shared.service;
+    match &shared.kind {
+        ServiceKind::ExternalName(target) => target.to_string(),
+        _ => format!("{name}.{namespace}.svc.{}", known.judge.settings().cluster_domain),
+    }
 }
 
 fn owners(known: &Known, group: &Group) -> Vec<OwnerReference> {

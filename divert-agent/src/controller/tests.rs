@@ -119,3 +119,45 @@ proptest! {
         }
     }
 }
+
+/// What is to be looked at when an EndpointSlice of a Service comes.
+fn marked_by_endpoints(known: &mut Known, namespace: &str, address: &str) -> Vec<Work> {
+    let slice = format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-x, namespace: {namespace}, labels: \
+         {{kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: \
+         endpointslice-controller.k8s.io}}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{{addresses: \
+         [{address}]}}]\n"
+    );
+    let changes = crate::manifests::testing::objects(&slice).into_iter().collect();
+    let marks = known.take_world(Batch { changes, originals: Vec::new() });
+    marks.into_iter().map(|(work, _)| work).collect()
+}
+
+#[test]
+fn endpoints_of_a_shared_namespace_are_no_matter_of_its_developers() {
+    let programming = Programming::new(String::new(), 0, Duration::ZERO);
+    let mut known = Known::new(Settings::default(), programming, Duration::ZERO);
+    known.begin(MAX_NAMES);
+    let service = |namespace: &str, name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{clusterIP: None, selector: {{app: web}}, ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let mut text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: staging, labels: {divert.dev/shared: 'true'}}\n---\n\
+                    apiVersion: v1\nkind: Namespace\nmetadata: {name: alice}\n---\n"
+        .to_owned();
+    text += &(service("staging", "web") + &service("alice", "web") + &service("staging", "api"));
+    text += "apiVersion: divert.dev/v1alpha1\nkind: Divert\nmetadata: {name: d, namespace: alice}\n\
+             spec: {sharedNamespace: staging}\n";
+    let changes = crate::manifests::testing::objects(&text).into_iter().collect();
+    known.take_world(Batch { changes, originals: Vec::new() });
+    assert_eq!(marked_by_endpoints(&mut known, "staging", "10.0.0.1"), []);
+    let kind = ObjectKind::Divert(crate::world::DivertApi::Divert);
+    let own = Work::Tell(ObjectRef { kind, namespace: "alice".into(), name: "d".into() });
+    assert_eq!(
+        marked_by_endpoints(&mut known, "alice", "10.0.0.2"),
+        [own],
+        "how many of hers are ready is told"
+    );
+}

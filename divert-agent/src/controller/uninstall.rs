@@ -1,5 +1,5 @@
-//! `divert-agent uninstall`: takes back the names that a controller made, before it goes for good. Diverts stay, and
-//! what they own with them: nobody would keep those Services up to date.
+//! `divert-agent uninstall`: takes back the names that a controller made, and what it said of Diverts, before it goes for
+//! good. Diverts stay, and what they own with them: nobody would keep those Services up to date, nor the status.
 //!
 //! The controllers still run. Whoever holds the lease writes, so it is taken from them, for long enough that all of
 //! them are gone before it expires.
@@ -11,16 +11,21 @@ use futures_util::StreamExt;
 use futures_util::stream::iter;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
-use kube::api::ListParams;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DynamicObject, ListParams};
 use kube::{Api, Client};
 use tokio::time::sleep;
 
+use super::conditions;
+use super::known::Original;
 use super::names::{self, Existing};
-use super::reconcile::Job;
-use super::write::Writer;
+use super::reconcile::{Job, StatusUpdate};
+use super::retries::Refusal;
+use super::write::{Outcome, Writer};
 use super::{AT_ONCE, ControllerError, host_name, lease, system};
 use crate::api;
-use crate::kubernetes::{Cluster, ClusterArgs, describe};
+use crate::kubernetes::{Cluster, ClusterArgs, describe, resource};
+use crate::world::DivertApi;
 
 /// Between two looks.
 const PACE: Duration = Duration::from_secs(1);
@@ -82,9 +87,9 @@ async fn take_back(args: UninstallArgs, cluster: &Cluster) -> Result<(), Control
                 Ok(0) if since.elapsed() > lease::DEADLINE + lease::WRITE => break,
                 Ok(some) => {
                     count += some;
-                    String::from("some Services are still there")
+                    String::from("some Services or statuses are still there")
                 }
-                Err(error) => format!("listing Services: {}", describe(&error)),
+                Err(error) => format!("listing Services and Diverts: {}", describe(&error)),
             },
         };
         if began.elapsed() > LIMIT {
@@ -92,11 +97,14 @@ async fn take_back(args: UninstallArgs, cluster: &Cluster) -> Result<(), Control
         }
         sleep(PACE).await;
     }
-    tracing::info!("{count} names taken back; {namespace}/{} is held for five minutes", args.lease);
+    tracing::info!(
+        "{count} names and statuses taken back; {namespace}/{} is held for five minutes",
+        args.lease
+    );
     Ok(())
 }
 
-/// Deletes or releases all names that are ours; says how many there were.
+/// Deletes or releases all names that are ours, and unsays what was said of Diverts; says how many there were.
 async fn remove(client: &Client, identity: &str) -> kube::Result<usize> {
     let ours = ListParams::default().labels(api::EXTERNAL_NAME);
     let services = Api::<Service>::all(client.clone()).list(&ours).await?;
@@ -107,14 +115,47 @@ async fn remove(client: &Client, identity: &str) -> kube::Result<usize> {
         let action = names::action(&name, None, Some(&Existing::new(service)))?;
         Some(Job::Name(namespace.into(), action))
     });
+    let jobs: Vec<_> = jobs.chain(statuses(client).await?).collect();
     let mut count = 0;
     let written = iter(jobs).map(|job| {
         let writer = writer.clone();
         async move { writer.carry_out(&job).await }
     });
     let mut written = written.buffer_unordered(AT_ONCE);
-    while written.next().await.is_some() {
+    while let Some((outcome, _)) = written.next().await {
         count += 1;
+        match outcome {
+            Outcome::Failed(said) => tracing::warn!("{said}; trying again"),
+            Outcome::Refused(doing, Refusal { words, .. }) => {
+                tracing::warn!("{doing}: the API server says: {words}; trying again");
+            }
+            Outcome::Done | Outcome::Superseded | Outcome::Again => {}
+        }
     }
     Ok(count)
+}
+
+/// What is to be said last of Diverts.
+async fn statuses(client: &Client) -> kube::Result<Vec<Job>> {
+    let diverts = Api::<DynamicObject>::all_with(client.clone(), &resource(DivertApi::Divert));
+    let diverts = match diverts.list(&ListParams::default()).await {
+        Ok(diverts) => diverts,
+        // Their definition went first.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let now = Timestamp::now();
+    let jobs = diverts.into_iter().filter_map(|divert| {
+        let (namespace, name) = (divert.metadata.namespace.clone()?, divert.metadata.name.clone()?);
+        let original = Original::new(divert);
+        let status = conditions::unkept(&original.status, original.generation, now)?;
+        let update = StatusUpdate {
+            namespace: namespace.into(),
+            name: name.into(),
+            resource_version: original.resource_version,
+            status,
+        };
+        Some(Job::Status(Box::new(update), Vec::new()))
+    });
+    Ok(jobs.collect())
 }

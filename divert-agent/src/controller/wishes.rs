@@ -30,6 +30,26 @@ struct Wish {
     beyond: Option<Arc<str>>,
 }
 
+/// What a look at a name comes to.
+#[derive(Debug)]
+pub(super) struct Looked {
+    /// The names that may have come or gone for it.
+    pub(super) names: Vec<Arc<str>>,
+    /// Whether what falls short is another now.
+    pub(super) told: bool,
+    /// Whether other names are to resolve than before.
+    pub(super) changed: bool,
+}
+
+/// How the names of a pair are to fare.
+#[derive(Debug)]
+pub(super) struct Fares {
+    /// What is to resolve for it, by name.
+    pub(super) names: Vec<Arc<str>>,
+    /// What is said of those that are not to, if there are any.
+    pub(super) shortfall: Option<Said>,
+}
+
 /// Whether somebody wants to have a name of a namespace left free for now.
 pub(super) trait LeftFree: Fn(&Arc<str>, &Arc<str>) -> bool {}
 impl<F: Fn(&Arc<str>, &Arc<str>) -> bool> LeftFree for F {}
@@ -69,26 +89,26 @@ impl Wishes {
         affected
     }
 
-    /// Looks at one name of a namespace anew. Gives the names that may have come or gone for it, and whether
-    /// what is said of names is another now.
+    /// Looks at one name of a namespace anew.
     pub(super) fn look(
         &mut self,
         judge: &Judge,
         developer: &Arc<str>,
         name: &Arc<str>,
         is_left_free: impl LeftFree,
-    ) -> (Vec<Arc<str>>, bool) {
-        let Some(wish) = self.developers.get_mut(developer) else { return (vec![name.clone()], false) };
-        if wish.wants(judge, developer, name) && !is_left_free(developer, name) {
-            wish.names.insert(name.clone());
-        } else {
-            wish.names.remove(name);
-        }
-        let before = wish.limit(self.limit);
+    ) -> Looked {
         let mut affected = vec![name.clone()];
+        let Some(wish) = self.developers.get_mut(developer) else {
+            return Looked { names: affected, told: false, changed: false };
+        };
+        let changed = match wish.wants(judge, developer, name) && !is_left_free(developer, name) {
+            true => wish.names.insert(name.clone()),
+            false => wish.names.remove(name),
+        };
+        let before = wish.limit(self.limit);
         let several = wish.pairs.len() > 1;
         if before == wish.beyond {
-            return (affected, several);
+            return Looked { names: affected, told: several, changed };
         }
         let told = several || before.is_none() != wish.beyond.is_none();
         // The limit has moved across these.
@@ -98,7 +118,7 @@ impl Wishes {
             let behind = wish.names.range(first.clone()..);
             affected.extend(behind.take_while(|name| last.is_none_or(|last| *name <= last)).cloned());
         }
-        (affected, told)
+        Looked { names: affected, told, changed }
     }
 
     /// The pair for which a name is to resolve in a namespace; `None` when it is not to.
@@ -109,34 +129,35 @@ impl Wishes {
         wish.pairs.iter().find(|pair| wanted && judge.world().service(&pair.shared, name).is_some())
     }
 
-    /// What the authors of a pair's Diverts are told about names.
-    pub(super) fn said(&self, judge: &Judge, pair: &Pair) -> Option<Said> {
+    /// How the names of a pair are to fare; `None` where none are wanted.
+    pub(super) fn fares(&self, judge: &Judge, pair: &Pair) -> Option<Fares> {
         let Pair { developer: k, shared: n } = pair;
         let wish = self.developers.get(k)?;
-        let older = wish.pairs.iter().take_while(|other| *other != pair);
-        let older: Vec<_> = older.collect();
+        let older: Vec<_> = wish.pairs.iter().take_while(|other| *other != pair).collect();
         if older.len() == wish.pairs.len() {
             return None;
         }
-        let said = |status, reason, message| Some(Said { kind: "Names", status, reason, message });
+        let world = judge.world();
+        let has = |pair: &Pair, name: &Arc<str>| world.service(&pair.shared, name).is_some();
+        let within = wish.names.iter().take_while(|name| wish.beyond.as_ref() != Some(name));
+        let names = within.filter(|name| has(pair, name) && !older.iter().any(|other| has(other, name)));
+        let names = names.cloned().collect();
+        let no = |reason, message| Some(Said { kind: "Names", status: false, reason, message });
         if wish.beyond.is_some() {
             let message = format!(
                 "{k} lacks more names than the {} that are made in one namespace: only the first by name resolve; \
                  for the others write NAME.NAMESPACE, or set names: None",
                 self.limit
             );
-            return said(false, "TooMany", message);
+            return Some(Fares { names, shortfall: no("TooMany", message) });
         }
-        let world = judge.world();
         let elsewhere = |name: &Arc<str>| {
-            let first = older.iter().find(|other| world.service(&other.shared, name).is_some());
+            let first = older.iter().find(|other| has(other, name));
             first.filter(|_| wish.names.contains(name)).map(|other| (name.clone(), other.shared.clone()))
         };
         let mut elsewhere =
             world.services(n).filter(|_| !older.is_empty()).filter_map(|it| elsewhere(&it.service.name));
-        let Some((name, other)) = elsewhere.next() else {
-            return said(true, "Resolve", format!("every Service of {n} resolves in {k} by its short name"));
-        };
+        let Some((name, other)) = elsewhere.next() else { return Some(Fares { names, shortfall: None }) };
         let more = match elsewhere.count() {
             0 => String::new(),
             count => format!(" (and {count} more)"),
@@ -144,7 +165,13 @@ impl Wishes {
         let message = format!(
             "{name}{more} resolves to {other} in {k}, whose Divert is older: use {name}.{n} for the other"
         );
-        said(false, "ResolvedElsewhere", message)
+        Some(Fares { names, shortfall: no("ResolvedElsewhere", message) })
+    }
+
+    /// All that is to resolve in a namespace.
+    pub(super) fn names<'a>(&'a self, developer: &Arc<str>) -> impl Iterator<Item = &'a Arc<str>> {
+        let wish = self.developers.get(developer).into_iter();
+        wish.flat_map(|wish| wish.names.iter().take_while(|name| wish.beyond.as_ref() != Some(name)))
     }
 }
 
@@ -221,11 +248,18 @@ mod tests {
         names.iter().filter_map(pair).collect()
     }
 
+    /// What falls short, nothing where nothing does.
     fn reason(wishes: &Wishes, judge: &Judge, shared: &str) -> Option<(&'static str, String)> {
         let pair = Pair { developer: alice(), shared: shared.into() };
-        let said = wishes.said(judge, &pair)?;
-        assert_eq!(said.status, said.reason == "Resolve");
-        Some((said.reason, said.message))
+        let said = wishes.fares(judge, &pair)?.shortfall;
+        Some(said.map_or(("", String::new()), |said| (said.reason, said.message)))
+    }
+
+    /// What is to resolve for a pair.
+    fn names(wishes: &Wishes, judge: &Judge, shared: &str) -> Vec<String> {
+        let pair = Pair { developer: alice(), shared: shared.into() };
+        let fares = wishes.fares(judge, &pair).unwrap();
+        fares.names.into_iter().map(|name| name.to_string()).collect()
     }
 
     #[test]
@@ -234,7 +268,7 @@ mod tests {
         let judge = town(&services, &[divert("s", "s")]);
         let wishes = wishes(&judge, 9);
         assert_eq!(resolving(&wishes, &judge), ["a.s"]);
-        assert_eq!(reason(&wishes, &judge, "s").unwrap().0, "Resolve");
+        assert_eq!(reason(&wishes, &judge, "s").unwrap().0, "");
         assert_eq!(reason(&wishes, &judge, "t"), None);
         let none = town(&services, &[divert("s", "s, names: None")]);
         assert!(!self::wishes(&none, 9).has(&alice()));
@@ -253,7 +287,7 @@ mod tests {
 
         // Who comes before the limit moves another beyond it, and who goes makes room.
         let look = |wishes: &mut Wishes, judge: &Judge, name: &str| {
-            let (names, told) = wishes.look(judge, &alice(), &name.into(), nothing_is_left_free);
+            let Looked { names, told, .. } = wishes.look(judge, &alice(), &name.into(), nothing_is_left_free);
             let names: BTreeSet<String> = names.iter().map(|name| name.to_string()).collect();
             (names.into_iter().collect::<Vec<_>>(), told)
         };
@@ -272,7 +306,7 @@ mod tests {
         let (names, told) = look(&mut wishes, &judge, "a");
         assert!(told && names.contains(&"d".into()), "all there is room for: {names:?}");
         assert_eq!(resolving(&wishes, &judge), ["c.s", "d.s"]);
-        assert_eq!(self::reason(&wishes, &judge, "s").unwrap().0, "Resolve");
+        assert_eq!(self::reason(&wishes, &judge, "s").unwrap().0, "");
     }
 
     #[test]
@@ -282,10 +316,11 @@ mod tests {
         let judge = town(&services, &[divert("first", "s"), divert("second", "t")]);
         let wishes = wishes(&judge, 9);
         assert_eq!(resolving(&wishes, &judge), ["a.s", "b.s", "c.t"]);
-        assert_eq!(reason(&wishes, &judge, "s").unwrap().0, "Resolve");
+        assert_eq!(reason(&wishes, &judge, "s").unwrap().0, "");
         let (reason, message) = reason(&wishes, &judge, "t").unwrap();
         assert_eq!(reason, "ResolvedElsewhere");
         assert!(message.starts_with("b resolves to s in alice"), "{message}");
+        assert_eq!([names(&wishes, &judge, "s"), names(&wishes, &judge, "t")], [vec!["a", "b"], vec!["c"]]);
     }
 
     #[test]

@@ -3,21 +3,25 @@
 use std::future::Future;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Service};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::Status;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::conditions::Said;
+use super::conditions::{self, Said};
 use super::lease::{Leadership, WRITE};
 use super::names::{Action, FIELD_MANAGER};
 use super::reconcile::{Job, News, StatusUpdate};
-use crate::api::{self, Divert};
-use crate::kubernetes::describe;
+use super::retries::Refusal;
+use crate::kubernetes::{describe, resource};
+use crate::world::DivertApi;
 
 /// The longest note of an Event.
 const NOTE: usize = 1024;
+/// Why nothing can be created in a namespace that is on its way out.
+const TERMINATING: &str = "NamespaceTerminating";
 
 /// Writes.
 #[derive(Clone)]
@@ -28,15 +32,17 @@ pub(super) struct Writer {
 }
 
 /// How a write ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Outcome {
     Done,
     /// Somebody was faster: what they did comes by a watch.
     Superseded,
-    /// The API server does not want it; it is tried again.
-    Refused,
-    /// No answer, or none of use; it is tried again.
-    Failed,
+    /// To be tried again: it was not asked for, or nobody needs to know that it failed.
+    Again,
+    /// What was being done, and why it came to nothing.
+    Failed(String),
+    /// The API server does not want it; what was being done, and its words.
+    Refused(String, Refusal),
 }
 
 /// Why a request was not made, or not to its end.
@@ -69,7 +75,7 @@ impl Writer {
                 let mut outcome = Outcome::Done;
                 for News { about, said } in news {
                     if !self.tell(about, said).await {
-                        outcome = Outcome::Failed;
+                        outcome = Outcome::Again;
                     }
                 }
                 (outcome, events(news))
@@ -110,37 +116,28 @@ impl Writer {
     ) -> Result<T, Outcome> {
         match self.fenced(request).await {
             Ok(Ok(done)) => Ok(done),
-            // Gone, or changed since, or there already: the watches will tell.
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
-                tracing::debug!("{}: {}", doing(), status.message);
-                Err(Outcome::Superseded)
-            }
-            Ok(Err(error)) => {
-                tracing::warn!("{}: {}; trying again", doing(), describe(&error));
-                let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
-                let is_refused = (400..500).contains(&code) && !matches!(code, 401 | 429);
-                Err(if is_refused { Outcome::Refused } else { Outcome::Failed })
-            }
-            Err(Missed::NoAnswer) => {
-                tracing::warn!("{}: no answer; trying again", doing());
-                Err(Outcome::Failed)
-            }
-            Err(Missed::NotLeading) => Err(Outcome::Superseded),
+            Ok(Err(kube::Error::Api(status))) => Err(answered(&status, doing())),
+            Ok(Err(error)) => Err(Outcome::Failed(format!("{}: {}", doing(), describe(&error)))),
+            Err(Missed::NoAnswer) => Err(Outcome::Failed(format!("{}: no answer", doing()))),
+            Err(Missed::NotLeading) => Err(Outcome::Again),
         }
     }
 
     async fn status(&self, update: &StatusUpdate) -> Outcome {
-        let StatusUpdate { namespace, name, uid, resource_version, status } = update;
-        let diverts: Api<Divert> = Api::namespaced(self.client.clone(), namespace);
-        // The status is ours alone; but not to be written over what somebody has seen since, be it another
-        // Divert by that name or another controller.
+        let StatusUpdate { namespace, name, resource_version, status } = update;
+        // Untyped: of one that says what it may not, the answer could not be read.
+        let kind = resource(DivertApi::Divert);
+        let diverts: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind);
+        // A merge patch puts whole lists in the place of those that are there, whoever wrote them: by apply, a condition
+        // that somebody else has a hand in would stay. And not over what somebody has seen since, be it another Divert
+        // by that name or another controller.
         let patch = json!({
-            "apiVersion": api::DIVERT_API, "kind": "Divert", "status": status,
-            "metadata": {"uid": uid, "resourceVersion": resource_version},
+            "metadata": {"resourceVersion": resource_version},
+            "status": conditions::whole(status),
         });
-        let params = PatchParams::apply(FIELD_MANAGER).force();
-        let patch = Patch::Apply(&patch);
-        let written = diverts.patch_status(name, &params, &patch);
+        let merge = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let patch = Patch::Merge(&patch);
+        let written = diverts.patch_status(name, &merge, &patch);
         outcome(self.write(written, || format!("writing the status of Divert {namespace}/{name}")).await)
     }
 
@@ -161,8 +158,7 @@ impl Writer {
                     let adopt = match serde_json::from_value(adopt.clone()) {
                         Ok(adopt) => Patch::Json::<()>(adopt),
                         Err(error) => {
-                            tracing::error!("{}: {error}", doing());
-                            return Outcome::Failed;
+                            return Outcome::Failed(format!("{}: {error}", doing()));
                         }
                     };
                     if let Err(other) = self.write(services.patch(name, &merge, &adopt), doing).await {
@@ -230,9 +226,86 @@ impl Writer {
     }
 }
 
+/// What an answer that is none of success means.
+fn answered(status: &Status, doing: String) -> Outcome {
+    let is_ending = status.details.iter().flat_map(|it| &it.causes).any(|it| it.reason == TERMINATING);
+    match status.code {
+        // Gone, or changed since, or there already: the watches will tell. So they will of a namespace that ends.
+        404 | 409 => {
+            tracing::debug!("{doing}: {}", status.message);
+            Outcome::Superseded
+        }
+        403 if is_ending => Outcome::Superseded,
+        // Nothing is wrong with what was asked: it is to be asked with other credentials, or later. Nor was a page, as
+        // of a load balancer, written by the API server.
+        401 | 429 | 502.. => failed(status, &doing),
+        _ if status.message.trim_start().starts_with('<') => failed(status, &doing),
+        _ => {
+            let words = status.message.trim().to_owned();
+            // As kube-apiserver's admission says it; there is nothing else to know it by.
+            let quota =
+                status.code == 403 && (words.contains("exceeded quota") || words.contains("for quota: "));
+            Outcome::Refused(doing, Refusal { quota, words })
+        }
+    }
+}
+
+fn failed(status: &Status, doing: &str) -> Outcome {
+    Outcome::Failed(format!("{doing}: {}", describe(&kube::Error::Api(Box::new(status.clone())))))
+}
+
 fn outcome<T>(result: Result<T, Outcome>) -> Outcome {
     match result {
         Ok(_) => Outcome::Done,
         Err(other) => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn what_an_answer_means() {
+        let quota = "services \"b\" is forbidden: exceeded quota: q, requested: count/services=1, used: \
+                     count/services=5, limited: count/services=5";
+        let policy =
+            "services \"b\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'p' denied request: no";
+        let none = || json!([]);
+        for (code, message, causes, expected) in [
+            (404, "not found", none(), "superseded"),
+            (409, "already exists", none(), "superseded"),
+            (403, "forbidden", json!([{"reason": "NamespaceTerminating"}]), "superseded"),
+            (401, "Unauthorized", none(), "failed"),
+            (429, "too many requests", none(), "failed"),
+            (503, "unavailable", none(), "failed"),
+            (403, "<html>", none(), "failed"),
+            (403, quota, none(), "quota"),
+            (403, "status unknown for quota: q, resources: count/services", none(), "quota"),
+            (403, policy, none(), "refused"),
+            (422, policy, none(), "refused"),
+            (400, "admission webhook \"w\" denied the request", none(), "refused"),
+            (500, "failed calling webhook \"w\"", none(), "refused"),
+        ] {
+            let status: Value = json!({
+                "status": "Failure", "code": code, "message": message, "reason": "", "details": {"causes": causes},
+            });
+            let status = serde_json::from_value(status).unwrap();
+            let found = match answered(&status, "creating Service a/b".to_owned()) {
+                Outcome::Superseded => "superseded",
+                Outcome::Failed(said) => {
+                    assert!(said.starts_with("creating Service a/b: "), "{said}");
+                    "failed"
+                }
+                Outcome::Refused(_, Refusal { quota, words }) => {
+                    assert_eq!(words, message);
+                    if quota { "quota" } else { "refused" }
+                }
+                other => panic!("{code} {message}: {other:?}"),
+            };
+            assert_eq!(found, expected, "{code} {message}");
+        }
     }
 }

@@ -120,7 +120,7 @@ pub(crate) fn resource(group: DivertApi) -> ApiResource {
 fn convert_divert(group: DivertApi, object: DynamicObject) -> Converted {
     match understand_divert(group, &object) {
         Ok(understood) => Ok((understood, Some(Box::new(object)))),
-        Err(problem) => Err(Unfit::Invalid(Invalid { uid: object.uid(), problem })),
+        Err(problem) => Err(Unfit::Invalid(Invalid { uid: object.uid(), problem }, Some(Box::new(object)))),
     }
 }
 

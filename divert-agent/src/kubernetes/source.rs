@@ -30,7 +30,7 @@ pub(crate) struct Source {
 pub(crate) struct Batch {
     /// For the world.
     pub(crate) changes: Vec<WorldChange>,
-    /// Diverts that came or changed, whole.
+    /// Diverts that came or changed, whole; those as well that say what they may not, and so are gone for the world.
     pub(crate) originals: Vec<(ObjectRef, Box<DynamicObject>)>,
 }
 
@@ -67,15 +67,17 @@ impl Source {
         let mut batch = Batch::default();
         for Message { kind, step, original } in messages {
             let changes = self.sync.take(world, kind, step);
-            if let (Some(original), Some(WorldChange::Upsert(object))) = (original, changes.first()) {
-                batch.originals.push((object.reference(), original));
-            }
             // What went in the same batch has no original any more.
             for change in &changes {
                 if let WorldChange::Delete(gone) = change {
                     batch.originals.retain(|(object, _)| object != gone);
                 }
             }
+            let object = changes.first().map(|change| match change {
+                WorldChange::Upsert(object) => object.reference(),
+                WorldChange::Delete(object) => object.clone(),
+            });
+            batch.originals.extend(object.zip(original));
             batch.changes.extend(changes);
         }
         batch

@@ -141,8 +141,10 @@ impl Sync {
             progress.trouble = None;
         }
         let Some(listed) = progress.listed.take() else { return Vec::new() };
-        self.invalid.retain(|reference, _| reference.kind != kind || listed.contains(reference));
         let mut known: BTreeSet<_> = world.references(kind).into_iter().collect();
+        // Of what the world never had, who keeps originals is to know as well.
+        known.extend(self.invalid.keys().filter(|it| it.kind == kind).cloned());
+        self.invalid.retain(|reference, _| reference.kind != kind || listed.contains(reference));
         known.extend(self.fresh.iter().filter(|it| it.kind == kind).cloned());
         let gone = known.into_iter().filter(|known| !listed.contains(known));
         gone.map(WorldChange::Delete).collect()

@@ -35,8 +35,8 @@ pub(super) type Converted = Result<(Object, Option<Box<DynamicObject>>), Unfit>;
 /// Why an object is none of the world's.
 #[derive(Debug)]
 pub(super) enum Unfit {
-    /// It says what it may not, which its author is told.
-    Invalid(Invalid),
+    /// It says what it may not, which its author is told; of Diverts, with the object as it is.
+    Invalid(Invalid, Option<Box<DynamicObject>>),
     /// It is nobody's, such as an EndpointSlice without a Service. Which nobody needs to know.
     Nobodys(String),
 }
@@ -70,7 +70,7 @@ fn step<K: ResourceExt>(
             let reference = reference(&object);
             match convert(object) {
                 Ok((object, original)) => (Step::Upsert(object), original),
-                Err(Unfit::Invalid(problem)) => (Step::Invalid(reference, problem), None),
+                Err(Unfit::Invalid(problem, original)) => (Step::Invalid(reference, problem), original),
                 Err(Unfit::Nobodys(problem)) => {
                     let (namespace, name) = (&reference.namespace, &reference.name);
                     tracing::debug!("passing over {kind} {namespace}/{name}: {problem}");

@@ -205,6 +205,11 @@ pub fn up(args: UpArgs) -> Result<(), UpError> {
             println!("Divert {} is in effect: every agent has taken it up", place.title());
         }
         println!("See which services with: kubectl describe divert -n {key} {}", place.name);
+        println!(
+            "Services of {} that {key} lacks resolve there by their names. `helm install` of a chart that brings one of them \
+             for the first time needs --take-ownership, or the name in `services` of the Divert; `names: None` makes none",
+            place.name
+        );
         Ok(())
     })
 }

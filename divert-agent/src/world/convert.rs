@@ -126,6 +126,7 @@ impl Convert for core::Service {
             client_affinity,
             local_only,
             published,
+            by_helm: annotations.is_some_and(|it| it.contains_key(api::HELM_RELEASE)),
         }))
     }
 }

@@ -53,6 +53,8 @@ pub struct Touched {
     pub namespaces: BTreeSet<Arc<str>>,
     /// Services that did, or whose endpoints did.
     pub services: BTreeSet<ServiceRef>,
+    /// Of them, those that came, went or changed themselves.
+    pub declared: BTreeSet<ServiceRef>,
     /// Pods that did, or whose ports did.
     pub pods: BTreeSet<PodRef>,
     /// Pairs whose Diverts did.
@@ -254,6 +256,7 @@ impl World {
         }
         touch_selected(contents, &service, touched);
         touched.services.insert(service.service.clone());
+        touched.declared.insert(service.service.clone());
         contents.services.insert(service.service.name.clone(), service);
     }
 
@@ -324,7 +327,8 @@ impl World {
                 if let Some(old) = contents.services.remove(&object.name) {
                     touched.routes |= old.published.is_some();
                     touch_selected(contents, &old, touched);
-                    touched.services.insert(old.service);
+                    touched.services.insert(old.service.clone());
+                    touched.declared.insert(old.service);
                 }
             }
             ObjectKind::EndpointSlice => {

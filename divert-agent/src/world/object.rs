@@ -205,6 +205,8 @@ pub struct Service {
     pub local_only: bool,
     /// Hosts at which it is served by itself, as a load balancer: what external-dns publishes for it.
     pub published: Option<Box<Published>>,
+    /// Whether Helm installed it, which installs nothing over what is somebody else's.
+    pub by_helm: bool,
 }
 
 /// Hosts that external-dns publishes for a Service.

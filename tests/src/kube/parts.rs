@@ -18,12 +18,13 @@ const ETCD_PEERS: &str = "http://127.0.0.1:2380";
 const SERVICE_RANGES: &str = "10.95.0.0/24,fd00:d1:ffff::/64";
 
 /// What a test can depend on without a kubelet. The others would look for nodes, volumes and clouds.
-const CONTROLLERS: [&str; 8] = [
+const CONTROLLERS: [&str; 9] = [
     "clusterrole-aggregation-controller",
     "endpointslice-controller",
     "endpointslice-mirroring-controller",
     "garbage-collector-controller",
     "namespace-controller",
+    "resourcequota-controller",
     "root-ca-certificate-publisher-controller",
     "serviceaccount-controller",
     "service-cidr-controller",

@@ -49,6 +49,7 @@ fn service_with(namespace: &str, number: usize, endpoints: usize) -> [Object; 2]
             ports: vec![port],
             selector: Labels::default(),
             publish_not_ready: false,
+            by_helm: false,
             reconnect: false,
             client_affinity: false,
             local_only: false,
