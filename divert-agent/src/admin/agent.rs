@@ -27,8 +27,13 @@ const TURN: Duration = Duration::from_secs(5);
 /// As long as the steps of the plan are waited for that were handed over before the question.
 const CARRIED_OUT: Duration = Duration::from_secs(2);
 
-/// The Diverts in the plan, and after how many steps.
-type TakenUpSoFar = (u64, Arc<BTreeMap<String, TakenUp>>);
+/// The Diverts in the plan, after so many updates of the planner, of which so many steps came.
+#[derive(Clone, Debug)]
+pub struct TakenUpSoFar {
+    updates: u64,
+    steps: u64,
+    diverts: Arc<BTreeMap<String, TakenUp>>,
+}
 
 /// Everything that an agent can be asked about.
 #[derive(Clone, Debug)]
@@ -123,7 +128,9 @@ impl Agent {
 
     /// What is in effect. `known=REVISION` says what of it is known.
     async fn programmed(&self, query: &str) -> Answer {
-        let Some((steps, diverts)) = self.taken_up().await else { return ending(&ExplainError::Ending) };
+        let Some(TakenUpSoFar { steps, diverts, .. }) = self.taken_up().await else {
+            return ending(&ExplainError::Ending);
+        };
         let mut apply = self.metrics.apply.clone();
         let carried_out = timeout(CARRIED_OUT, apply.wait_for(|status| status.steps >= steps)).await;
         let Ok(Ok(status)) = carried_out.map(|it| it.map(|status| status.clone())) else {
@@ -139,21 +146,22 @@ impl Agent {
         Answer::json(&programmed)
     }
 
-    /// Looked up once for each step of the plan, however often it is asked for.
+    /// Looked up once for each update of the planner, however often it is asked for.
     async fn taken_up(&self) -> Option<TakenUpSoFar> {
         let control = &self.metrics.control;
-        let now = control.steps.load(Ordering::Relaxed);
+        let now = control.updates.load(Ordering::Relaxed);
         let last = self.taken_up.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(last) = last.filter(|(steps, _)| *steps == now) {
+        if let Some(last) = last.filter(|last| last.updates == now) {
             return Some(last);
         }
         let control = Arc::clone(control);
         let asked = self.explain.control.ask(move |planner| {
-            // Between two steps, as they are handed over by the thread that answers.
-            let steps = control.steps.load(Ordering::Relaxed);
+            // Between two updates, as nobody else has the planner meanwhile.
+            let (updates, steps) =
+                (control.updates.load(Ordering::Relaxed), control.steps.load(Ordering::Relaxed));
             // What is known before the first is not all.
             let taken_up = if steps > 0 { programmed::taken_up(planner) } else { BTreeMap::new() };
-            (steps, Arc::new(taken_up))
+            TakenUpSoFar { updates, steps, diverts: Arc::new(taken_up) }
         });
         let taken_up = asked.await?;
         *self.taken_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken_up.clone());

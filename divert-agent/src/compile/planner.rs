@@ -12,7 +12,7 @@ use super::status::DivertStatus;
 use super::{Settings, pods};
 use crate::api::Inject;
 use crate::hash::HashMap;
-use crate::plan::{Capture, CaptureSet, Plan, PlanChange, ServiceRef, Target};
+use crate::plan::{Capture, CaptureSet, Hosts, Plan, PlanChange, ServiceRef, Target};
 use crate::world::{Pair, World, WorldChange};
 
 /// The world and the plan that follows from it.
@@ -62,7 +62,7 @@ impl Planner {
         PlanChange {
             captures: self.plan.captures.iter().map(|(it, target)| (it.clone(), target.clone())).collect(),
             pods: self.plan.pods.iter().map(|(it, pod)| (it.clone(), pod.clone())).collect(),
-            hosts: Some(self.plan.hosts.clone()),
+            hosts: Some(self.plan.hosts.clone()).filter(|hosts| **hosts != Hosts::default()),
             released: Vec::new(),
             pods_gone: Vec::new(),
         }

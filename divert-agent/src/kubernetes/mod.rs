@@ -51,7 +51,8 @@ pub(crate) fn describe(error: &kube::Error) -> String {
 }
 
 pub use connect::{Cluster, ClusterArgs, ConnectError};
-pub use follow::{FollowError, Following, follow};
+pub(crate) use follow::follow;
+pub use follow::{FollowError, Following};
 pub(crate) use kinds::resource;
 pub(crate) use sync::Invalid;
 pub(crate) use troubles::Troubles;

@@ -25,6 +25,10 @@ pub(crate) struct Source {
     _tasks: Vec<Task>,
 }
 
+/// What watches have said.
+#[derive(Debug)]
+pub(crate) struct Messages(Vec<Message>);
+
 /// What has come since the last batch.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
@@ -58,11 +62,16 @@ impl Source {
         Self { steps, sync, _tasks: tasks }
     }
 
-    /// Waits for something to come, and takes what else has. `world` is the world with all former batches
-    /// applied. Never ends by itself; safe to be dropped half-way.
-    pub(crate) async fn next(&mut self, world: &World) -> Batch {
+    /// Waits for something to come, and takes what else has: for [`Source::take`], before anything else comes. Never
+    /// ends by itself; safe to be dropped half-way.
+    pub(crate) async fn come(&mut self) -> Messages {
         let mut messages = Vec::new();
         self.steps.recv_many(&mut messages, BATCH).await;
+        Messages(messages)
+    }
+
+    /// What has come, for a world with all former batches applied.
+    pub(crate) fn take(&mut self, world: &World, Messages(messages): Messages) -> Batch {
         self.sync.begin_batch();
         let mut batch = Batch::default();
         for Message { kind, step, original } in messages {
@@ -81,6 +90,12 @@ impl Source {
             batch.changes.extend(changes);
         }
         batch
+    }
+
+    /// Both of these.
+    pub(crate) async fn next(&mut self, world: &World) -> Batch {
+        let messages = self.come().await;
+        self.take(world, messages)
     }
 
     /// Whether everything has been listed once.
