@@ -1,19 +1,17 @@
 //! The API server behind a load balancer, a real nginx, which answers in its place: that nobody is there
 //! (503), and that what a watch was to go on from is gone (410).
 
-use std::fs;
-use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use divert_tests::agent::{Agent, Options};
-use divert_tests::kube::{ApiServer, DIVERT, Options as Cluster, Town, condition, install_accounts};
+use divert_tests::kube::{
+    ApiServer, DIVERT, Options as Cluster, Town, balancer, condition, install_accounts,
+};
 use divert_tests::process::{Place, Process};
 use divert_tests::{agent, wait};
 
-/// Of the balancer, on the node's loopback.
-const PORT: u16 = 8001;
 /// As long as an API server that is back is sought, and some.
 const BACK_OFF: Duration = Duration::from_secs(30);
 
@@ -42,7 +40,7 @@ impl Stage {
         let town = Town::new(&server, "staging", "alice")?;
         let balancer = balance(&town, Answers::Nothing)?;
         let [agents, controllers] = install_accounts(&server)?;
-        let through = format!("http://127.0.0.1:{PORT}");
+        let through = balancer::url();
         let mut agent = Agent::launch_on(&town.lab, &town.node, &agents.at(&through)?, &Options::default())?;
         agent.wait_ready()?;
         let mut command = Command::new(agent::program()?);
@@ -94,34 +92,12 @@ fn server_told(stage: &Stage) -> Result<()> {
 }
 
 fn balance(town: &Town, answers: Answers) -> Result<Process> {
-    let folder = town.lab.folder().join("nginx");
-    fs::create_dir_all(&folder)?;
-    let path = folder.display();
     let answer = match answers {
         Answers::Nothing => "",
         Answers::Away => "return 503;",
         Answers::Gone => "if ($arg_watch) { return 410; }",
     };
-    let config = format!(
-        "daemon off; user root; pid {path}/pid; error_log stderr warn; worker_processes 1;\n\
-         events {{}}\n\
-         http {{\n access_log off; client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;\n\
-         fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;\n\
-         server {{ listen 127.0.0.1:{PORT};\n location / {{ {answer}\n\
-         proxy_pass https://172.31.0.1:6443; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
-         proxy_buffering off; proxy_read_timeout 1h; }} }} }}\n"
-    );
-    fs::write(folder.join("nginx.conf"), config)?;
-    let mut command = Command::new("nginx");
-    command.arg("-p").arg(&folder).arg("-c").arg(folder.join("nginx.conf"));
-    let place = Place { netns: Some(town.lab.node().netns()), cgroup: Some(town.lab.agents_cgroup()) };
-    let process = Process::spawn("nginx", command, place)?;
-    wait::until("nginx to listen", || {
-        let connect = || TcpStream::connect(("127.0.0.1", PORT));
-        town.lab.node().netns().enter(connect).is_ok_and(|it| it.is_ok())
-    })
-    .with_context(|| process.output())?;
-    Ok(process)
+    balancer::start(&town.lab, answer)
 }
 
 #[test]

@@ -4,7 +4,6 @@
 
 use std::env;
 use std::fs;
-use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -13,16 +12,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use divert_tests::agent::{self, Agent};
 use divert_tests::kube::{
-    ApiServer, Client, Control, DAMPED, DIVERT, NODE, Options as Cluster, POD, SYSTEM, Town, condition,
-    install_accounts,
+    ApiServer, Client, Control, DAMPED, DIVERT, NODE, Options as Cluster, POD, SYSTEM, Town, balancer,
+    condition, install_accounts,
 };
 use divert_tests::process::{Place, Process};
 use divert_tests::{manifest, wait};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// Of the balancer, on the node's loopback.
-const PORT: u16 = 8001;
 /// Rounds of the test that is one of all.
 const ROUNDS: usize = 20;
 /// A program of another that is not waited for in vain, on a machine that is busy.
@@ -44,8 +41,8 @@ impl Stage {
         let server = Arc::new(ApiServer::start(Cluster { controllers: true, ..Cluster::default() })?);
         let [agents, account] = install_accounts(&server)?;
         let town = Town::new(&server, "staging", "alice")?;
-        let balancer = balance(&town)?;
-        let user = agents.at(&format!("http://127.0.0.1:{PORT}"))?;
+        let balancer = balancer::start(&town.lab, "")?;
+        let user = agents.at(&balancer::url())?;
         let options = agent::Options { admin_address: town.node.address, ..agent::Options::default() };
         let mut agent = Agent::launch_on(&town.lab, &town.node, &user, &options)?;
         agent.wait_ready()?;
@@ -102,33 +99,6 @@ impl Stage {
             self.town.asks(true).is_ok_and(|by| by == self.town.server("staging"))
         })
     }
-}
-
-/// A real nginx before the API server. While it is stopped, nobody hears anything.
-fn balance(town: &Town) -> Result<Process> {
-    let folder = town.lab.folder().join("nginx");
-    fs::create_dir_all(&folder)?;
-    let path = folder.display();
-    let config = format!(
-        "daemon off; master_process off; user root; pid {path}/pid; error_log stderr warn;\n\
-         events {{}}\n\
-         http {{\n access_log off; client_body_temp_path {path}/body; proxy_temp_path {path}/proxy;\n\
-         fastcgi_temp_path {path}/f; uwsgi_temp_path {path}/u; scgi_temp_path {path}/s;\n\
-         server {{ listen 127.0.0.1:{PORT};\n location / {{\n\
-         proxy_pass https://172.31.0.1:6443; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
-         proxy_buffering off; proxy_read_timeout 1h; }} }} }}\n"
-    );
-    fs::write(folder.join("nginx.conf"), config)?;
-    let mut command = Command::new("nginx");
-    command.arg("-p").arg(&folder).arg("-c").arg(folder.join("nginx.conf"));
-    let place = Place { netns: Some(town.lab.node().netns()), cgroup: Some(town.lab.agents_cgroup()) };
-    let process = Process::spawn("nginx", command, place)?;
-    wait::until("nginx to listen", || {
-        let connect = || TcpStream::connect(("127.0.0.1", PORT));
-        town.lab.node().netns().enter(connect).is_ok_and(|it| it.is_ok())
-    })
-    .with_context(|| process.output())?;
-    Ok(process)
 }
 
 fn rounds() -> usize {

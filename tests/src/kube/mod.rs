@@ -11,6 +11,7 @@
 
 mod aliases;
 mod audit;
+pub mod balancer;
 mod client;
 mod control;
 mod forward;
