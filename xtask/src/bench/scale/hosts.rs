@@ -5,7 +5,7 @@ use divert_tests::lab::Lab;
 use divert_tests::manifest;
 use serde_json::{Value, json};
 
-use super::{Cluster, service};
+use super::{Cluster, developer, service};
 
 pub(crate) const NAME: &str = "scale-hosts";
 
@@ -26,10 +26,6 @@ const DEVELOPERS: usize = 30;
 const OWN: usize = 20;
 /// The name of a Service that one developer has and only the Ingress that changes leads to.
 const BEHIND: usize = 999;
-
-fn developer(number: usize) -> String {
-    format!("developer{number:02}")
-}
 
 /// A quarter of the Ingresses is the shared namespace's for any host, a quarter its own for a host each, and of the
 /// developers' half has the annotation of okteto, and half a host of a Divert.
