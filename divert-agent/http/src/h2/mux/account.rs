@@ -100,7 +100,10 @@ impl Account {
 
     /// Takes away what was added before.
     fn take(&mut self, Counted { leg, cost: Cost { up, down, .. } }: Counted) {
-        let Some(at) = self.legs.iter().position(|(it, _)| *it == leg) else { return };
+        let Some(at) = self.legs.iter().position(|(it, _)| *it == leg) else {
+            debug_assert_eq!(up + down, 0, "what is taken away was added before");
+            return;
+        };
         let sum = &mut self.legs[at].1;
         (sum.up, sum.down) = (sum.up - up, sum.down - down);
         if *sum == Cost::default() {
