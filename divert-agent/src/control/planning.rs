@@ -87,3 +87,30 @@ impl Inquiry {
         tokio::task::spawn_blocking(move || question(planning.lock().planner())).await.ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::compile::Settings;
+    use crate::manifests::testing::objects;
+
+    #[test]
+    fn an_update_counts_also_where_no_step_comes_of_it() {
+        let (steps, mut taken) = unbounded_channel();
+        let state = Arc::new(State::default());
+        let mut planning = Planning::new(Planner::new(Settings::default()), steps, state.clone());
+        let mut counted = |planning: &mut Planning, changes, complete| {
+            let begins = planning.take(changes, complete);
+            let steps = std::iter::from_fn(|| taken.try_recv().ok()).count();
+            (begins, steps, state.updates.load(Ordering::Relaxed), state.steps.load(Ordering::Relaxed))
+        };
+        let namespace = || objects("apiVersion: v1\nkind: Namespace\nmetadata: {name: alice}\n");
+        // What is not all gives no plan; the first plan is a step, though it is empty.
+        assert_eq!(counted(&mut planning, namespace(), false), (false, 0, 1, 0));
+        assert_eq!(counted(&mut planning, Vec::new(), true), (true, 1, 2, 1));
+        // A namespace with no pods changes no plan, but an agent may be asked what it knows of it.
+        assert_eq!(counted(&mut planning, namespace(), true), (false, 0, 3, 1));
+    }
+}
