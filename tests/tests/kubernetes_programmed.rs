@@ -222,7 +222,7 @@ fn nodes_are_waited_for_where_agents_are_for_them() -> Result<()> {
     admin.create_idle_pod("elsewhere", "web", "late", "10.77.1.4", true)?;
     admin.create_agent_pod("late")?;
     admin.set_agent_ready("late", false)?;
-    // But a new wish waits for it.
+    // But a new Divert waits for it.
     let mut second = manifest::divert("alice", "staging");
     second["metadata"]["name"] = json!("second");
     let second = admin.create(&second)?;

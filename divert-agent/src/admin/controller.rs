@@ -9,9 +9,9 @@ use hyper::StatusCode;
 use super::Answer;
 use crate::controller::Counts;
 
-/// How a controller stands.
+/// How a controller is.
 #[derive(Debug, Default)]
-pub struct Standing {
+pub struct Health {
     synced: AtomicBool,
     leads: AtomicBool,
     troubles: ArcSwap<Vec<String>>,
@@ -21,7 +21,7 @@ pub struct Standing {
     pub counts: Arc<Counts>,
 }
 
-impl Standing {
+impl Health {
     /// `synced`: all that it watches has been listed. `leads`: it is the one that writes.
     pub fn set(&self, synced: bool, leads: bool) {
         self.synced.store(synced, Ordering::Relaxed);

@@ -26,7 +26,7 @@ pub(super) struct Rules<'a> {
     pub(super) served: &'a Served<'a>,
 }
 
-/// A host in lower case, and the shared namespaces for which the wish may be granted.
+/// A host in lower case, and the shared namespaces for which the claim may be granted.
 pub(super) struct Allowed<'a> {
     pub(super) host: Arc<str>,
     pub(super) shared: Vec<&'a Arc<str>>,

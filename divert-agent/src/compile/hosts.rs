@@ -87,7 +87,7 @@ pub(super) struct Granted {
     pub(super) ingresses: Vec<IngressStatus>,
 }
 
-/// Somebody's wish for a host.
+/// Somebody's claim to a host.
 struct Ask<'a> {
     source: Source<'a>,
     /// As written.
@@ -109,7 +109,7 @@ enum Source<'a> {
 /// A missing timestamp, `None`, sorts first.
 type Age<'a> = (Option<Timestamp>, &'a DivertRef);
 
-/// An allowed wish.
+/// An allowed claim.
 struct Candidate<'a> {
     developer: &'a Arc<str>,
     shared: Vec<&'a Arc<str>>,
@@ -220,7 +220,7 @@ fn asks_of_diverts<'a>(world: &'a World, groups: &'a BTreeMap<Pair, Group>) -> V
     asks
 }
 
-/// Wishes of Ingresses with the annotation of okteto, and a status for each of those.
+/// Claims of Ingresses with the annotation of okteto, and a status for each of those.
 fn asks_of_ingresses<'a>(
     world: &'a World,
     groups: &'a BTreeMap<Pair, Group>,

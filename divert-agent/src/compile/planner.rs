@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::hosts::IngressStatus;
 use super::judge::{Judge, Judged};
-use super::service::{self, Rival, ServicePlan};
+use super::service::{self, ServicePlan, Variant};
 use super::status::DivertStatus;
 use super::{Settings, pods};
 use crate::api::Inject;
@@ -142,12 +142,12 @@ impl Planner {
     /// Compiles a service again and notes addresses whose share of it changed.
     fn compile_service(&mut self, name: ServiceRef, dirty: &mut BTreeSet<SocketAddr>) {
         let old = self.services.remove(&name).unwrap_or_default();
-        let rivals = self.rivals(&name);
-        let everyone = !rivals.is_empty() || self.judge.granted().backends.contains(&name);
+        let variants = self.variants(&name);
+        let everyone = !variants.is_empty() || self.judge.granted().backends.contains(&name);
         let captured = everyone || self.sets.keys().any(|set| set.contains(&name.namespace));
         let new = match self.world().service(&name.namespace, &name.name) {
             Some(service) if captured => {
-                service::compile(self.world(), self.judge.settings(), service, &rivals, everyone, &old)
+                service::compile(self.world(), self.judge.settings(), service, &variants, everyone, &old)
             }
             _ => ServicePlan::default(),
         };
@@ -169,7 +169,7 @@ impl Planner {
     }
 
     /// Developers' services that stand in for a shared one.
-    fn rivals(&self, shared: &ServiceRef) -> Vec<Rival<'_>> {
+    fn variants(&self, shared: &ServiceRef) -> Vec<Variant<'_>> {
         let developers = self.judge.developers_of(&shared.namespace);
         developers
             .filter_map(|k| {
@@ -177,7 +177,7 @@ impl Planner {
                 let coverage = self.judge.group(&pair)?.coverage.as_ref()?;
                 let service = self.world().service(k, &shared.name)?;
                 (coverage.covers(&shared.name) && !service.is_external_name())
-                    .then_some(Rival { service, on_unavailable: coverage.on_unavailable })
+                    .then_some(Variant { service, on_unavailable: coverage.on_unavailable })
             })
             .collect()
     }

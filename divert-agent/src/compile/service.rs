@@ -12,7 +12,7 @@ use crate::plan::{Backend, Route, SharedService, Target, Unavailable};
 use crate::world::{Service, ServiceKind, ServicePort, World};
 
 /// A developer's service in the shared one's place.
-pub(super) struct Rival<'a> {
+pub(super) struct Variant<'a> {
     /// k/S; the key is its namespace.
     pub(super) service: &'a Service,
     /// What happens while it cannot take requests.
@@ -38,25 +38,25 @@ struct Sort {
     /// ports have one target port.
     ports: Vec<usize>,
     v6: bool,
-    /// The name of a headless service's endpoint, when a rival has an endpoint of that name.
+    /// The name of a headless service's endpoint, when a variant has an endpoint of that name.
     hostname: Option<Arc<str>>,
 }
 
 /// Compiles a service that is captured: as somebody diverts it, or to give its requests a key, which needs
-/// no rivals. Targets that are as they were are those of `old`, so that who compares need compare pointers
+/// no variants. Targets that are as they were are those of `old`, so that who compares need compare pointers
 /// only.
 pub(super) fn compile(
     world: &World,
     settings: &Settings,
     shared: &Service,
-    rivals: &[Rival<'_>],
+    variants: &[Variant<'_>],
     everyone: bool,
     old: &ServicePlan,
 ) -> ServicePlan {
     if shared.is_external_name() {
         return ServicePlan::default();
     }
-    let routes = Routes::new(world, settings, shared, rivals);
+    let routes = Routes::new(world, settings, shared, variants);
     let mut plan = ServicePlan { everyone, ..ServicePlan::default() };
     let addresses = addresses(world, settings, shared, &routes);
     // What its name resolves to: a client that one address refuses may go on to another of these.
@@ -114,23 +114,24 @@ fn addresses(
     addresses
 }
 
-/// What the rivals have for each port that may be HTTP.
+/// What the variants have for each port that may be HTTP.
 struct Routes<'a> {
     shared: &'a Service,
-    rivals: &'a [Rival<'a>],
-    /// In the order of the shared service's ports, then of the rivals.
+    variants: &'a [Variant<'a>],
+    /// In the order of the shared service's ports, then of the variants.
     available: Vec<Vec<Result<Available, Unavailable>>>,
 }
 
 impl<'a> Routes<'a> {
-    fn new(world: &World, settings: &Settings, shared: &'a Service, rivals: &'a [Rival<'a>]) -> Self {
+    fn new(world: &World, settings: &Settings, shared: &'a Service, variants: &'a [Variant<'a>]) -> Self {
         let of_port = |port: &ServicePort| match may_be_http(settings, port) {
-            true => {
-                rivals.iter().map(|rival| available(world, settings, shared, port, rival.service)).collect()
-            }
+            true => variants
+                .iter()
+                .map(|variant| available(world, settings, shared, port, variant.service))
+                .collect(),
             false => Vec::new(),
         };
-        Self { shared, rivals, available: shared.ports.iter().map(of_port).collect() }
+        Self { shared, variants, available: shared.ports.iter().map(of_port).collect() }
     }
 
     fn any_has_hostname(&self, hostname: &str) -> bool {
@@ -138,15 +139,15 @@ impl<'a> Routes<'a> {
     }
 
     fn target(&self, sort: &Sort) -> Target {
-        let route = |(index, rival): (usize, &Rival<'_>)| {
+        let route = |(index, variant): (usize, &Variant<'_>)| {
             let route = Route {
-                service: rival.service.service.clone(),
-                on_unavailable: rival.on_unavailable,
+                service: variant.service.service.clone(),
+                on_unavailable: variant.on_unavailable,
                 backend: self.backend(index, sort),
             };
-            (rival.service.service.namespace.clone(), Arc::new(route))
+            (variant.service.service.namespace.clone(), Arc::new(route))
         };
-        let routes = self.rivals.iter().enumerate().map(route).collect();
+        let routes = self.variants.iter().enumerate().map(route).collect();
         let declared = |&port: &usize| declares_http(&self.shared.ports[port]);
         Target {
             services: vec![SharedService { service: self.shared.service.clone(), routes }],
@@ -155,9 +156,9 @@ impl<'a> Routes<'a> {
         }
     }
 
-    /// Of several ports that lead to one address, the first for which the rival has endpoints.
-    fn backend(&self, rival: usize, sort: &Sort) -> Backend {
-        let mut of_ports = sort.ports.iter().map(|&port| &self.available[port][rival]);
+    /// Of several ports that lead to one address, the first for which the variant has endpoints.
+    fn backend(&self, variant: usize, sort: &Sort) -> Backend {
+        let mut of_ports = sort.ports.iter().map(|&port| &self.available[port][variant]);
         let first = of_ports.clone().next();
         match (of_ports.find_map(|available| available.as_ref().ok()), first) {
             (Some(available), _) => available.backend(sort.v6, sort.hostname.as_deref()),

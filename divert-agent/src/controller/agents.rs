@@ -96,7 +96,7 @@ pub(super) type Reply = Result<Option<Programmed>, String>;
 
 /// What is otherwise by a reply.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct News {
+pub(super) struct Changed {
     /// What counts for every Divert.
     pub(super) node: Option<Arc<str>>,
     /// UIDs of Diverts that it has taken up otherwise than before.
@@ -272,8 +272,8 @@ impl Agents {
     }
 
     /// Takes what came of a question.
-    pub(super) fn answered(&mut self, question: &Question, reply: Reply, now: Instant) -> News {
-        let mut news = News::default();
+    pub(super) fn answered(&mut self, question: &Question, reply: Reply, now: Instant) -> Changed {
+        let mut news = Changed::default();
         let Some(asked) = self.asked.get_mut(&question.agent) else { return news };
         asked.under_way = false;
         let Some(pod) = self.pods.get(&question.agent) else { return news };
@@ -295,7 +295,7 @@ impl Agents {
         if let Some(says) = says {
             let before = std::mem::replace(&mut asked.says, says);
             let (for_all, diverts) = differ(&before, &asked.says);
-            news = News { node: for_all.then(|| pod.node.clone()), diverts };
+            news = Changed { node: for_all.then(|| pod.node.clone()), diverts };
         }
         news
     }

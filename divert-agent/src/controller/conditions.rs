@@ -9,22 +9,6 @@ use super::programmed;
 use crate::api::{DivertStatus, HostStatus, ServiceStatus};
 use crate::compile::{self, HostReason};
 
-/// What is to be said of one aspect.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Said {
-    pub(super) kind: &'static str,
-    pub(super) status: bool,
-    pub(super) reason: &'static str,
-    pub(super) message: String,
-}
-
-impl From<&compile::Condition> for Said {
-    fn from(condition: &compile::Condition) -> Self {
-        let compile::Condition { kind, status, reason, message } = condition;
-        Self { kind, status: *status, reason, message: message.clone() }
-    }
-}
-
 /// The reason of what is said last.
 const UNINSTALLED: &str = "Uninstalled";
 /// The longest that the API server takes.
@@ -36,11 +20,11 @@ pub(super) fn next(
     old: &DivertStatus,
     generation: Option<i64>,
     answered: Option<&String>,
-    said: &[Said],
+    said: &[compile::Condition],
     rows: &compile::DivertStatus,
     left_free: Vec<String>,
     now: Timestamp,
-) -> Option<(DivertStatus, Vec<Said>)> {
+) -> Option<(DivertStatus, Vec<compile::Condition>)> {
     let mut news = Vec::new();
     let conditions = said.iter().map(|said| {
         let status = if said.status { "True" } else { "False" };
@@ -80,7 +64,7 @@ pub(super) fn next(
         let before = old.hosts.iter().find(|it| it.name == name);
         if row.reason != HostReason::Ready && before.is_none_or(|it| it.reason != reason) {
             let message = row.message.clone();
-            news.push(Said { kind: "Hosts", status: false, reason, message });
+            news.push(compile::Condition { kind: "Hosts", status: false, reason, message });
         }
         hosts.push(HostStatus { name, reason: reason.to_owned(), message: row.message.clone() });
     }
@@ -151,17 +135,17 @@ mod tests {
     use super::*;
     use crate::world::{DivertApi, DivertRef};
 
-    fn said(status: bool, reason: &'static str) -> Vec<Said> {
-        vec![Said { kind: "Ready", status, reason, message: format!("because {reason}") }]
+    fn said(status: bool, reason: &'static str) -> Vec<compile::Condition> {
+        vec![compile::Condition { kind: "Ready", status, reason, message: format!("because {reason}") }]
     }
 
     fn next(
         old: &DivertStatus,
         generation: i64,
-        said: &[Said],
+        said: &[compile::Condition],
         hosts: &[(&str, HostReason)],
         second: i64,
-    ) -> Option<(DivertStatus, Vec<Said>)> {
+    ) -> Option<(DivertStatus, Vec<compile::Condition>)> {
         let host = |(host, reason): &(&str, HostReason)| compile::HostRow {
             host: (*host).into(),
             reason: *reason,
@@ -291,7 +275,7 @@ mod tests {
             hosts: Vec::new(),
         };
         // Not to be cut in the middle of a letter.
-        let long = Said { message: "é".repeat(MESSAGE), ..said(true, "Ready").remove(0) };
+        let long = compile::Condition { message: "é".repeat(MESSAGE), ..said(true, "Ready").remove(0) };
         let (status, _) = super::next(
             &DivertStatus::default(),
             None,

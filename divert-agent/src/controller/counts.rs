@@ -77,7 +77,7 @@ impl Counts {
     /// Never in practice: writing to a String does not fail.
     pub fn render(self: &Arc<Self>) -> std::result::Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("divert");
-        registry.register_collector(Box::new(Told(Arc::clone(self))));
+        registry.register_collector(Box::new(Collected(Arc::clone(self))));
         let mut text = String::new();
         encode(&mut text, &registry)?;
         Ok(text)
@@ -85,9 +85,9 @@ impl Counts {
 }
 
 #[derive(Debug)]
-struct Told(Arc<Counts>);
+struct Collected(Arc<Counts>);
 
-impl Collector for Told {
+impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let Counts { leads, queued, writes, answers } = &*self.0;
         let get = |value: &AtomicU64| value.load(Ordering::Relaxed);

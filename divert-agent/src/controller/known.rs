@@ -12,14 +12,14 @@ use tokio::time::Instant;
 
 use super::agents::{Question, Reply};
 use super::cache::{BriefPod, Cache, Key};
-use super::names::Existing;
-use super::nodes::Turned;
+use super::desired_names::{DesiredNames, Updated};
+use super::existing::Existing;
+use super::nodes::Affected;
 use super::own_names::OwnNames;
 use super::programmed::Programming;
-use super::queue::Work;
 use super::reconcile::Job;
 use super::retries::{Refusal, Retries};
-use super::wishes::{Looked, Wishes};
+use super::workqueue::Item;
 use crate::api::{self, DivertStatus};
 use crate::compile::names::wants_names;
 use crate::compile::{Judge, Judged, Settings, namespace_allows_capture};
@@ -39,7 +39,7 @@ pub(super) enum Change {
 }
 
 /// What is to be looked at, and how much later than at once.
-pub(super) type Marks = Vec<(Work, Duration)>;
+pub(super) type Items = Vec<(Item, Duration)>;
 
 /// A Divert as it is in the cluster.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ pub(super) struct Known {
     pub(super) names: Cache<Existing>,
     pub(super) programming: Programming,
     /// While we lead.
-    pub(super) wishes: Option<Wishes>,
+    pub(super) desired_names: Option<DesiredNames>,
     /// What the API server did not take.
     pub(super) retries: Retries,
     /// UIDs of Services that we delete or release: who else takes one away wants its name.
@@ -97,7 +97,7 @@ impl Known {
             diverts: HashMap::new(),
             names: Cache::default(),
             programming,
-            wishes: None,
+            desired_names: None,
             retries: Retries::default(),
             let_go: HashSet::new(),
             left_free: HashMap::new(),
@@ -111,26 +111,26 @@ impl Known {
     }
 
     /// Begins to lead: everything is to be looked at.
-    pub(super) fn begin(&mut self, max_names: usize) -> Marks {
-        self.wishes = Some(Wishes::new(max_names));
+    pub(super) fn begin(&mut self, max_names: usize) -> Items {
+        self.desired_names = Some(DesiredNames::new(max_names));
         self.programming.begin(Instant::now());
         self.retries = Retries::default();
-        let mut marks: Marks =
-            self.diverts.keys().map(|it| (Work::Tell(it.clone()), Duration::ZERO)).collect();
-        self.mark_ingresses(&mut marks);
+        let mut items: Items =
+            self.diverts.keys().map(|it| (Item::Object(it.clone()), Duration::ZERO)).collect();
+        self.add_ingresses(&mut items);
         let wanting = self.judge.groups().map(|(pair, _)| pair.developer.clone());
         let having = self.names.keys().map(|(namespace, _)| namespace.clone());
         let namespaces: BTreeSet<_> = wanting.chain(having).collect();
         for namespace in namespaces {
-            self.rebuild(&namespace, &mut marks);
+            self.rebuild(&namespace, &mut items);
         }
-        marks
+        items
     }
 
     /// Takes what the world's watches say.
-    pub(super) fn take_world(&mut self, batch: Batch) -> Marks {
-        let mut marks = Marks::new();
-        let mut mark = |object| marks.push((Work::Tell(object), Duration::ZERO));
+    pub(super) fn take_world(&mut self, batch: Batch) -> Items {
+        let mut items = Items::new();
+        let mut add = |object| items.push((Item::Object(object), Duration::ZERO));
         let mut gone = Vec::new();
         for change in &batch.changes {
             let WorldChange::Delete(object) = change else { continue };
@@ -142,7 +142,7 @@ impl Known {
                     if !self.diverts.keys().any(|other| other.namespace == object.namespace) {
                         self.own_names.forget(&object.namespace);
                     }
-                    mark(object.clone());
+                    add(object.clone());
                 }
                 ObjectKind::Service => {
                     let is_there = self.judge.world().service(&object.namespace, &object.name).is_some();
@@ -152,7 +152,7 @@ impl Known {
             }
         }
         for (object, original) in batch.originals {
-            mark(object.clone());
+            add(object.clone());
             let original = Original::new(*original);
             let before = self.diverts.get(&object);
             let is_same = |before: &Original| {
@@ -167,7 +167,7 @@ impl Known {
         }
         let judged = self.judge.update(batch.changes);
         for key in gone {
-            self.make_room(&key.0, &mut marks);
+            self.make_room(&key.0, &mut items);
             self.leave_free(key);
         }
         for namespace in &judged.touched.namespaces {
@@ -177,40 +177,40 @@ impl Known {
             let known = self.judge.world().namespace(namespace);
             let allows_capture = known.is_none_or(namespace_allows_capture);
             let nodes = &mut self.programming.nodes;
-            let turned = nodes.take_namespace(namespace, allows_capture, Instant::now());
-            self.mark_turned(&turned, &mut marks);
+            let affected = nodes.take_namespace(namespace, allows_capture, Instant::now());
+            self.add_affected(&affected, &mut items);
         }
-        self.mark_judged(&judged, &mut marks);
-        marks
+        self.add_judged(&judged, &mut items);
+        items
     }
 
     /// Takes what another watch says.
-    pub(super) fn take(&mut self, change: Change) -> Marks {
-        let mut marks = Marks::new();
+    pub(super) fn take(&mut self, change: Change) -> Items {
+        let mut items = Items::new();
         let now = Instant::now();
-        let turned = match change {
+        let affected = match change {
             Change::Pod(event) => self.programming.nodes.take_pod(event, now),
             Change::Agent(event) => self.programming.nodes.take_agent(event, now),
             Change::Name(event) => {
                 for (key, before) in self.names.take(*event, |it| Some(Existing::new(it))) {
-                    self.take_name(&key, before.as_ref(), &mut marks);
+                    self.take_name(&key, before.as_ref(), &mut items);
                 }
-                Turned::default()
+                Affected::default()
             }
         };
-        self.mark_turned(&turned, &mut marks);
-        marks
+        self.add_affected(&affected, &mut items);
+        items
     }
 
     /// A Service that bears our label came, went or changed.
-    fn take_name(&mut self, key: &Key, before: Option<&Existing>, marks: &mut Marks) {
+    fn take_name(&mut self, key: &Key, before: Option<&Existing>, items: &mut Items) {
         let after = self.names.get(key);
         if Existing::is_told_alike(before, after) {
-            self.look(&key.0, &key.1, marks);
+            self.look(&key.0, &key.1, items);
             return;
         }
         if let (Some(before), None) = (before, after) {
-            self.make_room(&key.0, marks);
+            self.make_room(&key.0, items);
             if !self.let_go.remove(before.uid())
                 // Not by the garbage collector either, after the Divert that it was for.
                 && before.diverts().any(|owner| self.is_live(&key.0, owner))
@@ -218,63 +218,63 @@ impl Known {
                 self.leave_free(key.clone());
             }
         }
-        self.look(&key.0, &key.1, marks);
-        self.mark_names(&key.0, TELL_OF_NAMES, marks);
+        self.look(&key.0, &key.1, items);
+        self.add_names(&key.0, TELL_OF_NAMES, items);
     }
 
     /// What is said of names in a namespace may be something else.
-    fn mark_names(&self, namespace: &Arc<str>, delay: Duration, marks: &mut Marks) {
+    fn add_names(&self, namespace: &Arc<str>, delay: Duration, items: &mut Items) {
         let diverts = self.judge.pairs_of(namespace).flat_map(|pair| self.judge.world().diverts(pair));
-        marks.extend(diverts.map(|it| (Work::Tell((&it.divert).into()), delay)));
+        items.extend(diverts.map(|it| (Item::Object((&it.divert).into()), delay)));
     }
 
     /// A write came to nothing. Gives when it is tried again, whether that is worth a line in the log, and what is to
     /// be looked at.
     pub(super) fn take_failure(
         &mut self,
-        work: &Work,
+        item: &Item,
         job: &Job,
         refusal: Option<Refusal>,
-    ) -> (Instant, bool, Marks) {
-        let mut marks = Marks::new();
-        let (again, is_news) = self.retries.failed(work, job, refusal, Instant::now());
-        if let Work::Name { namespace, .. } = work {
-            self.mark_names(namespace, TELL_OF_NAMES, &mut marks);
+    ) -> (Instant, bool, Items) {
+        let mut items = Items::new();
+        let (again, is_news) = self.retries.failed(item, job, refusal, Instant::now());
+        if let Item::Name { namespace, .. } = item {
+            self.add_names(namespace, TELL_OF_NAMES, &mut items);
         }
-        (again, is_news, marks)
+        (again, is_news, items)
     }
 
     /// Where a quota let nothing more be made, there may be room again.
-    fn make_room(&mut self, namespace: &Arc<str>, marks: &mut Marks) {
+    fn make_room(&mut self, namespace: &Arc<str>, items: &mut Items) {
         let Some(delay) = self.retries.make_room(namespace, Instant::now()) else { return };
-        let names = self.wishes.iter().flat_map(|wishes| wishes.names(namespace));
-        let work = |name: &Arc<str>| Work::Name { namespace: namespace.clone(), name: name.clone() };
-        marks.extend(names.map(|name| (work(name), delay)));
+        let names = self.desired_names.iter().flat_map(|desired_names| desired_names.names(namespace));
+        let item = |name: &Arc<str>| Item::Name { namespace: namespace.clone(), name: name.clone() };
+        items.extend(names.map(|name| (item(name), delay)));
     }
 
     /// Takes what came of a question to an agent.
-    pub(super) fn answered(&mut self, question: &Question, reply: Reply) -> Marks {
-        let mut marks = Marks::new();
-        let turned = self.programming.nodes.answered(question, reply, Instant::now());
-        self.mark_turned(&turned, &mut marks);
+    pub(super) fn answered(&mut self, question: &Question, reply: Reply) -> Items {
+        let mut items = Items::new();
+        let affected = self.programming.nodes.answered(question, reply, Instant::now());
+        self.add_affected(&affected, &mut items);
         // Also that it has nothing new is an answer.
         let waiting = self.programming.waiting().into_iter();
-        marks.extend(waiting.map(|it| (Work::Tell(it), Duration::ZERO)));
-        marks
+        items.extend(waiting.map(|it| (Item::Object(it), Duration::ZERO)));
+        items
     }
 
-    fn mark_turned(&self, turned: &Turned, marks: &mut Marks) {
-        if *turned == Turned::default() {
+    fn add_affected(&self, affected: &Affected, items: &mut Items) {
+        if *affected == Affected::default() {
             return;
         }
         let is_turned = |(object, original): &(&ObjectRef, &Original)| {
-            turned.all
-                || original.uid.as_ref().is_some_and(|uid| turned.diverts.contains(uid))
-                || turned.namespaces.contains(&object.namespace)
-                || self.shared_of(object).is_some_and(|shared| turned.namespaces.contains(shared))
+            affected.all
+                || original.uid.as_ref().is_some_and(|uid| affected.diverts.contains(uid))
+                || affected.namespaces.contains(&object.namespace)
+                || self.shared_of(object).is_some_and(|shared| affected.namespaces.contains(shared))
         };
         let diverts = self.diverts.iter().filter(is_turned);
-        marks.extend(diverts.map(|(object, _)| (Work::Tell(object.clone()), Duration::ZERO)));
+        items.extend(diverts.map(|(object, _)| (Item::Object(object.clone()), Duration::ZERO)));
     }
 
     /// The namespace that a Divert names as shared.
@@ -286,18 +286,18 @@ impl Known {
     }
 
     /// Ends the time of names that were left free.
-    pub(super) fn take_time(&mut self, now: Instant) -> Marks {
+    pub(super) fn take_time(&mut self, now: Instant) -> Items {
         let mut over = Vec::new();
         self.left_free.retain(|key, until| {
             let stays = *until > now;
             over.extend((!stays).then(|| key.clone()));
             stays
         });
-        let mut marks = Marks::new();
+        let mut items = Items::new();
         for (namespace, name) in over {
-            self.look(&namespace, &name, &mut marks);
+            self.look(&namespace, &name, &mut items);
         }
-        marks
+        items
     }
 
     /// When there is something for [`Self::take_time`].
@@ -307,8 +307,8 @@ impl Known {
 
     fn leave_free(&mut self, key: Key) {
         let wants = |pair| self.judge.group(pair).is_some_and(wants_names);
-        let wanted = self.judge.pairs_of(&key.0).any(wants);
-        if wanted {
+        let desired = self.judge.pairs_of(&key.0).any(wants);
+        if desired {
             self.left_free.insert(key, Instant::now() + self.free_for);
         }
     }
@@ -320,26 +320,26 @@ impl Known {
         self.diverts.get(&object).is_some_and(|it| !it.is_going && it.uid.as_ref() == Some(&owner.uid))
     }
 
-    fn mark_judged(&mut self, judged: &Judged, marks: &mut Marks) {
+    fn add_judged(&mut self, judged: &Judged, items: &mut Items) {
         for divert in &judged.hosts {
-            marks.push((Work::Tell(divert.into()), Duration::ZERO));
+            items.push((Item::Object(divert.into()), Duration::ZERO));
         }
         if judged.ingresses {
-            self.mark_ingresses(marks);
+            self.add_ingresses(items);
         }
-        marks.extend(judged.touched.ingresses.iter().map(tell_ingress));
+        items.extend(judged.touched.ingresses.iter().map(tell_ingress));
         let mut namespaces: BTreeSet<Arc<str>> = judged.touched.namespaces.clone();
         for pair in &judged.pairs {
-            self.mark_pair(pair, marks);
+            self.add_pair(pair, items);
             namespaces.insert(pair.developer.clone());
         }
         for namespace in &namespaces {
-            self.rebuild(namespace, marks);
+            self.rebuild(namespace, items);
         }
         // Endpoints matter where they are a developer's own: of the shared Service, only what it declares is told.
         for service in &judged.touched.services {
             for pair in self.judge.pairs_of(&service.namespace) {
-                self.mark_pair(pair, marks);
+                self.add_pair(pair, items);
             }
         }
         let mut names = BTreeSet::new();
@@ -350,13 +350,13 @@ impl Known {
             for k in self.judge.developers_of(&service.namespace) {
                 let pair = Pair { developer: k.clone(), shared: service.namespace.clone() };
                 if self.is_row(&pair, &service.name) {
-                    self.mark_pair(&pair, marks);
+                    self.add_pair(&pair, items);
                 }
                 names.insert((k.clone(), &service.name));
             }
         }
         for (namespace, name) in names {
-            self.look(&namespace, name, marks);
+            self.look(&namespace, name, items);
         }
     }
 
@@ -370,53 +370,53 @@ impl Known {
             })
     }
 
-    fn mark_pair(&self, pair: &Pair, marks: &mut Marks) {
+    fn add_pair(&self, pair: &Pair, items: &mut Items) {
         let diverts = self.judge.world().diverts(pair);
-        marks.extend(diverts.map(|it| (Work::Tell((&it.divert).into()), Duration::ZERO)));
+        items.extend(diverts.map(|it| (Item::Object((&it.divert).into()), Duration::ZERO)));
     }
 
-    fn mark_ingresses(&self, marks: &mut Marks) {
-        marks.extend(self.judge.ingresses().iter().map(|it| tell_ingress(&it.ingress)));
+    fn add_ingresses(&self, items: &mut Items) {
+        items.extend(self.judge.ingresses().iter().map(|it| tell_ingress(&it.ingress)));
     }
 
-    /// What is wanted in a namespace may be altogether different.
-    fn rebuild(&mut self, namespace: &Arc<str>, marks: &mut Marks) {
-        let Some(wishes) = &mut self.wishes else { return };
+    /// What is desired in a namespace may be altogether different.
+    fn rebuild(&mut self, namespace: &Arc<str>, items: &mut Items) {
+        let Some(desired_names) = &mut self.desired_names else { return };
         self.own_names.look_at_all(&self.judge, namespace);
         let (free, own) = (&self.left_free, self.own_names.of(&self.judge, namespace));
         let is_free =
             |namespace: &Arc<str>, name: &Arc<str>| own.contains(name) || is_left_free(free, namespace, name);
-        let mut names = wishes.rebuild(&self.judge, namespace, is_free);
-        if !wishes.has(namespace) {
+        let mut names = desired_names.rebuild(&self.judge, namespace, is_free);
+        if !desired_names.has(namespace) {
             self.left_free.retain(|(its, _), _| its != namespace);
             self.retries.forget(namespace);
         }
         names.extend(self.names.of(namespace).map(|(name, _)| name.clone()));
-        let work = |name| (Work::Name { namespace: namespace.clone(), name }, Duration::ZERO);
-        marks.extend(names.into_iter().map(work));
+        let item = |name| (Item::Name { namespace: namespace.clone(), name }, Duration::ZERO);
+        items.extend(names.into_iter().map(item));
         for pair in self.judge.pairs_of(namespace) {
-            self.mark_pair(pair, marks);
+            self.add_pair(pair, items);
         }
     }
 
     /// Somebody did something about a name.
-    fn look(&mut self, namespace: &Arc<str>, name: &Arc<str>, marks: &mut Marks) {
-        let Some(wishes) = &mut self.wishes else { return };
+    fn look(&mut self, namespace: &Arc<str>, name: &Arc<str>, items: &mut Items) {
+        let Some(desired_names) = &mut self.desired_names else { return };
         self.own_names.look(&self.judge, namespace, name);
         let (free, is_own) = (&self.left_free, self.own_names.has(&self.judge, namespace, name));
         let is_free = |namespace: &Arc<str>, name: &Arc<str>| is_own || is_left_free(free, namespace, name);
-        let Looked { names, told, changed } = wishes.look(&self.judge, namespace, name, is_free);
-        let work = |name| (Work::Name { namespace: namespace.clone(), name }, Duration::ZERO);
-        marks.extend(names.into_iter().map(work));
+        let Updated { names, told, changed } = desired_names.look(&self.judge, namespace, name, is_free);
+        let item = |name| (Item::Name { namespace: namespace.clone(), name }, Duration::ZERO);
+        items.extend(names.into_iter().map(item));
         if told || changed || is_own {
-            self.mark_names(namespace, if told { Duration::ZERO } else { PENDING }, marks);
+            self.add_names(namespace, if told { Duration::ZERO } else { PENDING }, items);
         }
     }
 }
 
-fn tell_ingress(ingress: &IngressRef) -> (Work, Duration) {
+fn tell_ingress(ingress: &IngressRef) -> (Item, Duration) {
     let IngressRef { namespace, name } = ingress.clone();
-    (Work::Tell(ObjectRef { kind: ObjectKind::Ingress, namespace, name }), Duration::ZERO)
+    (Item::Object(ObjectRef { kind: ObjectKind::Ingress, namespace, name }), Duration::ZERO)
 }
 
 fn is_left_free(free: &HashMap<Key, Instant>, namespace: &Arc<str>, name: &Arc<str>) -> bool {

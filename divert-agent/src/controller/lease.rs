@@ -61,20 +61,20 @@ impl Leadership {
 /// does not hear of it.
 pub(super) async fn take(api: &Api<Lease>, name: &str, identity: &str) -> kube::Result<()> {
     let lease = api.get_opt(name).await?;
-    let turn = if lease.is_some() { Turn::Take } else { Turn::Create };
-    let mut lease = next(lease, turn, name, identity);
+    let operation = if lease.is_some() { Operation::Take } else { Operation::Create };
+    let mut lease = next(lease, operation, name, identity);
     if let Some(spec) = lease.spec.as_mut() {
         spec.lease_duration_seconds = i32::try_from(TAKEN_FOR.as_secs()).ok();
     }
-    match turn {
-        Turn::Create => api.create(&PostParams::default(), &lease).await.map(drop),
+    match operation {
+        Operation::Create => api.create(&PostParams::default(), &lease).await.map(drop),
         _ => api.replace(name, &PostParams::default(), &lease).await.map(drop),
     }
 }
 
 /// How an elector stands.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct Election {
     /// The number of the term that it leads in, if it does. A renewal that came late begins another: what was to be
     /// written in between was not.
     pub(super) term: Option<u64>,
@@ -96,42 +96,42 @@ pub(super) struct Elector {
     name: String,
     identity: String,
     leadership: Leadership,
-    standing: watch::Sender<Standing>,
+    election: watch::Sender<Election>,
 }
 
 /// What to do about a Lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Turn {
+enum Operation {
     Create,
     Take,
     Renew,
     Wait,
 }
 
-fn turn(lease: Option<&Lease>, identity: &str, unchanged_for: Duration) -> Turn {
-    let Some(lease) = lease else { return Turn::Create };
+fn operation(lease: Option<&Lease>, identity: &str, unchanged_for: Duration) -> Operation {
+    let Some(lease) = lease else { return Operation::Create };
     let spec = lease.spec.clone().unwrap_or_default();
     let duration = spec
         .lease_duration_seconds
         .and_then(|it| u64::try_from(it).ok())
         .map_or(DURATION, Duration::from_secs);
     match spec.holder_identity.as_deref().unwrap_or_default() {
-        "" => Turn::Take,
-        holder if holder == identity => Turn::Renew,
-        _ if unchanged_for >= duration => Turn::Take,
-        _ => Turn::Wait,
+        "" => Operation::Take,
+        holder if holder == identity => Operation::Renew,
+        _ if unchanged_for >= duration => Operation::Take,
+        _ => Operation::Wait,
     }
 }
 
 /// The Lease as it is to be, held by `identity`, or by nobody.
-fn next(lease: Option<Lease>, turn: Turn, name: &str, identity: &str) -> Lease {
+fn next(lease: Option<Lease>, operation: Operation, name: &str, identity: &str) -> Lease {
     let mut lease = lease.unwrap_or_else(|| Lease {
         metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
         spec: None,
     });
     let now = Some(MicroTime(Timestamp::now()));
     let mut spec: LeaseSpec = lease.spec.take().unwrap_or_default();
-    if turn != Turn::Renew {
+    if operation != Operation::Renew {
         spec.acquire_time.clone_from(&now);
         spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |count| count + 1));
     }
@@ -147,10 +147,10 @@ impl Elector {
         api: Api<Lease>,
         name: &str,
         identity: String,
-    ) -> (Self, Leadership, watch::Receiver<Standing>) {
+    ) -> (Self, Leadership, watch::Receiver<Election>) {
         let leadership = Leadership { until: Arc::default() };
-        let (standing, receiver) = watch::channel(Standing::default());
-        let it = Self { api, name: name.to_owned(), identity, leadership: leadership.clone(), standing };
+        let (election, receiver) = watch::channel(Election::default());
+        let it = Self { api, name: name.to_owned(), identity, leadership: leadership.clone(), election };
         (it, leadership, receiver)
     }
 
@@ -179,15 +179,15 @@ impl Elector {
                 _ => {}
             }
             let term = self.leadership.is_held().then_some(terms);
-            self.tell(Standing { term, trouble });
+            self.tell(Election { term, trouble });
             sleep(PACE).await;
         }
     }
 
     /// Says what is news.
-    fn tell(&self, standing: Standing) {
-        self.standing.send_if_modified(|before| {
-            match (before.term, standing.term) {
+    fn tell(&self, election: Election) {
+        self.election.send_if_modified(|before| {
+            match (before.term, election.term) {
                 (None, Some(_)) => tracing::info!("leading, as {}", self.identity),
                 (Some(_), None) => tracing::info!("not leading, as {}", self.identity),
                 (Some(old), Some(new)) if old != new => {
@@ -195,7 +195,7 @@ impl Elector {
                 }
                 _ => {}
             }
-            match &standing.trouble {
+            match &election.trouble {
                 trouble if *trouble == before.trouble => {}
                 Some(Trouble { sentence, is_refusal: true }) => tracing::warn!("{sentence}"),
                 // Which is told of the watches as well.
@@ -205,7 +205,7 @@ impl Elector {
                 }
                 None => {}
             }
-            std::mem::replace(before, standing.clone()) != standing
+            std::mem::replace(before, election.clone()) != election
         });
     }
 
@@ -243,13 +243,15 @@ impl Elector {
         if seen.0 != version {
             *seen = (version, Instant::now());
         }
-        let turn = turn(lease.as_ref(), &self.identity, seen.1.elapsed());
-        let lease = next(lease, turn, &self.name, &self.identity);
+        let operation = operation(lease.as_ref(), &self.identity, seen.1.elapsed());
+        let lease = next(lease, operation, &self.name, &self.identity);
         // The resource version goes along: of two who take it at once, one is told Conflict.
-        let written = match turn {
-            Turn::Wait => return Ok(false),
-            Turn::Create => self.api.create(&PostParams::default(), &lease).await,
-            Turn::Take | Turn::Renew => self.api.replace(&self.name, &PostParams::default(), &lease).await,
+        let written = match operation {
+            Operation::Wait => return Ok(false),
+            Operation::Create => self.api.create(&PostParams::default(), &lease).await,
+            Operation::Take | Operation::Renew => {
+                self.api.replace(&self.name, &PostParams::default(), &lease).await
+            }
         };
         match written {
             Ok(_) => Ok(true),
@@ -265,24 +267,24 @@ mod tests {
 
     #[test]
     fn a_lease_is_taken_when_it_is_free_or_has_not_moved_for_its_duration() {
-        let held_by = |holder: &str| next(None, Turn::Create, "divert", holder);
+        let held_by = |holder: &str| next(None, Operation::Create, "divert", holder);
         let (short, long) = (Duration::from_secs(14), Duration::from_secs(15));
-        assert_eq!(turn(None, "me", short), Turn::Create);
-        assert_eq!(turn(Some(&held_by("me")), "me", long), Turn::Renew);
-        assert_eq!(turn(Some(&held_by("other")), "me", short), Turn::Wait);
-        assert_eq!(turn(Some(&held_by("other")), "me", long), Turn::Take);
-        assert_eq!(turn(Some(&held_by("")), "me", short), Turn::Take);
-        assert_eq!(turn(Some(&Lease::default()), "me", short), Turn::Take);
+        assert_eq!(operation(None, "me", short), Operation::Create);
+        assert_eq!(operation(Some(&held_by("me")), "me", long), Operation::Renew);
+        assert_eq!(operation(Some(&held_by("other")), "me", short), Operation::Wait);
+        assert_eq!(operation(Some(&held_by("other")), "me", long), Operation::Take);
+        assert_eq!(operation(Some(&held_by("")), "me", short), Operation::Take);
+        assert_eq!(operation(Some(&Lease::default()), "me", short), Operation::Take);
     }
 
     #[test]
     fn transitions_are_counted_and_the_time_of_acquiring_kept() {
-        let first = next(None, Turn::Create, "divert", "a");
-        let renewed = next(Some(first.clone()), Turn::Renew, "divert", "a");
+        let first = next(None, Operation::Create, "divert", "a");
+        let renewed = next(Some(first.clone()), Operation::Renew, "divert", "a");
         let (first, renewed_spec) = (first.spec.unwrap(), renewed.spec.clone().unwrap());
         assert_eq!(first.acquire_time, renewed_spec.acquire_time);
         assert_eq!(renewed_spec.lease_transitions, Some(0));
-        let taken = next(Some(renewed), Turn::Take, "divert", "b").spec.unwrap();
+        let taken = next(Some(renewed), Operation::Take, "divert", "b").spec.unwrap();
         assert_eq!((taken.lease_transitions, taken.holder_identity.as_deref()), (Some(1), Some("b")));
     }
 

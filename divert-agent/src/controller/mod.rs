@@ -9,18 +9,21 @@
 //! | `lease` | which of several controllers writes |
 //! | `cache` | what is known beside the world |
 //! | `known` | all that is known, and what a change makes worth another look |
-//! | `queue`, `pace` | pure: what is looked at next, and how fast is written |
+//! | `workqueue`, `rate_limiter` | pure: what is looked at next, and how fast is written |
+//! | `workers` | takes items off the workqueue, reconciles them and has what comes of it written |
 //! | `agents` | pure: what agents say that they serve, and when they are asked |
 //! | `ask` | the questions |
 //! | `nodes` | pure: which pods are to be served where, and are not |
 //! | `programmed` | pure: whether agents have taken up a Divert |
 //! | `conditions` | pure: what a status is to be |
-//! | `wishes` | pure: which names are to resolve in which namespace |
+//! | `desired_names` | pure: which names are to resolve in which namespace |
 //! | `own_names` | pure: which are left to a developer's own Services for good |
 //! | `names` | pure: what to do about one of them |
-//! | `standing` | pure: how names fare, as people are told |
+//! | `existing` | pure: what is there of it, and whose it is |
+//! | `name_status` | pure: how names fare, as people are told |
 //! | `retries` | pure: what the API server did not take, and when it is asked again |
 //! | `reconcile` | pure: from what is known to what is to be written about one thing |
+//! | `events` | pure: what was published about objects that have no status |
 //! | `write` | the requests, each after a look at the lease |
 //! | `counts` | what /metrics tells |
 //! | `uninstall` | takes back what was made, when nobody is to write any more |
@@ -30,21 +33,24 @@ mod ask;
 mod cache;
 mod conditions;
 mod counts;
+mod desired_names;
+mod events;
+mod existing;
 mod known;
 mod lease;
+mod name_status;
 mod names;
 mod nodes;
 mod own_names;
-mod pace;
 mod programmed;
-mod queue;
+mod rate_limiter;
 mod reconcile;
 mod retries;
-mod standing;
 #[cfg(test)]
 mod tests;
 mod uninstall;
-mod wishes;
+mod workers;
+mod workqueue;
 mod write;
 
 use std::future::Future;
@@ -62,38 +68,32 @@ use kube::Api;
 use kube::runtime::watcher;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::channel;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use self::ask::Asker;
 use self::cache::BriefPod;
+use self::counts::Answer;
 pub use self::counts::Counts;
-use self::counts::{Answer, Result as Came, What};
-use self::known::{Change, Known, Marks};
+use self::events::Events;
+use self::known::{Change, Items, Known};
 use self::lease::Elector;
-use self::names::Action;
-use self::pace::Pace;
 use self::programmed::Programming;
-use self::queue::{Queue, Work};
-use self::reconcile::{Job, Told};
+use self::rate_limiter::RateLimiter;
 pub use self::uninstall::{UninstallArgs, run as uninstall};
-use self::write::{Outcome, Writer};
-use crate::admin::controller::Standing;
+use self::workers::Workers;
+use self::write::Writer;
+use crate::admin::controller::Health;
 use crate::compile::{EndpointTrust, Settings, SettingsArgs};
 use crate::kubernetes::source::Source;
 use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, Troubles};
 use crate::{admin, api};
 
-/// Changes that come together are written together.
-const SETTLE: Duration = Duration::from_millis(100);
 /// Name of the Lease, if no other is said.
 const DEFAULT_LEASE: &str = "divert-controller";
 /// Writes under way at a time.
 const AT_ONCE: usize = 16;
 /// What a program ends with that has panicked.
 const DIED: i32 = 101;
-/// Looks that may find nothing to write, before the watches have their turn.
-const LOOKS: usize = 256;
 
 /// Options of `divert-agent controller`.
 #[derive(Args, Clone, Debug)]
@@ -221,12 +221,12 @@ async fn control(
     end: impl Future<Output = ()>,
 ) -> Result<(), ControllerError> {
     let client = cluster.client()?;
-    let standing = Arc::new(Standing::default());
+    let health = Arc::new(Health::default());
     if let Some(address) = args.admin {
         let listener =
             admin::bind(address).await.map_err(|source| ControllerError::Admin { address, source })?;
-        let standing = standing.clone();
-        tokio::spawn(admin::serve(listener, move |path, _| std::future::ready(standing.answer(&path))));
+        let health = health.clone();
+        tokio::spawn(admin::serve(listener, move |path, _| std::future::ready(health.answer(&path))));
     }
     let namespace = args.namespace.clone().unwrap_or_else(|| cluster.default_namespace().to_owned());
     let identity = args.identity.clone().unwrap_or_else(host_name);
@@ -274,214 +274,69 @@ async fn control(
         move || leadership.is_held()
     };
     let writing = cluster.prompt_client(lease::WRITE, Arc::new(is_held))?;
-    let mut desk = Desk {
-        writer: Writer::new(writing, leadership.clone(), identity),
-        queue: Queue::default(),
-        pace: Pace::new(args.kube_api_qps, Instant::now()),
-        running: JoinSet::new(),
-        told: Told::new(Duration::from_secs(args.tell_again)),
-        counts: Arc::clone(&standing.counts),
-    };
+    let mut workers = Workers::new(
+        Writer::new(writing, leadership.clone(), identity),
+        RateLimiter::new(args.kube_api_qps, Instant::now()),
+        Arc::clone(&health.counts),
+        Events::new(Duration::from_secs(args.tell_again)),
+    );
     let mut asker = Asker::default();
-    // The term of leading for which all is marked.
+    // The term of leading for which all is added.
     let mut in_term = None;
     loop {
-        let work_at = desk.work(&mut known, &source);
+        let work_at = workers.work(&mut known, source.invalid());
         // After that, which finds out who is to be asked.
         let ask_at =
-            known.wishes.is_some().then(|| asker.work(&mut known.programming.nodes.agents)).flatten();
+            known.desired_names.is_some().then(|| asker.work(&mut known.programming.nodes.agents)).flatten();
         let wake = work_at.into_iter().chain(known.wake()).chain(ask_at).min();
         let at = wake.unwrap_or_else(Instant::now);
-        let marks = tokio::select! {
+        let items = tokio::select! {
             batch = source.next(known.judge.world()) => {
-                standing.set_troubles(troubles.tell(&source));
+                health.set_troubles(troubles.tell(&source));
                 known.take_world(batch)
             }
             Some(change) = changes.recv() => known.take(change),
-            Some(Ok(ended)) = desk.running.join_next() => desk.ended(ended, &mut known),
+            Some(Ok(ended)) = workers.next() => workers.ended(ended, &mut known),
             Some(Ok((question, reply))) = asker.next() => {
-                standing.counts.asked(match reply {
+                health.counts.asked(match reply {
                     Ok(Some(_)) => Answer::Changed,
                     Ok(None) => Answer::Unchanged,
                     Err(_) => Answer::Failed,
                 });
                 known.answered(&question, reply)
             }
-            Ok(()) = led.changed() => Marks::new(),
+            Ok(()) = led.changed() => Items::new(),
             () = sleep_until(at), if wake.is_some() => known.take_time(Instant::now()),
             () = &mut end => break,
         };
         let synced = source.is_complete() && known.is_complete();
-        let lease::Standing { term, trouble } = led.borrow_and_update().clone();
+        let lease::Election { term, trouble } = led.borrow_and_update().clone();
         // An elector that waits for an answer has not said yet that its time is over.
         let now_in = term.filter(|_| synced && leadership.is_held());
-        standing.set(synced, now_in.is_some());
-        standing.set_lease(trouble.map(|it| (it.sentence, it.is_refusal)));
+        health.set(synced, now_in.is_some());
+        health.set_lease(trouble.map(|it| (it.sentence, it.is_refusal)));
         match (now_in, in_term) {
             (None, None) => {}
-            (Some(term), Some(before)) if term == before => desk.mark(marks),
+            (Some(term), Some(before)) if term == before => workers.add(items),
             (Some(_), _) => {
-                desk.queue.clear();
+                workers.clear();
                 let all = known.begin(args.max_names);
-                desk.mark(all);
+                workers.add(all);
             }
             (None, Some(_)) => {
-                known.wishes = None;
-                desk.queue.clear();
+                known.desired_names = None;
+                workers.clear();
             }
         }
         in_term = now_in;
-        standing.counts.set(now_in.is_some(), desk.queue.len());
+        health.counts.set(now_in.is_some(), workers.depth());
     }
     electing.abort();
     leadership.resign();
     // Those on their way; no other is begun.
-    while desk.running.join_next().await.is_some() {}
+    while workers.next().await.is_some() {}
     elector.release().await;
     Ok(())
-}
-
-/// What is being done.
-struct Desk {
-    writer: Writer,
-    queue: Queue,
-    pace: Pace,
-    running: JoinSet<Ended>,
-    counts: Arc<Counts>,
-    told: Told,
-}
-
-/// A write that has ended.
-struct Ended {
-    work: Work,
-    job: Job,
-    outcome: Outcome,
-    requests: u32,
-}
-
-impl Desk {
-    fn mark(&mut self, marks: Marks) {
-        let soon = Instant::now() + SETTLE;
-        for (work, delay) in marks {
-            self.queue.mark(work, soon + delay);
-        }
-    }
-
-    /// Begins what may begin. Gives when there is more to begin, unless that is when something ends.
-    fn work(&mut self, known: &mut Known, source: &Source) -> Option<Instant> {
-        let now = Instant::now();
-        for _ in 0..LOOKS {
-            if self.running.len() >= AT_ONCE {
-                return None;
-            }
-            let free_at = self.pace.free_at();
-            if free_at > now {
-                return self.queue.wake().map(|wake| wake.max(free_at));
-            }
-            let Some(work) = self.queue.next(now) else { return self.queue.wake() };
-            let job = match &work {
-                Work::Tell(object) => reconcile::tell(known, source.invalid(), object, &mut self.told),
-                Work::Name { namespace, name } => reconcile::name(known, namespace, name),
-            };
-            let Some(job) = job else {
-                known.retries.settled(&work);
-                let again = self.due(&work, known);
-                self.queue.done(work, again);
-                continue;
-            };
-            if let Some(until) = known.retries.wait(&work, &job, now) {
-                self.queue.done(work, Some(until));
-                continue;
-            }
-            if let Some(uid) = lets_go(&job) {
-                known.let_go.insert(uid.to_owned());
-            }
-            self.queue.wrote(&work);
-            self.pace.take(1, now);
-            let writer = self.writer.clone();
-            self.running.spawn(async move {
-                let (outcome, requests) = writer.carry_out(&job).await;
-                Ended { work, job, outcome, requests }
-            });
-        }
-        self.queue.wake()
-    }
-
-    /// Gives what is to be looked at for it.
-    fn ended(&mut self, ended: Ended, known: &mut Known) -> Marks {
-        let Ended { work, job, outcome, requests } = ended;
-        self.counts.wrote(what(&job), came(&outcome));
-        self.pace.take(requests.saturating_sub(1), Instant::now());
-        if let (Some(uid), true) = (lets_go(&job), outcome != Outcome::Done) {
-            known.let_go.remove(uid);
-        }
-        let (refusal, said) = match outcome {
-            Outcome::Done => {
-                known.retries.succeeded(&work, &job);
-                let again = self.due(&work, known);
-                self.queue.done(work, again);
-                return Marks::new();
-            }
-            Outcome::Superseded => {
-                let again = self.due(&work, known);
-                self.queue.done(work, again);
-                return Marks::new();
-            }
-            Outcome::Again => (None, None),
-            Outcome::Failed(said) => (None, Some(said)),
-            Outcome::Refused(doing, refusal) => {
-                let said = format!("{doing}: the API server says: {}", refusal.words);
-                (Some(refusal), Some(said))
-            }
-        };
-        if let (Work::Tell(object), Job::News(_)) = (&work, &job) {
-            self.told.forget(object);
-        }
-        let (again, is_news, marks) = known.take_failure(&work, &job, refusal);
-        let seconds = again.saturating_duration_since(Instant::now()).as_secs();
-        match said {
-            Some(said) if is_news => tracing::warn!("{said}; trying again in {seconds} s"),
-            Some(said) => tracing::debug!("{said}; trying again in {seconds} s"),
-            None => {}
-        }
-        self.queue.done(work, Some(again));
-        marks
-    }
-
-    /// When something is to be told again though nothing has changed.
-    fn due(&self, work: &Work, known: &mut Known) -> Option<Instant> {
-        match work {
-            Work::Tell(object) => {
-                self.told.due(object).into_iter().chain(known.programming.due(object)).min()
-            }
-            Work::Name { .. } => None,
-        }
-    }
-}
-
-fn what(job: &Job) -> What {
-    match job {
-        Job::Status(..) => What::Status,
-        Job::News(_) => What::Event,
-        Job::Name(..) => What::Name,
-    }
-}
-
-fn came(outcome: &Outcome) -> Came {
-    match outcome {
-        Outcome::Done => Came::Done,
-        Outcome::Superseded => Came::Superseded,
-        Outcome::Refused(..) => Came::Refused,
-        Outcome::Again | Outcome::Failed(_) => Came::Failed,
-    }
-}
-
-/// The Service that is no longer ours when it is done.
-fn lets_go(job: &Job) -> Option<&str> {
-    match job {
-        Job::Name(_, Action::Delete { uid, .. } | Action::Release { uid, .. }) => Some(uid),
-        _ => None,
-    }
 }
 
 fn host_name() -> String {

@@ -8,7 +8,7 @@ use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 
-use super::agents::{Agents, News, Question, Reply};
+use super::agents::{Agents, Changed, Question, Reply};
 use super::cache::{BriefPod, Cache, Key};
 use crate::api;
 use crate::compile::PodFacts;
@@ -47,9 +47,9 @@ pub(super) struct Unserved {
     pub(super) why: Option<String>,
 }
 
-/// What a change can have turned.
+/// What a change can have affected.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Turned {
+pub(super) struct Affected {
     /// For every Divert.
     pub(super) all: bool,
     /// For Diverts of these namespaces.
@@ -110,17 +110,17 @@ impl Nodes {
         (now < until).then_some(until)
     }
 
-    pub(super) fn take_pod(&mut self, event: Event<BriefPod>, now: Instant) -> Turned {
-        let mut turned = Turned::default();
+    pub(super) fn take_pod(&mut self, event: Event<BriefPod>, now: Instant) -> Affected {
+        let mut affected = Affected::default();
         for (key, before) in self.pods.take(event, served_on) {
             let after = self.pods.get(&key).cloned();
             if before == after || !self.is_captured(&key.0) {
                 continue;
             }
-            turned.all |= self.place(&key, before, after, now);
-            self.check(&key, &mut turned);
+            affected.all |= self.place(&key, before, after, now);
+            self.check(&key, &mut affected);
         }
-        turned
+        affected
     }
 
     /// Takes whether the pods of a namespace are to be captured at all.
@@ -129,42 +129,42 @@ impl Nodes {
         namespace: &Arc<str>,
         allows_capture: bool,
         now: Instant,
-    ) -> Turned {
+    ) -> Affected {
         let is_another = match allows_capture {
             true => self.left_alone.remove(namespace),
             false => self.left_alone.insert(namespace.clone()),
         };
-        let mut turned = Turned::default();
+        let mut affected = Affected::default();
         if !is_another {
-            return turned;
+            return affected;
         }
         let pods: Vec<_> = self.pods.of(namespace).map(|(name, node)| (name.clone(), node.clone())).collect();
         for (name, node) in pods {
             let key = (namespace.clone(), name);
             let (before, after) = if allows_capture { (None, Some(node)) } else { (Some(node), None) };
-            turned.all |= self.place(&key, before, after, now);
-            self.check(&key, &mut turned);
+            affected.all |= self.place(&key, before, after, now);
+            self.check(&key, &mut affected);
         }
-        turned
+        affected
     }
 
-    pub(super) fn take_agent(&mut self, event: Event<BriefPod>, now: Instant) -> Turned {
-        let mut turned = Turned::default();
+    pub(super) fn take_agent(&mut self, event: Event<BriefPod>, now: Instant) -> Affected {
+        let mut affected = Affected::default();
         for node in self.agents.take(event, now) {
-            turned.all |= self.nodes.contains_key(&node);
-            self.check_all_on(&node, &mut turned);
+            affected.all |= self.nodes.contains_key(&node);
+            self.check_all_on(&node, &mut affected);
         }
-        turned
+        affected
     }
 
     /// Takes what came of a question to an agent.
-    pub(super) fn answered(&mut self, question: &Question, reply: Reply, now: Instant) -> Turned {
-        let News { node, diverts } = self.agents.answered(question, reply, now);
-        let mut turned = Turned { all: node.is_some(), diverts, ..Turned::default() };
+    pub(super) fn answered(&mut self, question: &Question, reply: Reply, now: Instant) -> Affected {
+        let Changed { node, diverts } = self.agents.answered(question, reply, now);
+        let mut affected = Affected { all: node.is_some(), diverts, ..Affected::default() };
         if let Some(node) = node {
-            self.check_all_on(&node, &mut turned);
+            self.check_all_on(&node, &mut affected);
         }
-        turned
+        affected
     }
 
     /// Forgets what agents said, and has them asked.
@@ -193,16 +193,16 @@ impl Nodes {
         changed
     }
 
-    fn check_all_on(&mut self, node: &str, turned: &mut Turned) {
+    fn check_all_on(&mut self, node: &str, affected: &mut Affected) {
         let pods: Vec<_> =
             self.nodes.get(node).into_iter().flat_map(|node| node.pods.iter().cloned()).collect();
         for key in pods {
-            self.check(&key, turned);
+            self.check(&key, affected);
         }
     }
 
     /// Whether the agent of its node serves a pod.
-    fn check(&mut self, key: &Key, turned: &mut Turned) {
+    fn check(&mut self, key: &Key, affected: &mut Affected) {
         let node = self.pods.get(key).filter(|_| self.is_captured(&key.0));
         let unserved = node.and_then(|node| {
             // Without one, that is what is to be said.
@@ -229,7 +229,7 @@ impl Nodes {
             }
         };
         if !same {
-            turned.namespaces.insert(key.0.clone());
+            affected.namespaces.insert(key.0.clone());
         }
     }
 }

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::agents::{Agent, Says};
 use super::cache::Key;
-use super::conditions::Said;
 use super::nodes::Nodes;
 use crate::admin::programmed::{Programmed, TakenUp};
+use crate::compile::Condition;
 use crate::world::{ObjectRef, Pair};
 
 /// The type of the condition.
@@ -48,7 +48,7 @@ pub(super) struct Subject<'a> {
 /// What is to be said, as far as it is known.
 #[derive(Debug)]
 pub(super) struct Verdict {
-    pub(super) said: Said,
+    pub(super) said: Condition,
     /// Whether all agents were asked since somebody asked.
     is_fresh: bool,
     /// Agents that are to be asked again.
@@ -176,8 +176,8 @@ fn has_an_attended_pod(nodes: &Nodes, pair: &Pair) -> bool {
     pods.any(|(_, node)| nodes.agents.is_on(node))
 }
 
-fn said(status: bool, reason: &'static str, message: String) -> Said {
-    Said { kind: KIND, status, reason, message }
+fn said(status: bool, reason: &'static str, message: String) -> Condition {
+    Condition { kind: KIND, status, reason, message }
 }
 
 fn named(all: &[String]) -> String {
@@ -187,7 +187,7 @@ fn named(all: &[String]) -> String {
 
 impl Wrong<'_> {
     /// The condition: the worst as its reason, and a sentence for each.
-    fn said(self, nobody: bool, pair: &Pair, see: &str) -> Said {
+    fn said(self, nobody: bool, pair: &Pair, see: &str) -> Condition {
         let mut reason = None;
         let mut sentences = Vec::new();
         let mut add = |which: &'static str, is_so: bool, sentence: String| {
@@ -242,7 +242,7 @@ impl Wrong<'_> {
 
 /// What was told of a Divert, as far as it matters for what is told next.
 #[derive(Debug, Default)]
-struct Telling {
+struct Reported {
     /// Since when it is not well, though it is said to be.
     since: Option<Instant>,
     /// When the sentence was another than before.
@@ -263,7 +263,7 @@ pub(super) struct Programming {
     see: String,
     /// Something that is not well for less than this does not turn what was well.
     damped: Duration,
-    telling: HashMap<ObjectRef, Telling>,
+    reported: HashMap<ObjectRef, Reported>,
     /// Since when we lead.
     leading: Option<Instant>,
 }
@@ -282,43 +282,43 @@ pub(super) struct Before<'a> {
 
 /// What is to be told of a Divert.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Tell {
+pub(super) enum Report {
     /// Nothing at all yet.
     Later,
     /// This, and whether it answers the request.
-    Now(Said, bool),
+    Now(Condition, bool),
 }
 
 impl Programming {
     pub(super) fn new(see: String, agents_port: u16, damped: Duration) -> Self {
-        Self { nodes: Nodes::new(agents_port), see, damped, telling: HashMap::new(), leading: None }
+        Self { nodes: Nodes::new(agents_port), see, damped, reported: HashMap::new(), leading: None }
     }
 
     /// Begins to lead: what agents said before is long ago.
     pub(super) fn begin(&mut self, now: Instant) {
         self.nodes.forget(now);
-        self.telling.clear();
+        self.reported.clear();
         self.leading = Some(now);
     }
 
-    /// Another wish, or a request: it is looked at as soon as agents can have heard of it.
+    /// A Divert that is another, or a request: it is looked at as soon as agents can have heard of it.
     pub(super) fn urge(&mut self, now: Instant) {
         self.nodes.agents.urge(now);
     }
 
     /// A Divert is gone.
     pub(super) fn remove(&mut self, divert: &ObjectRef) {
-        self.telling.remove(divert);
+        self.reported.remove(divert);
     }
 
     /// When a Divert is to be looked at again though nothing has changed; once.
     pub(super) fn due(&mut self, divert: &ObjectRef) -> Option<Instant> {
-        self.telling.get_mut(divert)?.due.take()
+        self.reported.get_mut(divert)?.due.take()
     }
 
     /// Diverts that wait for what agents say.
     pub(super) fn waiting(&self) -> BTreeSet<ObjectRef> {
-        self.telling.iter().filter(|(_, it)| it.waits).map(|(divert, _)| divert.clone()).collect()
+        self.reported.iter().filter(|(_, it)| it.waits).map(|(divert, _)| divert.clone()).collect()
     }
 
     /// Whether an agent has not said anything yet since we lead, and may in a moment.
@@ -336,18 +336,18 @@ impl Programming {
         mut subject: Subject<'_>,
         before: Before<'_>,
         now: Instant,
-    ) -> Tell {
-        let telling = self.telling.entry(divert.clone()).or_default();
-        telling.request = before.request.map(|request| match telling.request.take() {
+    ) -> Report {
+        let reported = self.reported.entry(divert.clone()).or_default();
+        reported.request = before.request.map(|request| match reported.request.take() {
             Some((known, at)) if known == request => (known, at),
             _ => (request.to_owned(), now),
         });
-        subject.asked = telling.request.as_ref().map(|(_, at)| *at);
+        subject.asked = reported.request.as_ref().map(|(_, at)| *at);
         if self.is_beginning(now) {
             let until = self.leading.map_or(now, |leading| leading + FIRST_ANSWERS);
-            let telling = self.telling.entry(divert.clone()).or_default();
-            (telling.due, telling.waits) = (Some(until), true);
-            return Tell::Later;
+            let reported = self.reported.entry(divert.clone()).or_default();
+            (reported.due, reported.waits) = (Some(until), true);
+            return Report::Later;
         }
         let verdict = verdict(&self.nodes, &self.see, &subject, now);
         let awaited = before.request.is_some() || before.reason.is_none_or(|reason| reason == PENDING);
@@ -355,12 +355,12 @@ impl Programming {
             self.nodes.agents.ask_again(agent, awaited);
         }
         let damped = self.damped;
-        self.telling.entry(divert.clone()).or_default().next(verdict, before, damped, now)
+        self.reported.entry(divert.clone()).or_default().next(verdict, before, damped, now)
     }
 }
 
-impl Telling {
-    fn next(&mut self, verdict: Verdict, before: Before<'_>, damped: Duration, now: Instant) -> Tell {
+impl Reported {
+    fn next(&mut self, verdict: Verdict, before: Before<'_>, damped: Duration, now: Instant) -> Report {
         let Verdict { said, is_fresh, again, .. } = verdict;
         (self.due, self.waits) = (again, !said.status || !is_fresh);
         if said.status {
@@ -370,7 +370,7 @@ impl Telling {
             let until = since + damped;
             if now < until {
                 self.due = Some(self.due.map_or(until, |due| due.min(until)));
-                return Tell::Now(self::said(true, KIND, before.message.to_owned()), false);
+                return Report::Now(self::said(true, KIND, before.message.to_owned()), false);
             }
         }
         // The same, in other words, is for people who look.
@@ -380,14 +380,14 @@ impl Telling {
                 self.due = Some(self.due.map_or(until, |due| due.min(until)));
                 let message = before.message.to_owned();
                 let answers = said.status && is_fresh;
-                return Tell::Now(Said { message, ..said }, answers);
+                return Report::Now(Condition { message, ..said }, answers);
             }
         }
         if before.message != said.message {
             self.said = Some(now);
         }
         let answers = said.status && is_fresh;
-        Tell::Now(said, answers)
+        Report::Now(said, answers)
     }
 }
 

@@ -1,22 +1,22 @@
 //! From what is known to what is to be written about one thing: pure, but for the clock.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::conditions::{self, Said};
+use super::conditions;
+use super::events::{Event, Events};
 use super::known::{Known, Original};
-use super::names::{self, Action, Port, Wanted};
-use super::programmed::{self, Before, Subject, Tell};
-use super::standing;
+use super::name_status;
+use super::names::{self, Action, DesiredService, Port};
+use super::programmed::{self, Before, Report, Subject};
 use crate::api::{self, DivertStatus};
 use crate::compile::acceptance::Group;
-use crate::compile::{self, HostReason, RowReason, may_be_http};
+use crate::compile::{self, Condition, HostReason, RowReason, may_be_http};
 use crate::kubernetes::Invalid;
 use crate::plan::ServiceRef;
 use crate::world::{
@@ -33,10 +33,10 @@ const INVALID: &str = "Invalid";
 /// Something to be written.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// A status, and what of it is news.
-    Status(Box<StatusUpdate>, Vec<News>),
+    /// A status, and the events about what is news of it.
+    Status(Box<StatusUpdate>, Vec<Event>),
     /// About an object that has no status.
-    News(Vec<News>),
+    Events(Vec<Event>),
     /// In a developer's namespace.
     Name(Arc<str>, Action),
 }
@@ -51,71 +51,12 @@ pub(super) struct StatusUpdate {
     pub(super) status: DivertStatus,
 }
 
-/// An event to be told, once.
-#[derive(Debug)]
-pub(super) struct News {
-    pub(super) about: ObjectReference,
-    pub(super) said: Said,
-}
-
-/// What was last told about objects that have no status, of which UID, since one that is deleted and made again is
-/// another, and when: events are gone after a while, and there is nothing else to see.
-#[derive(Debug)]
-pub(super) struct Told {
-    again: Duration,
-    said: HashMap<ObjectRef, Telling>,
-}
-
-#[derive(Debug)]
-struct Telling {
-    uid: Option<String>,
-    messages: BTreeSet<String>,
-    at: Instant,
-}
-
-impl Told {
-    /// With a time after which something is told again.
-    pub(super) fn new(again: Duration) -> Self {
-        Self { again, said: HashMap::new() }
-    }
-
-    /// What of it has not been told as it is, or not for long.
-    fn untold(
-        &mut self,
-        object: &ObjectRef,
-        uid: Option<&String>,
-        said: Vec<Said>,
-        now: Instant,
-    ) -> Vec<Said> {
-        let before = self.said.remove(object);
-        if said.is_empty() {
-            return said;
-        }
-        let before = before.filter(|told| told.uid.as_ref() == uid && now < told.at + self.again);
-        let messages = said.iter().map(|it| it.message.clone()).collect();
-        let at = before.as_ref().map_or(now, |told| told.at);
-        self.said.insert(object.clone(), Telling { uid: uid.cloned(), messages, at });
-        let known = |it: &Said| before.as_ref().is_some_and(|told| told.messages.contains(&it.message));
-        said.into_iter().filter(|it| !known(it)).collect()
-    }
-
-    /// When it is to be told again, if it is as it was.
-    pub(super) fn due(&self, object: &ObjectRef) -> Option<Instant> {
-        self.said.get(object).map(|told| told.at + self.again)
-    }
-
-    /// It is to be told anew.
-    pub(super) fn forget(&mut self, object: &ObjectRef) {
-        self.said.remove(object);
-    }
-}
-
 /// What its author is to be told about an object.
-pub(super) fn tell(
+pub(super) fn object(
     known: &mut Known,
     invalid: &BTreeMap<ObjectRef, Invalid>,
     object: &ObjectRef,
-    told: &mut Told,
+    events: &mut Events,
 ) -> Option<Job> {
     if object.kind == ObjectKind::Divert(DivertApi::Divert) {
         return status(known, invalid.get(object), object);
@@ -123,10 +64,10 @@ pub(super) fn tell(
     let mut about = about(object, known.diverts.get(object));
     // By which kubectl describe finds events.
     let uid = about.uid.take().or_else(|| uid(known, invalid, object));
-    let news = told.untold(object, uid.as_ref(), said(known, invalid, object), Instant::now());
+    let news = events.untold(object, uid.as_ref(), said(known, invalid, object), Instant::now());
     about.uid = uid;
-    let news: Vec<_> = news.into_iter().map(|said| News { about: about.clone(), said }).collect();
-    (!news.is_empty() && takes_events(known, object)).then_some(Job::News(news))
+    let news: Vec<_> = news.into_iter().map(|condition| Event { about: about.clone(), condition }).collect();
+    (!news.is_empty() && takes_events(known, object)).then_some(Job::Events(news))
 }
 
 fn status(known: &mut Known, invalid: Option<&Invalid>, object: &ObjectRef) -> Option<Job> {
@@ -136,17 +77,17 @@ fn status(known: &mut Known, invalid: Option<&Invalid>, object: &ObjectRef) -> O
         Some(Invalid { problem, .. }) => refused(divert, problem),
         None => known.judge.status(&divert)?,
     };
-    let mut said: Vec<Said> = status.conditions.iter().map(Said::from).collect();
+    let mut said: Vec<Condition> = status.conditions.clone();
     let mut answers = true;
     if status.accepted() {
-        match said_of_agents(known, object, &status)? {
-            Tell::Later => return None,
-            Tell::Now(programmed, answered) => {
+        match programmed_condition(known, object, &status)? {
+            Report::Later => return None,
+            Report::Now(programmed, answered) => {
                 said.push(programmed);
                 answers = answered;
             }
         }
-        said.extend(said_of_names(known, &status));
+        said.extend(names_condition(known, &status));
     } else {
         known.programming.remove(object);
     }
@@ -157,8 +98,8 @@ fn status(known: &mut Known, invalid: Option<&Invalid>, object: &ObjectRef) -> O
     let (new, news) =
         conditions::next(&original.status, generation, answered, &said, &status, left_free, now)?;
     let about = about(object, Some(original));
-    let news = news.into_iter().filter(|it| takes_events(known, object) && it.reason != standing::PENDING);
-    let news = news.map(|said| News { about: about.clone(), said }).collect();
+    let news = news.into_iter().filter(|it| takes_events(known, object) && it.reason != name_status::PENDING);
+    let news = news.map(|condition| Event { about: about.clone(), condition }).collect();
     let update = StatusUpdate {
         namespace: object.namespace.clone(),
         name: object.name.clone(),
@@ -169,7 +110,11 @@ fn status(known: &mut Known, invalid: Option<&Invalid>, object: &ObjectRef) -> O
 }
 
 /// What the author of an accepted Divert is told about agents.
-fn said_of_agents(known: &mut Known, object: &ObjectRef, status: &compile::DivertStatus) -> Option<Tell> {
+fn programmed_condition(
+    known: &mut Known,
+    object: &ObjectRef,
+    status: &compile::DivertStatus,
+) -> Option<Report> {
     let original = known.diverts.get(object)?;
     let pair = Pair { developer: status.divert.namespace.clone(), shared: status.shared_namespace.clone() };
     let services = status.services.iter().filter(|row| row.reason == RowReason::Ready);
@@ -198,7 +143,7 @@ fn said_of_agents(known: &mut Known, object: &ObjectRef, status: &compile::Diver
 /// Of a Divert that says what it may not: nothing else is to be said.
 fn refused(divert: DivertRef, problem: &str) -> compile::DivertStatus {
     let accepted =
-        compile::Condition { kind: "Accepted", status: false, reason: INVALID, message: problem.to_owned() };
+        Condition { kind: "Accepted", status: false, reason: INVALID, message: problem.to_owned() };
     compile::DivertStatus {
         divert,
         shared_namespace: "".into(),
@@ -209,14 +154,15 @@ fn refused(divert: DivertRef, problem: &str) -> compile::DivertStatus {
 }
 
 /// What the author of an accepted Divert is told about names.
-pub(super) fn said_of_names(known: &Known, status: &compile::DivertStatus) -> Option<Said> {
+pub(super) fn names_condition(known: &Known, status: &compile::DivertStatus) -> Option<Condition> {
     let pair = Pair { developer: status.divert.namespace.clone(), shared: status.shared_namespace.clone() };
-    standing::said(known, &pair)
+    name_status::condition(known, &pair)
 }
 
 /// What is to be said about an object that has no status; nothing when all is well.
-fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Vec<Said> {
-    let no = |kind, reason, message: &str| Said { kind, status: false, reason, message: message.to_owned() };
+fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRef) -> Vec<Condition> {
+    let no =
+        |kind, reason, message: &str| Condition { kind, status: false, reason, message: message.to_owned() };
     if let Some(Invalid { problem, .. }) = invalid.get(object) {
         return vec![no("Accepted", INVALID, problem)];
     }
@@ -224,7 +170,7 @@ fn said(known: &Known, invalid: &BTreeMap<ObjectRef, Invalid>, object: &ObjectRe
         ObjectKind::Divert(api) => {
             let divert = DivertRef { api, namespace: object.namespace.clone(), name: object.name.clone() };
             let status = known.judge.status(&divert);
-            let said = status.iter().flat_map(|status| &status.conditions).map(Said::from);
+            let said = status.iter().flat_map(|status| status.conditions.clone());
             said.filter(|it| !it.status && it.kind == "Accepted").collect()
         }
         ObjectKind::Ingress => {
@@ -286,15 +232,15 @@ pub(super) fn name(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Opti
     let world = known.judge.world();
     // In one that is on its way out nothing is written.
     world.namespace(namespace).filter(|it| !it.terminating)?;
-    let wanted = wanted(known, namespace, name);
+    let desired = desired(known, namespace, name);
     let existing = known.names.get(&(namespace.clone(), name.clone()));
-    let action = names::action(name, wanted.as_ref(), existing)?;
+    let action = names::action(name, desired.as_ref(), existing)?;
     Some(Job::Name(namespace.clone(), action))
 }
 
 /// What a name in a developer's namespace is to resolve to, if at all.
-pub(super) fn wanted(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Option<Wanted> {
-    let pair = known.wishes.as_ref()?.pair(&known.judge, namespace, name)?;
+pub(super) fn desired(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Option<DesiredService> {
+    let pair = known.desired_names.as_ref()?.pair(&known.judge, namespace, name)?;
     let shared = known.judge.world().service(&pair.shared, name)?;
     let owners = owners(known, known.judge.group(pair)?);
     if owners.is_empty() {
@@ -310,7 +256,7 @@ pub(super) fn wanted(known: &Known, namespace: &Arc<str>, name: &Arc<str>) -> Op
         ports.push(Port { number, name: name.to_owned(), target: number });
     }
     let external_name = external_name(known, shared);
-    Some(Wanted { external_name, shared: pair.shared.to_string(), ports, owners })
+    Some(DesiredService { external_name, shared: pair.shared.to_string(), ports, owners })
 }
 
 /// A port of what a name is to stand for. One that leads to a cluster IP is connected to as it is. Which number a named
@@ -346,39 +292,4 @@ fn owners(known: &Known, group: &Group) -> Vec<OwnerReference> {
         })
     };
     accepted.filter_map(owner).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_told_once_and_again_after_a_while() {
-        let again = Duration::from_secs(1800);
-        let mut told = Told::new(again);
-        let object = ObjectRef { kind: ObjectKind::Ingress, namespace: "alice".into(), name: "shop".into() };
-        let said = |messages: &[&str]| -> Vec<Said> {
-            let said = |message: &&str| Said {
-                kind: "Hosts",
-                status: false,
-                reason: "NotAllowed",
-                message: (*message).to_owned(),
-            };
-            messages.iter().map(said).collect()
-        };
-        let begin = Instant::now();
-        let mut look = |uid: &str, messages: &[&str], after: Duration| {
-            let news = told.untold(&object, Some(&uid.to_owned()), said(messages), begin + after);
-            let news: Vec<_> = news.into_iter().map(|it| it.message).collect();
-            (news.join(","), told.due(&object).map(|due| due - begin))
-        };
-        let (second, told_at) = (Duration::from_secs(1), |news: &str, due| (news.to_owned(), Some(due)));
-        assert_eq!(look("1", &["a", "b"], Duration::ZERO), told_at("a,b", again));
-        assert_eq!(look("1", &["a", "b"], second), told_at("", again));
-        assert_eq!(look("1", &["a", "c"], second), told_at("c", again), "all are told again at one time");
-        assert_eq!(look("1", &["a", "c"], again), told_at("a,c", again * 2));
-        assert_eq!(look("2", &["a", "c"], again + second), told_at("a,c", again * 2 + second));
-        assert_eq!(look("2", &[], again + second), (String::new(), None));
-        assert_eq!(look("2", &["a"], again + second), told_at("a", again * 2 + second));
-    }
 }

@@ -1,6 +1,6 @@
 //! What the API server did not take, and when it is asked again: pure.
 //!
-//! As in the work queues of client-go, the pause after a failure doubles, for each thing by itself. What is asked
+//! As in the workqueues of client-go, the pause after a failure doubles, for each thing by itself. What is asked
 //! otherwise than before is asked at once. A quota refuses whatever comes next in its namespace, so there all that is
 //! still to be made waits together, and one is asked for all.
 
@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::names::Action;
-use super::queue::Work;
 use super::reconcile::Job;
+use super::workqueue::Item;
 
 /// After the first failure.
 const FIRST: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ pub(super) struct Refusal {
 /// All that did not succeed.
 #[derive(Debug, Default)]
 pub(super) struct Retries {
-    failures: BTreeMap<Work, Failure>,
+    failures: BTreeMap<Item, Failure>,
     /// By namespace.
     quotas: HashMap<Arc<str>, Held>,
 }
@@ -78,7 +78,7 @@ impl Retries {
     /// the log: of one kind of refusal, once in each namespace.
     pub(super) fn failed(
         &mut self,
-        work: &Work,
+        item: &Item,
         job: &Job,
         refusal: Option<Refusal>,
         now: Instant,
@@ -86,15 +86,15 @@ impl Retries {
         if let (Job::Name(namespace, Action::Create(_)), Some(refusal)) = (job, &refusal)
             && refusal.quota
         {
-            self.failures.remove(work);
+            self.failures.remove(item);
             let before = self.quotas.get(namespace).map(|it| it.pause);
             let pause = Pause::after(before, Duration::ZERO, QUOTA, now);
             self.quotas.insert(namespace.clone(), Held { pause, refusal: refusal.clone() });
             return (pause.until, before.is_none());
         }
-        let before = self.failures.get(work).map(|it| it.pause);
-        let refused = match work {
-            Work::Name { namespace, .. } if refusal.is_some() => self.refused(namespace),
+        let before = self.failures.get(item).map(|it| it.pause);
+        let refused = match item {
+            Item::Name { namespace, .. } if refusal.is_some() => self.refused(namespace),
             _ => 0,
         };
         let pause = match &refusal {
@@ -107,38 +107,38 @@ impl Retries {
         };
         let action = match job {
             Job::Name(_, action) => Some(action.clone()),
-            Job::Status(..) | Job::News(_) => None,
+            Job::Status(..) | Job::Events(_) => None,
         };
-        self.failures.insert(work.clone(), Failure { pause, action, refusal });
+        self.failures.insert(item.clone(), Failure { pause, action, refusal });
         (pause.until, before.is_none() && refused == 0)
     }
 
     /// A write succeeded.
-    pub(super) fn succeeded(&mut self, work: &Work, job: &Job) {
-        self.failures.remove(work);
+    pub(super) fn succeeded(&mut self, item: &Item, job: &Job) {
+        self.failures.remove(item);
         if let Job::Name(namespace, Action::Create(_)) = job {
             self.quotas.remove(namespace);
         }
     }
 
     /// There is nothing to write.
-    pub(super) fn settled(&mut self, work: &Work) {
-        self.failures.remove(work);
+    pub(super) fn settled(&mut self, item: &Item) {
+        self.failures.remove(item);
     }
 
     /// Until when something is not to be asked.
-    pub(super) fn wait(&self, work: &Work, job: &Job, now: Instant) -> Option<Instant> {
+    pub(super) fn wait(&self, item: &Item, job: &Job, now: Instant) -> Option<Instant> {
         let Job::Name(namespace, action) = job else { return None };
         let held = self.quotas.get(namespace).filter(|_| matches!(action, Action::Create(_)));
-        let failure = self.failures.get(work).filter(|it| it.action.as_ref() == Some(action));
+        let failure = self.failures.get(item).filter(|it| it.action.as_ref() == Some(action));
         let until = held.map(|it| it.pause.until).into_iter().chain(failure.map(|it| it.pause.until));
         until.filter(|until| *until > now).max()
     }
 
     /// Why a name could not be written when it was last asked for.
     pub(super) fn refusal(&self, namespace: &Arc<str>, name: &Arc<str>) -> Option<&Refusal> {
-        let work = Work::Name { namespace: namespace.clone(), name: name.clone() };
-        self.failures.get(&work)?.refusal.as_ref()
+        let item = Item::Name { namespace: namespace.clone(), name: name.clone() };
+        self.failures.get(&item)?.refusal.as_ref()
     }
 
     /// Why nothing more can be made in a namespace.
@@ -158,15 +158,15 @@ impl Retries {
     pub(super) fn forget(&mut self, namespace: &Arc<str>) {
         self.quotas.remove(namespace);
         self.failures
-            .retain(|work, _| !matches!(work, Work::Name { namespace: its, .. } if its == namespace));
+            .retain(|item, _| !matches!(item, Item::Name { namespace: its, .. } if its == namespace));
     }
 
     /// How many names of a namespace were refused.
     fn refused(&self, namespace: &Arc<str>) -> usize {
-        let first = Work::Name { namespace: namespace.clone(), name: "".into() };
+        let first = Item::Name { namespace: namespace.clone(), name: "".into() };
         let its = self.failures.range(first..);
         let its =
-            its.take_while(|(work, _)| matches!(work, Work::Name { namespace: it, .. } if it == namespace));
+            its.take_while(|(item, _)| matches!(item, Item::Name { namespace: it, .. } if it == namespace));
         its.filter(|(_, failure)| failure.refusal.is_some()).count()
     }
 }
@@ -175,15 +175,15 @@ impl Retries {
 mod tests {
     use super::*;
 
-    fn name(namespace: &str, name: &str) -> (Work, Job) {
+    fn name(namespace: &str, name: &str) -> (Item, Job) {
         let (namespace, name): (Arc<str>, Arc<str>) = (namespace.into(), name.into());
         let action = Action::Delete { name: name.to_string(), uid: "1".into(), resource_version: "1".into() };
-        (Work::Name { namespace: namespace.clone(), name }, Job::Name(namespace, action))
+        (Item::Name { namespace: namespace.clone(), name }, Job::Name(namespace, action))
     }
 
-    fn create(namespace: &str, service: &str) -> (Work, Job) {
-        let (work, _) = name(namespace, service);
-        (work, Job::Name(namespace.into(), Action::Create(Box::default())))
+    fn create(namespace: &str, service: &str) -> (Item, Job) {
+        let (item, _) = name(namespace, service);
+        (item, Job::Name(namespace.into(), Action::Create(Box::default())))
     }
 
     fn refusal(quota: bool) -> Option<Refusal> {
@@ -193,16 +193,16 @@ mod tests {
     /// The pauses after so many failures, in seconds.
     fn pauses(
         retries: &mut Retries,
-        (work, job): &(Work, Job),
+        (item, job): &(Item, Job),
         refusal: Option<&Refusal>,
         count: usize,
     ) -> Vec<u64> {
         let mut now = Instant::now();
         let mut pauses = Vec::new();
         for _ in 0..count {
-            let (until, _) = retries.failed(work, job, refusal.cloned(), now);
-            assert_eq!(retries.wait(work, job, now), Some(until));
-            assert_eq!(retries.wait(work, job, until), None, "then it is asked");
+            let (until, _) = retries.failed(item, job, refusal.cloned(), now);
+            assert_eq!(retries.wait(item, job, now), Some(until));
+            assert_eq!(retries.wait(item, job, until), None, "then it is asked");
             pauses.push((until - now).as_secs());
             now = until;
         }
@@ -224,13 +224,13 @@ mod tests {
     #[test]
     fn what_is_asked_otherwise_is_asked_at_once() {
         let (retries, now) = (&mut Retries::default(), Instant::now());
-        let (work, job) = create("a", "web");
-        retries.failed(&work, &job, refusal(false), now);
+        let (item, job) = create("a", "web");
+        retries.failed(&item, &job, refusal(false), now);
         let other = name("a", "web").1;
-        assert!(retries.wait(&work, &job, now).is_some());
-        assert_eq!(retries.wait(&work, &other, now), None);
+        assert!(retries.wait(&item, &job, now).is_some());
+        assert_eq!(retries.wait(&item, &other, now), None);
         retries.forget(&"a".into());
-        assert_eq!(retries.wait(&work, &job, now), None, "nor does it wait in a namespace that has changed");
+        assert_eq!(retries.wait(&item, &job, now), None, "nor does it wait in a namespace that has changed");
     }
 
     #[test]
@@ -239,8 +239,8 @@ mod tests {
         let mut ends = Vec::new();
         for round in 0..3 {
             for number in 0..500 {
-                let (work, job) = create("a", &number.to_string());
-                let (until, is_news) = retries.failed(&work, &job, refusal(false), now);
+                let (item, job) = create("a", &number.to_string());
+                let (until, is_news) = retries.failed(&item, &job, refusal(false), now);
                 assert_eq!(is_news, (round, number) == (0, 0), "one line in the log");
                 if round == 2 {
                     ends.push((until - now).as_secs());
@@ -262,7 +262,7 @@ mod tests {
         let [first, second, other] = [create("a", "1"), create("a", "2"), create("b", "1")];
         let (until, is_news) = retries.failed(&first.0, &first.1, refusal(true), now);
         assert!(is_news);
-        let wait = |retries: &Retries, it: &(Work, Job)| retries.wait(&it.0, &it.1, now);
+        let wait = |retries: &Retries, it: &(Item, Job)| retries.wait(&it.0, &it.1, now);
         assert_eq!([wait(retries, &second), wait(retries, &other)], [Some(until), None]);
         assert_eq!(wait(retries, &name("a", "3")), None, "it can be deleted");
         assert_eq!(retries.make_room(&"b".into(), now), None);

@@ -8,13 +8,13 @@ use kube::api::{DynamicObject, ObjectMeta};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
-use super::conditions::Said;
-use super::known::{Known, Marks};
-use super::names::Wanted;
+use super::desired_names::DesiredNames;
+use super::known::{Items, Known};
+use super::names::DesiredService;
 use super::programmed::Programming;
-use super::queue::Work;
 use super::reconcile;
-use super::wishes::Wishes;
+use super::workqueue::Item;
+use crate::compile::Condition;
 use crate::compile::tests::incremental::{any_document, object};
 use crate::compile::{DivertStatus, IngressStatus, Settings};
 use crate::kubernetes::source::Batch;
@@ -26,14 +26,14 @@ const MAX_NAMES: usize = 2;
 /// All that is to be written, whatever is there.
 #[derive(PartialEq, Debug)]
 struct All {
-    diverts: BTreeMap<ObjectRef, (DivertStatus, Option<Said>)>,
+    diverts: BTreeMap<ObjectRef, (DivertStatus, Option<Condition>)>,
     ingresses: BTreeMap<ObjectRef, IngressStatus>,
-    names: BTreeMap<(Arc<str>, Arc<str>), Wanted>,
+    names: BTreeMap<(Arc<str>, Arc<str>), DesiredService>,
 }
 
 fn all(known: &Known) -> All {
     let diverts = known.judge.statuses().into_iter().map(|status| {
-        let said = reconcile::said_of_names(known, &status);
+        let said = reconcile::names_condition(known, &status);
         ((&status.divert).into(), (status, said))
     });
     let ingresses = known.judge.ingresses().iter().map(|status| {
@@ -43,23 +43,23 @@ fn all(known: &Known) -> All {
     let mut names = BTreeMap::new();
     for namespace in ["staging", "qa", "alice", "bob"].map(Arc::<str>::from) {
         for name in ["a", "b", "c"].map(Arc::<str>::from) {
-            let wanted = reconcile::wanted(known, &namespace, &name);
-            names.extend(wanted.map(|it| ((namespace.clone(), name), it)));
+            let desired = reconcile::desired(known, &namespace, &name);
+            names.extend(desired.map(|it| ((namespace.clone(), name), it)));
         }
     }
     All { diverts: diverts.collect(), ingresses: ingresses.collect(), names }
 }
 
 /// What differs is to be looked at.
-fn changed(before: &All, after: &All) -> BTreeSet<Work> {
+fn changed(before: &All, after: &All) -> BTreeSet<Item> {
     fn keys<K: Ord + Clone, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> Vec<K> {
         let all: BTreeSet<&K> = before.keys().chain(after.keys()).collect();
         all.into_iter().filter(|key| before.get(key) != after.get(key)).cloned().collect()
     }
     let objects = keys(&before.diverts, &after.diverts).into_iter();
-    let objects = objects.chain(keys(&before.ingresses, &after.ingresses)).map(Work::Tell);
+    let objects = objects.chain(keys(&before.ingresses, &after.ingresses)).map(Item::Object);
     let names = keys(&before.names, &after.names).into_iter();
-    objects.chain(names.map(|(namespace, name)| Work::Name { namespace, name })).collect()
+    objects.chain(names.map(|(namespace, name)| Item::Name { namespace, name })).collect()
 }
 
 /// What the watches would say; a Divert has a UID of its own from when it comes until it goes.
@@ -100,28 +100,28 @@ proptest! {
         let mut uids = (BTreeMap::new(), 0);
         let start = start.into_iter().map(|document| (document, false)).collect();
         for documents in std::iter::once(start).chain(batches) {
-            let mut marks: Marks = known.take_world(batch(documents, &mut uids));
+            let mut items: Items = known.take_world(batch(documents, &mut uids));
             // Names that were left free are so no longer.
-            marks.extend(known.take_time(Instant::now() + Duration::from_secs(1)));
-            let marked: BTreeSet<Work> = marks.into_iter().map(|(work, _)| work).collect();
+            items.extend(known.take_time(Instant::now() + Duration::from_secs(1)));
+            let added: BTreeSet<Item> = items.into_iter().map(|(work, _)| work).collect();
             let after = all(&known);
             let changed = changed(&before, &after);
-            prop_assert!(changed.is_subset(&marked), "{:?}", changed.difference(&marked));
+            prop_assert!(changed.is_subset(&added), "{:?}", changed.difference(&added));
             // And it is the same as from the beginning.
-            let kept = known.wishes.replace(Wishes::new(MAX_NAMES));
-            let marked: BTreeSet<Work> = known.begin(MAX_NAMES).into_iter().map(|(work, _)| work).collect();
+            let kept = known.desired_names.replace(DesiredNames::new(MAX_NAMES));
+            let added: BTreeSet<Item> = known.begin(MAX_NAMES).into_iter().map(|(work, _)| work).collect();
             prop_assert_eq!(&after, &all(&known));
             let nothing = All { diverts: BTreeMap::new(), ingresses: BTreeMap::new(), names: BTreeMap::new() };
             let everything = self::changed(&nothing, &after);
-            prop_assert!(everything.is_subset(&marked), "{:?}", everything.difference(&marked));
-            known.wishes = kept;
+            prop_assert!(everything.is_subset(&added), "{:?}", everything.difference(&added));
+            known.desired_names = kept;
             before = after;
         }
     }
 }
 
 /// What is to be looked at when an EndpointSlice of a Service comes.
-fn marked_by_endpoints(known: &mut Known, namespace: &str, address: &str) -> Vec<Work> {
+fn added_by_endpoints(known: &mut Known, namespace: &str, address: &str) -> Vec<Item> {
     let slice = format!(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-x, namespace: {namespace}, labels: \
          {{kubernetes.io/service-name: web, endpointslice.kubernetes.io/managed-by: \
@@ -129,8 +129,8 @@ fn marked_by_endpoints(known: &mut Known, namespace: &str, address: &str) -> Vec
          [{address}]}}]\n"
     );
     let changes = crate::manifests::testing::objects(&slice).into_iter().collect();
-    let marks = known.take_world(Batch { changes, originals: Vec::new() });
-    marks.into_iter().map(|(work, _)| work).collect()
+    let items = known.take_world(Batch { changes, originals: Vec::new() });
+    items.into_iter().map(|(work, _)| work).collect()
 }
 
 #[test]
@@ -152,11 +152,11 @@ fn endpoints_of_a_shared_namespace_are_no_matter_of_its_developers() {
              spec: {sharedNamespace: staging}\n";
     let changes = crate::manifests::testing::objects(&text).into_iter().collect();
     known.take_world(Batch { changes, originals: Vec::new() });
-    assert_eq!(marked_by_endpoints(&mut known, "staging", "10.0.0.1"), []);
+    assert_eq!(added_by_endpoints(&mut known, "staging", "10.0.0.1"), []);
     let kind = ObjectKind::Divert(crate::world::DivertApi::Divert);
-    let own = Work::Tell(ObjectRef { kind, namespace: "alice".into(), name: "d".into() });
+    let own = Item::Object(ObjectRef { kind, namespace: "alice".into(), name: "d".into() });
     assert_eq!(
-        marked_by_endpoints(&mut known, "alice", "10.0.0.2"),
+        added_by_endpoints(&mut known, "alice", "10.0.0.2"),
         [own],
         "how many of hers are ready is told"
     );

@@ -17,8 +17,9 @@ use kube::{Api, Client};
 use tokio::time::sleep;
 
 use super::conditions;
+use super::existing::Existing;
 use super::known::Original;
-use super::names::{self, Existing};
+use super::names;
 use super::reconcile::{Job, StatusUpdate};
 use super::retries::Refusal;
 use super::write::{Outcome, Writer};

@@ -10,11 +10,13 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
-use super::conditions::{self, Said};
+use super::conditions;
+use super::events;
 use super::lease::{Leadership, WRITE};
 use super::names::{Action, FIELD_MANAGER};
-use super::reconcile::{Job, News, StatusUpdate};
+use super::reconcile::{Job, StatusUpdate};
 use super::retries::Refusal;
+use crate::compile::Condition;
 use crate::kubernetes::{describe, resource};
 use crate::world::DivertApi;
 
@@ -59,22 +61,22 @@ impl Writer {
 
     /// Writes; also gives the number of requests that it may have taken.
     pub(super) async fn carry_out(&self, job: &Job) -> (Outcome, u32) {
-        let events = |news: &[News]| u32::try_from(news.len()).unwrap_or(u32::MAX);
+        let events = |news: &[events::Event]| u32::try_from(news.len()).unwrap_or(u32::MAX);
         match job {
             Job::Status(update, news) => {
                 let outcome = self.status(update).await;
                 if outcome != Outcome::Done {
                     return (outcome, 1);
                 }
-                for News { about, said } in news {
-                    self.tell(about, said).await;
+                for events::Event { about, condition } in news {
+                    self.publish(about, condition).await;
                 }
                 (outcome, events(news).saturating_add(1))
             }
-            Job::News(news) => {
+            Job::Events(news) => {
                 let mut outcome = Outcome::Done;
-                for News { about, said } in news {
-                    if !self.tell(about, said).await {
+                for events::Event { about, condition } in news {
+                    if !self.publish(about, condition).await {
                         outcome = Outcome::Again;
                     }
                 }
@@ -185,8 +187,11 @@ impl Writer {
                         "somebody else writes {namespace}/{name}, which was made so that the name resolves: \
                          it is theirs now"
                     );
-                    self.tell(&about, &Said { kind: "Names", status: true, reason: "Released", message })
-                        .await;
+                    self.publish(
+                        &about,
+                        &Condition { kind: "Names", status: true, reason: "Released", message },
+                    )
+                    .await;
                 }
                 outcome(released)
             }
@@ -203,14 +208,14 @@ impl Writer {
     }
 
     /// Whether it was told, or is no longer ours to tell.
-    async fn tell(&self, about: &ObjectReference, said: &Said) -> bool {
-        let mut note = said.message.clone();
+    async fn publish(&self, about: &ObjectReference, condition: &Condition) -> bool {
+        let mut note = condition.message.clone();
         note.truncate(note.floor_char_boundary(NOTE));
         let event = Event {
-            type_: if said.status { EventType::Normal } else { EventType::Warning },
-            reason: said.reason.to_owned(),
+            type_: if condition.status { EventType::Normal } else { EventType::Warning },
+            reason: condition.reason.to_owned(),
             note: Some(note),
-            action: said.kind.to_owned(),
+            action: condition.kind.to_owned(),
             secondary: None,
         };
         // One that is kept counts a second event of the same reason as the first again, and drops its note:

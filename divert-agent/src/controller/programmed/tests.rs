@@ -75,7 +75,7 @@ impl Stage {
         asked
     }
 
-    fn tell_with(&mut self, before: Before<'_>) -> Tell {
+    fn tell_with(&mut self, before: Before<'_>) -> Report {
         let pair = pair();
         let subject = Subject {
             uid: UID,
@@ -88,10 +88,10 @@ impl Stage {
         self.programming.tell(&object(), subject, before, self.now)
     }
 
-    fn tell(&mut self, before: Before<'_>) -> (Said, bool) {
+    fn tell(&mut self, before: Before<'_>) -> (Condition, bool) {
         match self.tell_with(before) {
-            Tell::Now(said, answers) => (said, answers),
-            Tell::Later => panic!("there is something to tell"),
+            Report::Now(said, answers) => (said, answers),
+            Report::Later => panic!("there is something to tell"),
         }
     }
 
@@ -133,7 +133,7 @@ fn it_is_true_when_each_agent_has_all_of_it_and_else_the_node_is_named_and_why()
         let mut it = Stage::new(&[("staging", "n1"), ("alice", "n2")]);
         it.agent("a1", "n1");
         it.agent("a2", "n2");
-        assert_eq!(it.tell_with(NEW), Tell::Later, "until they have been asked");
+        assert_eq!(it.tell_with(NEW), Report::Later, "until they have been asked");
         let asked = it.answer(|name| {
             let mut says = well(if name == "a1" { &["staging/web"] } else { &["alice/web"] });
             if name == "a2" {
@@ -263,7 +263,7 @@ fn what_was_well_is_told_to_be_so_no_longer_when_it_has_not_been_for_a_while() {
     let (said, _) = it.tell(WELL);
     assert_eq!((said.status, said.message.as_str()), (true, "as before"), "nothing is written");
     assert_eq!(it.programming.due(&object()), Some(it.now + DAMPED));
-    // A new wish waits for it.
+    // A new Divert waits for it.
     assert_eq!(it.tell(NEW).0.reason, "AgentsNotReady");
     it.after(29);
     assert!(it.tell(WELL).0.status);

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::conditions::Said;
 use super::known::Known;
 use super::reconcile;
 use super::retries::Refusal;
+use crate::compile::Condition;
 use crate::world::Pair;
 
 /// Names that a sentence names.
@@ -16,7 +16,7 @@ pub(super) const PENDING: &str = "Pending";
 
 /// How one name fares that is to resolve.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Standing {
+pub(super) enum NameStatus {
     /// It does.
     Resolves,
     /// It is on its way.
@@ -28,13 +28,13 @@ pub(super) enum Standing {
 }
 
 /// What is said of names; `None` where no Divert of the pair wants any.
-pub(super) fn said(known: &Known, pair: &Pair) -> Option<Said> {
-    let fares = known.wishes.as_ref()?.fares(&known.judge, pair)?;
-    let standings = fares.names.into_iter().map(|name| {
-        let standing = standing(known, pair, &name);
-        (name, standing)
+pub(super) fn condition(known: &Known, pair: &Pair) -> Option<Condition> {
+    let of_pair = known.desired_names.as_ref()?.of_pair(&known.judge, pair)?;
+    let names = of_pair.names.into_iter().map(|name| {
+        let status = status(known, pair, &name);
+        (name, status)
     });
-    Some(say(pair, &standings.collect::<Vec<_>>(), &left_free(known, pair), fares.shortfall))
+    Some(summary(pair, &names.collect::<Vec<_>>(), &left_free(known, pair), of_pair.shortfall))
 }
 
 /// Names of the shared namespace that are left to Services of the developer's own, which are not there.
@@ -47,35 +47,40 @@ fn left_free(known: &Known, pair: &Pair) -> Vec<Arc<str>> {
     lacking.collect()
 }
 
-fn standing(known: &Known, pair: &Pair, name: &Arc<str>) -> Standing {
+fn status(known: &Known, pair: &Pair, name: &Arc<str>) -> NameStatus {
     let namespace = &pair.developer;
     let existing = known.names.get(&(namespace.clone(), name.clone()));
     if existing.is_some_and(|it| !it.is_ours()) {
-        return Standing::NotOurs;
+        return NameStatus::NotOurs;
     }
     if let Some(refusal) = known.retries.refusal(namespace, name) {
-        return Standing::Refused(refusal.clone());
+        return NameStatus::Refused(refusal.clone());
     }
     let shared = known.judge.world().service(&pair.shared, name);
     let leads_to = shared.map(|shared| reconcile::external_name(known, shared));
     match (existing, known.retries.quota(namespace)) {
-        (Some(existing), _) if leads_to.is_some_and(|it| existing.leads_to(&it)) => Standing::Resolves,
-        (None, Some(refusal)) => Standing::Refused(refusal.clone()),
-        _ => Standing::Pending,
+        (Some(existing), _) if leads_to.is_some_and(|it| existing.leads_to(&it)) => NameStatus::Resolves,
+        (None, Some(refusal)) => NameStatus::Refused(refusal.clone()),
+        _ => NameStatus::Pending,
     }
 }
 
 /// `shortfall` is what is said of names that are not even to resolve.
-fn say(pair: &Pair, names: &[(Arc<str>, Standing)], left_free: &[Arc<str>], shortfall: Option<Said>) -> Said {
+fn summary(
+    pair: &Pair,
+    names: &[(Arc<str>, NameStatus)],
+    left_free: &[Arc<str>],
+    shortfall: Option<Condition>,
+) -> Condition {
     let Pair { developer: k, shared: n } = pair;
-    let no = |reason, message| Said { kind: "Names", status: false, reason, message };
-    let resolving = names.iter().filter(|(_, standing)| *standing == Standing::Resolves).count();
+    let no = |reason, message| Condition { kind: "Names", status: false, reason, message };
+    let resolving = names.iter().filter(|(_, status)| *status == NameStatus::Resolves).count();
     let of = format!(
         "{resolving} of {} Services of {n} that {k} lacks resolve in it by their short names",
         names.len()
     );
-    let refused = names.iter().filter_map(|(name, standing)| match standing {
-        Standing::Refused(refusal) => Some((name, refusal)),
+    let refused = names.iter().filter_map(|(name, status)| match status {
+        NameStatus::Refused(refusal) => Some((name, refusal)),
         _ => None,
     });
     let refused: Vec<_> = refused.collect();
@@ -100,7 +105,7 @@ fn say(pair: &Pair, names: &[(Arc<str>, Standing)], left_free: &[Arc<str>], shor
         };
     }
     let theirs: Vec<_> =
-        names.iter().filter(|(_, it)| *it == Standing::NotOurs).map(|(name, _)| name).collect();
+        names.iter().filter(|(_, it)| *it == NameStatus::NotOurs).map(|(name, _)| name).collect();
     if let Some(first) = theirs.first() {
         let which = listed(theirs.iter().copied());
         let message = format!(
@@ -112,7 +117,7 @@ fn say(pair: &Pair, names: &[(Arc<str>, Standing)], left_free: &[Arc<str>], shor
     if let Some(shortfall) = shortfall {
         return shortfall;
     }
-    if names.iter().any(|(_, standing)| *standing == Standing::Pending) {
+    if names.iter().any(|(_, status)| *status == NameStatus::Pending) {
         return no(
             PENDING,
             format!("the names of {} Services of {n} are being made to resolve in {k}", names.len()),
@@ -126,7 +131,7 @@ fn say(pair: &Pair, names: &[(Arc<str>, Standing)], left_free: &[Arc<str>], shor
             ", but {which}: left free for Services of {k}, as a Divert lists them or Helm installed them there before"
         );
     }
-    Said { kind: "Names", status: true, reason: "Resolve", message }
+    Condition { kind: "Names", status: true, reason: "Resolve", message }
 }
 
 fn listed<'a>(names: impl ExactSizeIterator<Item = &'a Arc<str>>) -> String {
@@ -142,35 +147,39 @@ fn listed<'a>(names: impl ExactSizeIterator<Item = &'a Arc<str>>) -> String {
 mod tests {
     use super::*;
 
-    fn refused(quota: bool, words: &str) -> Standing {
-        Standing::Refused(Refusal { quota, words: words.to_owned() })
+    fn refused(quota: bool, words: &str) -> NameStatus {
+        NameStatus::Refused(Refusal { quota, words: words.to_owned() })
     }
 
     #[test]
     fn what_is_said_comes_from_what_exists_and_the_worst_comes_first() {
         let pair = Pair { developer: "alice".into(), shared: "staging".into() };
-        let too_many =
-            || Said { kind: "Names", status: false, reason: "TooMany", message: "lacks more".to_owned() };
+        let too_many = || Condition {
+            kind: "Names",
+            status: false,
+            reason: "TooMany",
+            message: "lacks more".to_owned(),
+        };
         let quota = || refused(true, "exceeded quota: q");
-        for (standings, shortfall, reason, says) in [
+        for (names, shortfall, reason, says) in [
             (vec![], None, "Resolve", vec!["every Service of staging resolves in alice"]),
-            (vec![Standing::Resolves], None, "Resolve", vec!["every Service"]),
-            (vec![Standing::Resolves, Standing::Pending], None, "Pending", vec!["2 Services"]),
-            (vec![Standing::Pending], Some(too_many()), "TooMany", vec!["lacks more"]),
+            (vec![NameStatus::Resolves], None, "Resolve", vec!["every Service"]),
+            (vec![NameStatus::Resolves, NameStatus::Pending], None, "Pending", vec!["2 Services"]),
+            (vec![NameStatus::Pending], Some(too_many()), "TooMany", vec!["lacks more"]),
             (
-                vec![Standing::Resolves, Standing::NotOurs],
+                vec![NameStatus::Resolves, NameStatus::NotOurs],
                 Some(too_many()),
                 "NotOurs",
                 vec!["1 of 2 Services", "not n1:", "kubectl delete service n1 -n alice"],
             ),
             (
-                vec![Standing::Resolves, Standing::NotOurs, refused(false, "no aliases here")],
+                vec![NameStatus::Resolves, NameStatus::NotOurs, refused(false, "no aliases here")],
                 Some(too_many()),
                 "Refused",
                 vec!["1 of 3 Services", "not n2.", "The API server says: no aliases here.", "names: None"],
             ),
             (
-                [vec![Standing::Resolves], vec![quota(); 7]].concat(),
+                [vec![NameStatus::Resolves], vec![quota(); 7]].concat(),
                 None,
                 "QuotaExceeded",
                 vec![
@@ -182,14 +191,14 @@ mod tests {
             ),
         ] {
             let names: Vec<_> =
-                standings.into_iter().enumerate().map(|(i, it)| (format!("n{i}").into(), it)).collect();
-            let said = say(&pair, &names, &[], shortfall);
+                names.into_iter().enumerate().map(|(i, it)| (format!("n{i}").into(), it)).collect();
+            let said = summary(&pair, &names, &[], shortfall);
             assert_eq!((said.reason, said.status), (reason, reason == "Resolve"), "{names:?}");
             for says in says {
                 assert!(said.message.contains(says), "{says}: {}", said.message);
             }
         }
-        let said = say(&pair, &[], &["catalog".into(), "rent".into()], None);
+        let said = summary(&pair, &[], &["catalog".into(), "rent".into()], None);
         assert!(said.status && said.message.contains(", but catalog, rent: left free"), "{}", said.message);
     }
 }
