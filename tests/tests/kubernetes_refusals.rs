@@ -1,10 +1,10 @@
-//! Names that the API server refuses: what is told of them, how often they are asked for, and that others do not wait.
+//! Names and events that the API server refuses: what is told of them, how often they are asked for, and that others do not wait.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use divert_tests::kube::{
-    ApiServer, Client, Control, EVENT, Kind, NAMESPACE, Options, SERVICE, is_ours, service,
+    ApiServer, Audited, Client, Control, DIVERT, EVENT, Kind, NAMESPACE, Options, SERVICE, is_ours, service,
 };
 use divert_tests::{manifest, wait};
 use serde_json::{Value, json};
@@ -43,19 +43,16 @@ fn events(admin: &Client, namespace: &str, reason: &str) -> Result<usize> {
     Ok(about.map(|it| it["count"].as_u64().unwrap_or(1).max(1)).sum::<u64>() as usize)
 }
 
-/// Has Services of a namespace refused unless an expression holds, and waits until they are.
-fn install_policy(
-    admin: &Client,
-    namespace: &str,
-    expression: &str,
-    message: &str,
-    refused: &Value,
-) -> Result<()> {
+/// Has objects of a kind, such as this one, refused in its namespace unless an expression holds, and waits until they are.
+fn install_policy(admin: &Client, refused: &Value, expression: &str, message: &str) -> Result<()> {
+    let namespace = refused["metadata"]["namespace"].as_str().unwrap_or_default();
+    let group = refused["apiVersion"].as_str().and_then(|it| it.split_once('/')).map_or("", |it| it.0);
+    let resources = format!("{}s", refused["kind"].as_str().unwrap_or_default().to_lowercase());
     admin.create(&json!({
         "apiVersion": POLICY.api_version, "kind": POLICY.kind, "metadata": {"name": namespace},
         "spec": {
             "matchConstraints": {"resourceRules": [{
-                "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["services"],
+                "apiGroups": [group], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": [resources],
             }]},
             "validations": [{"expression": expression, "message": message}],
         },
@@ -131,10 +128,9 @@ fn a_policy_is_told_in_its_own_words_and_takes_no_writes_from_others() -> Result
     admin.create_namespace(&manifest::namespace("bob"))?;
     install_policy(
         admin,
-        "alice",
+        &alias("alice"),
         "!has(object.spec.type) || object.spec.type != 'ExternalName' || has(namespaceObject.metadata.labels.aliases)",
         "no aliases in this namespace",
-        &alias("alice"),
     )?;
 
     let divert = admin.create(&manifest::divert("alice", "staging"))?;
@@ -172,13 +168,8 @@ fn an_alias_of_what_has_no_port_for_http_has_one_where_policies_want_ports() -> 
     };
     admin.create(&headless("bare", json!([])))?;
     admin.create(&headless("db", json!([{"name": "postgres", "port": 5432}])))?;
-    install_policy(
-        admin,
-        "alice",
-        "has(object.spec.ports) && size(object.spec.ports) > 0",
-        "no ports",
-        &alias("alice"),
-    )?;
+    let some = "has(object.spec.ports) && size(object.spec.ports) > 0";
+    install_policy(admin, &alias("alice"), some, "no ports")?;
     let divert = admin.create(&manifest::divert("alice", "staging"))?;
     admin.wait_condition(&divert, "Names", "Resolve", "").with_context(|| control.output())?;
     for (name, port) in [("bare", 80), ("db", 5432), ("web", 80)] {
@@ -193,5 +184,38 @@ fn an_alias_of_what_has_no_port_for_http_has_one_where_policies_want_ports() -> 
     admin.wait_for(SERVICE, "alice", "bare", "to be hers", |it| {
         !is_ours(it) && it["spec"]["type"] == "ClusterIP"
     })?;
+    Ok(())
+}
+
+/// A status is written and the event about it is not taken: it is published when it can be, also where nothing else changes.
+#[test]
+fn an_event_that_was_refused_is_published_when_it_is_allowed() -> Result<()> {
+    let (server, control) = start()?;
+    let admin = server.admin();
+    admin.create_namespace(&manifest::namespace("alice"))?;
+    let probe = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "probe", "namespace": "alice"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "probe", "reportingInstance": "probe",
+        "action": "Probe", "reason": "Probe", "type": "Normal", "regarding": {"kind": "Divert", "namespace": "alice"},
+    });
+    admin.dry_run(&probe)?;
+    install_policy(admin, &probe, "false", "no events in this namespace")?;
+    let divert = admin.create(&manifest::divert("alice", "nowhere"))?;
+    let seen = admin.wait_condition(&divert, "Accepted", "SharedNamespaceNotFound", "nowhere")?;
+    let denied =
+        |it: &Audited| (it.verb.as_str(), it.resource.as_str(), it.code) == ("create", "events", 422);
+    wait::until("an event to be refused", || server.audit().is_ok_and(|all| all.iter().any(denied)))?;
+    assert_eq!(events(admin, "alice", "SharedNamespaceNotFound")?, 0);
+
+    admin.delete(BINDING, "", "alice")?;
+    admin
+        .wait_event(&seen, "Warning", "SharedNamespaceNotFound", "nowhere")
+        .with_context(|| control.output())?;
+    assert_eq!(events(admin, "alice", "SharedNamespaceNotFound")?, 1);
+    let now = admin.get(DIVERT, "alice", "nowhere")?;
+    assert_eq!(
+        now["metadata"]["resourceVersion"], seen["metadata"]["resourceVersion"],
+        "nothing else has changed"
+    );
     Ok(())
 }

@@ -1,16 +1,26 @@
-//! Events: what of it has been published about objects that have no status to say it in. Pure.
+//! Events: those that could not be published yet, and what was published about objects that have no status to say it in.
+//! Pure.
+//!
+//! Each is published at least once, unless another controller leads before, which says anew what is so then. A status and the
+//! events about what is news of it are several requests, of which the first may be all that the API server takes: what is
+//! news would not be found out again. An event that nobody answered may have arrived, and is published twice then.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
+use super::workqueue::Item;
 use crate::compile::Condition;
 use crate::world::ObjectRef;
 
-/// An event to be published, once.
-#[derive(Debug)]
+/// Events of one item that are kept for later; the oldest go. Not even a Divert of many hosts has more at a time, but an API
+/// server can refuse events and nothing else.
+const KEPT: usize = 64;
+
+/// An event to be published.
+#[derive(Clone, PartialEq, Debug)]
 pub(super) struct Event {
     pub(super) about: ObjectReference,
     pub(super) condition: Condition,
@@ -22,6 +32,8 @@ pub(super) struct Event {
 pub(super) struct Events {
     again: Duration,
     said: HashMap<ObjectRef, Published>,
+    /// In their order, by what they came of.
+    unpublished: BTreeMap<Item, Vec<Event>>,
 }
 
 #[derive(Debug)]
@@ -31,10 +43,17 @@ struct Published {
     at: Instant,
 }
 
+impl Event {
+    /// Whether people would see the same.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.about.uid == other.about.uid && self.condition == other.condition
+    }
+}
+
 impl Events {
     /// With a time after which something is told again.
     pub(super) fn new(again: Duration) -> Self {
-        Self { again, said: HashMap::new() }
+        Self { again, said: HashMap::new(), unpublished: BTreeMap::new() }
     }
 
     /// What of it has not been told as it is, or not for long.
@@ -62,9 +81,34 @@ impl Events {
         self.said.get(object).map(|told| told.at + self.again)
     }
 
-    /// It is to be told anew.
-    pub(super) fn forget(&mut self, object: &ObjectRef) {
-        self.said.remove(object);
+    /// Keeps what could not be published.
+    pub(super) fn keep(&mut self, item: &Item, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let kept = self.unpublished.entry(item.clone()).or_default();
+        for event in events {
+            if !kept.iter().any(|it| it.is_same(&event)) {
+                kept.push(event);
+            }
+        }
+        kept.drain(..kept.len().saturating_sub(KEPT));
+    }
+
+    /// What is still to be published, to be tried again.
+    pub(super) fn take(&mut self, item: &Item) -> Vec<Event> {
+        self.unpublished.remove(item).unwrap_or_default()
+    }
+
+    /// What has something that is still to be published.
+    pub(super) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.unpublished.keys()
+    }
+
+    /// Another controller may have led: what was to be published was so by it, or is not so any more.
+    pub(super) fn clear(&mut self) {
+        self.said.clear();
+        self.unpublished.clear();
     }
 }
 

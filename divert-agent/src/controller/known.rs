@@ -235,9 +235,10 @@ impl Known {
         item: &Item,
         job: &Job,
         refusal: Option<Refusal>,
+        now: Instant,
     ) -> (Instant, bool, Items) {
         let mut items = Items::new();
-        let (again, is_news) = self.retries.failed(item, job, refusal, Instant::now());
+        let (again, is_news) = self.retries.failed(item, job, refusal, now);
         if let Item::Name { namespace, .. } = item {
             self.add_names(namespace, TELL_OF_NAMES, &mut items);
         }

@@ -52,6 +52,12 @@ impl Leadership {
         self.set(None);
     }
 
+    /// The lease is held again.
+    #[cfg(test)]
+    pub(super) fn regain(&self) {
+        self.set(Some(Instant::now() + TAKEN_FOR));
+    }
+
     fn set(&self, until: Option<Instant>) {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
@@ -75,11 +81,18 @@ pub(super) async fn take(api: &Api<Lease>, name: &str, identity: &str) -> kube::
 /// How an elector stands.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Election {
-    /// The number of the term that it leads in, if it does. A renewal that came late begins another: what was to be
-    /// written in between was not.
-    pub(super) term: Option<u64>,
+    /// The term that it leads in, if it does.
+    pub(super) term: Option<Term>,
     /// What keeps it from the Lease, in a sentence.
     pub(super) trouble: Option<Trouble>,
+}
+
+/// A time of leading. A renewal that came late begins another: what was to be written in between was not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Term {
+    number: u64,
+    /// Nobody else has led since the last one.
+    pub(super) resumed: bool,
 }
 
 /// What keeps an elector from the Lease.
@@ -157,7 +170,7 @@ impl Elector {
     /// For ever.
     pub(super) async fn run(&self) {
         let mut seen: (Option<String>, Instant) = (None, Instant::now());
-        let mut terms = 0;
+        let mut term = Term { number: 0, resumed: false };
         loop {
             let began = Instant::now();
             let looked = timeout(PATIENCE, self.look(&mut seen)).await;
@@ -170,22 +183,24 @@ impl Elector {
                 }),
             };
             match looked {
-                Ok(Ok(true)) => {
-                    terms += u64::from(!self.leadership.is_held());
+                Ok(Ok(Some(operation))) => {
+                    if !self.leadership.is_held() {
+                        term = Term { number: term.number + 1, resumed: operation == Operation::Renew };
+                    }
                     self.leadership.set(Some(began + DEADLINE));
                 }
-                Ok(Ok(false)) => self.leadership.set(None),
+                Ok(Ok(None)) => self.leadership.set(None),
                 // What was last renewed holds until its deadline.
                 _ => {}
             }
-            let term = self.leadership.is_held().then_some(terms);
-            self.tell(Election { term, trouble });
+            let term = self.leadership.is_held().then_some(term);
+            self.report(Election { term, trouble });
             sleep(PACE).await;
         }
     }
 
     /// Says what is news.
-    fn tell(&self, election: Election) {
+    fn report(&self, election: Election) {
         self.election.send_if_modified(|before| {
             match (before.term, election.term) {
                 (None, Some(_)) => tracing::info!("leading, as {}", self.identity),
@@ -236,8 +251,8 @@ impl Elector {
         }
     }
 
-    /// Whether the Lease is ours afterwards.
-    async fn look(&self, seen: &mut (Option<String>, Instant)) -> kube::Result<bool> {
+    /// By what the Lease is ours afterwards, if it is.
+    async fn look(&self, seen: &mut (Option<String>, Instant)) -> kube::Result<Option<Operation>> {
         let lease = self.api.get_opt(&self.name).await?;
         let version = lease.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
         if seen.0 != version {
@@ -247,15 +262,15 @@ impl Elector {
         let lease = next(lease, operation, &self.name, &self.identity);
         // The resource version goes along: of two who take it at once, one is told Conflict.
         let written = match operation {
-            Operation::Wait => return Ok(false),
+            Operation::Wait => return Ok(None),
             Operation::Create => self.api.create(&PostParams::default(), &lease).await,
             Operation::Take | Operation::Renew => {
                 self.api.replace(&self.name, &PostParams::default(), &lease).await
             }
         };
         match written {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Ok(_) => Ok(Some(operation)),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
             Err(error) => Err(error),
         }
     }

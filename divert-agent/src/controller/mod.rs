@@ -23,7 +23,7 @@
 //! | `name_status` | pure: how names fare, as people are told |
 //! | `retries` | pure: what the API server did not take, and when it is asked again |
 //! | `reconcile` | pure: from what is known to what is to be written about one thing |
-//! | `events` | pure: what was published about objects that have no status |
+//! | `events` | pure: what is still to be published, and what was about objects that have no status |
 //! | `write` | the requests, each after a look at the lease |
 //! | `counts` | what /metrics tells |
 //! | `uninstall` | takes back what was made, when nobody is to write any more |
@@ -284,7 +284,7 @@ async fn control(
     // The term of leading for which all is added.
     let mut in_term = None;
     loop {
-        let work_at = workers.work(&mut known, source.invalid());
+        let work_at = workers.work(&mut known, source.invalid(), Instant::now());
         // After that, which finds out who is to be asked.
         let ask_at =
             known.desired_names.is_some().then(|| asker.work(&mut known.programming.nodes.agents)).flatten();
@@ -296,7 +296,7 @@ async fn control(
                 known.take_world(batch)
             }
             Some(change) = changes.recv() => known.take(change),
-            Some(Ok(ended)) = workers.next() => workers.ended(ended, &mut known),
+            Some(Ok(ended)) = workers.next() => workers.ended(ended, &mut known, Instant::now()),
             Some(Ok((question, reply))) = asker.next() => {
                 health.counts.asked(match reply {
                     Ok(Some(_)) => Answer::Changed,
@@ -317,12 +317,8 @@ async fn control(
         health.set_lease(trouble.map(|it| (it.sentence, it.is_refusal)));
         match (now_in, in_term) {
             (None, None) => {}
-            (Some(term), Some(before)) if term == before => workers.add(items),
-            (Some(_), _) => {
-                workers.clear();
-                let all = known.begin(args.max_names);
-                workers.add(all);
-            }
+            (Some(term), Some(before)) if term == before => workers.add(items, Instant::now()),
+            (Some(term), _) => workers.begin(known.begin(args.max_names), term.resumed, Instant::now()),
             (None, Some(_)) => {
                 known.desired_names = None;
                 workers.clear();

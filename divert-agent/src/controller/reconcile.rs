@@ -41,6 +41,35 @@ pub(super) enum Job {
     Name(Arc<str>, Action),
 }
 
+impl Job {
+    /// What is to be published with it.
+    pub(super) fn events(&self) -> Vec<Event> {
+        match self {
+            Self::Status(_, events) | Self::Events(events) => events.clone(),
+            Self::Name(namespace, Action::Release { name, uid, .. }) => {
+                vec![released(namespace, name, uid)]
+            }
+            Self::Name(..) => Vec::new(),
+        }
+    }
+}
+
+/// Says that a Service is no longer ours.
+fn released(namespace: &Arc<str>, name: &str, uid: &str) -> Event {
+    let about = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Service".to_owned()),
+        namespace: Some(namespace.to_string()),
+        name: Some(name.to_owned()),
+        uid: Some(uid.to_owned()),
+        ..ObjectReference::default()
+    };
+    let message = format!(
+        "somebody else writes {namespace}/{name}, which was made so that the name resolves: it is theirs now"
+    );
+    Event { about, condition: Condition { kind: "Names", status: true, reason: "Released", message } }
+}
+
 /// A status to be written.
 #[derive(Debug)]
 pub(super) struct StatusUpdate {

@@ -22,7 +22,7 @@ use super::known::Original;
 use super::names;
 use super::reconcile::{Job, StatusUpdate};
 use super::retries::Refusal;
-use super::write::{Outcome, Writer};
+use super::write::{Outcome, Writer, Written};
 use super::{AT_ONCE, ControllerError, host_name, lease, system};
 use crate::api;
 use crate::kubernetes::{Cluster, ClusterArgs, describe, resource};
@@ -120,10 +120,10 @@ async fn remove(client: &Client, identity: &str) -> kube::Result<usize> {
     let mut count = 0;
     let written = iter(jobs).map(|job| {
         let writer = writer.clone();
-        async move { writer.carry_out(&job).await }
+        async move { writer.carry_out(&job, Vec::new()).await }
     });
     let mut written = written.buffer_unordered(AT_ONCE);
-    while let Some((outcome, _)) = written.next().await {
+    while let Some(Written { outcome, .. }) = written.next().await {
         count += 1;
         match outcome {
             Outcome::Failed(said) => tracing::warn!("{said}; trying again"),

@@ -2,21 +2,20 @@
 
 use std::future::Future;
 
-use k8s_openapi::api::core::v1::{ObjectReference, Service};
+use k8s_openapi::api::core::v1::Service;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::{self, EventType, Recorder, Reporter};
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
 
 use super::conditions;
-use super::events;
+use super::events::Event;
 use super::lease::{Leadership, WRITE};
 use super::names::{Action, FIELD_MANAGER};
 use super::reconcile::{Job, StatusUpdate};
 use super::retries::Refusal;
-use crate::compile::Condition;
 use crate::kubernetes::{describe, resource};
 use crate::world::DivertApi;
 
@@ -47,6 +46,16 @@ pub(super) enum Outcome {
     Refused(String, Refusal),
 }
 
+/// What came of a write and of the events that go with it.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) outcome: Outcome,
+    /// The number of requests that it may have taken.
+    pub(super) requests: u32,
+    /// Events that are still to be published.
+    pub(super) unpublished: Vec<Event>,
+}
+
 /// Why a request was not made, or not to its end.
 enum Missed {
     NotLeading,
@@ -59,39 +68,46 @@ impl Writer {
         Self { client, leadership, reporter }
     }
 
-    /// Writes; also gives the number of requests that it may have taken.
-    pub(super) async fn carry_out(&self, job: &Job) -> (Outcome, u32) {
-        let events = |news: &[events::Event]| u32::try_from(news.len()).unwrap_or(u32::MAX);
-        match job {
-            Job::Status(update, news) => {
-                let outcome = self.status(update).await;
-                if outcome != Outcome::Done {
-                    return (outcome, 1);
-                }
-                for events::Event { about, condition } in news {
-                    self.publish(about, condition).await;
-                }
-                (outcome, events(news).saturating_add(1))
-            }
-            Job::Events(news) => {
-                let mut outcome = Outcome::Done;
-                for events::Event { about, condition } in news {
-                    if !self.publish(about, condition).await {
-                        outcome = Outcome::Again;
-                    }
-                }
-                (outcome, events(news))
-            }
+    /// Writes, and publishes the events that are left from before and those about what was written.
+    pub(super) async fn carry_out(&self, job: &Job, mut events: Vec<Event>) -> Written {
+        let (outcome, requests) = match job {
+            Job::Status(update, _) => (self.status(update).await, 1),
+            Job::Events(_) => (Outcome::Done, 0),
             Job::Name(namespace, action) => {
-                let requests = match action {
-                    Action::Create(_) | Action::Delete { .. } | Action::Update { adopt: None, .. } => 1,
-                    Action::Update { adopt: Some(_), .. } => 2,
-                    // And its event.
-                    Action::Release { .. } => 2,
-                };
+                let requests = if let Action::Update { adopt: Some(_), .. } = action { 2 } else { 1 };
                 (self.name(namespace, action).await, requests)
             }
+        };
+        // What failed may have arrived all the same, and is no news to whoever looks again.
+        if matches!(outcome, Outcome::Done | Outcome::Failed(_)) {
+            let news = job.events();
+            events.retain(|event| !news.iter().any(|it| it.is_same(event)));
+            events.extend(news);
         }
+        if outcome != Outcome::Done {
+            return Written { outcome, requests, unpublished: events };
+        }
+        let requests = u32::try_from(events.len()).unwrap_or(u32::MAX).saturating_add(requests);
+        Written { outcome, requests, unpublished: self.publish_all(events).await }
+    }
+
+    /// Gives those that are to be published later.
+    async fn publish_all(&self, events: Vec<Event>) -> Vec<Event> {
+        let mut left = Vec::new();
+        let mut events = events.into_iter();
+        while let Some(event) = events.next() {
+            match self.publish(&event).await {
+                Outcome::Done | Outcome::Superseded => {}
+                Outcome::Refused(..) => left.push(event),
+                // Nor would the next be answered.
+                Outcome::Again | Outcome::Failed(_) => {
+                    left.push(event);
+                    left.extend(events);
+                    break;
+                }
+            }
+        }
+        left
     }
 
     /// Makes a request while this controller leads, and gives it up before another may.
@@ -173,27 +189,7 @@ impl Writer {
             Action::Release { name, patch, .. } => {
                 let patch = Patch::Merge(patch);
                 let doing = || format!("releasing Service {namespace}/{name}");
-                let released = self.write(services.patch(name, &merge, &patch), doing).await;
-                if let Ok(service) = &released {
-                    let about = ObjectReference {
-                        api_version: Some("v1".to_owned()),
-                        kind: Some("Service".to_owned()),
-                        namespace: Some(namespace.to_owned()),
-                        name: Some(name.clone()),
-                        uid: service.metadata.uid.clone(),
-                        ..ObjectReference::default()
-                    };
-                    let message = format!(
-                        "somebody else writes {namespace}/{name}, which was made so that the name resolves: \
-                         it is theirs now"
-                    );
-                    self.publish(
-                        &about,
-                        &Condition { kind: "Names", status: true, reason: "Released", message },
-                    )
-                    .await;
-                }
-                outcome(released)
+                outcome(self.write(services.patch(name, &merge, &patch), doing).await)
             }
             Action::Delete { name, uid, resource_version } => {
                 let preconditions = Preconditions {
@@ -207,11 +203,10 @@ impl Writer {
         }
     }
 
-    /// Whether it was told, or is no longer ours to tell.
-    async fn publish(&self, about: &ObjectReference, condition: &Condition) -> bool {
+    async fn publish(&self, Event { about, condition }: &Event) -> Outcome {
         let mut note = condition.message.clone();
         note.truncate(note.floor_char_boundary(NOTE));
-        let event = Event {
+        let event = events::Event {
             type_: if condition.status { EventType::Normal } else { EventType::Warning },
             reason: condition.reason.to_owned(),
             note: Some(note),
@@ -221,13 +216,15 @@ impl Writer {
         // One that is kept counts a second event of the same reason as the first again, and drops its note:
         // of two refused hosts only one would be told.
         let recorder = Recorder::new(self.client.clone(), self.reporter.clone());
-        let error = match self.fenced(recorder.publish(&event, about)).await {
-            Ok(Ok(())) | Err(Missed::NotLeading) => return true,
-            Ok(Err(error)) => describe(&error),
-            Err(Missed::NoAnswer) => "no answer".to_owned(),
+        let doing = || {
+            let of = |it: &Option<String>| it.clone().unwrap_or_default();
+            format!("publishing {} about {}/{}", condition.reason, of(&about.namespace), of(&about.name))
         };
-        tracing::debug!("an event could not be told: {error}");
-        false
+        let outcome = outcome(self.write(recorder.publish(&event, about), doing).await);
+        if !matches!(outcome, Outcome::Done | Outcome::Again) {
+            tracing::debug!("an event is not published: {outcome:?}");
+        }
+        outcome
     }
 }
 
