@@ -101,7 +101,12 @@ mod tests {
             service: ServiceRef { namespace: namespace.into(), name: name.into() },
             routes: keys.iter().map(|&key| (key.into(), route(key, name))).collect(),
         };
-        Target { services: services.iter().map(service).collect(), reconnect: false, dual_stack: false }
+        Target {
+            services: services.iter().map(service).collect(),
+            reconnect: false,
+            dual_stack: false,
+            http2: false,
+        }
     }
 
     fn target(services: &[(&str, &[&str])]) -> Target {
@@ -228,8 +233,10 @@ mod tests {
         assert_eq!(asked(None, Some("catalog")).unwrap(), "catalog");
         assert_eq!(asked(Some("alice"), Some("api")).unwrap(), "catalog");
         assert_eq!(asked(Some("carol"), Some("catalog")).unwrap(), "catalog");
-        let (nothing, none) =
-            (Target { services: Vec::new(), reconnect: false, dual_stack: false }, Hosts::default());
+        let (nothing, none) = (
+            Target { services: Vec::new(), reconnect: false, dual_stack: false, http2: false },
+            Hosts::default(),
+        );
         assert_eq!(decide(&nothing, &none, &Request::default()).service, None);
     }
 }

@@ -16,6 +16,7 @@ pub mod crd;
 pub mod decide;
 pub mod explain;
 mod hash;
+pub mod insert;
 pub mod inspect;
 pub mod kernel;
 pub mod kubernetes;

@@ -240,6 +240,8 @@ pub struct Target {
     pub reconnect: bool,
     /// Whether a Service here has addresses of both families: a client that one of them refuses may go on to the other.
     pub dual_stack: bool,
+    /// Whether the port declares HTTP/2: appProtocol or its name says h2c, http2 or grpc.
+    pub http2: bool,
 }
 
 /// A service of a shared namespace, as seen from one of its addresses; or one of a developer's own behind

@@ -19,7 +19,8 @@ use tokio::time::MissedTickBehavior;
 
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier, Status};
-use crate::cli::RunArgs;
+use crate::cli::{DataPath, RunArgs};
+use crate::insert::Inserter;
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::pod_slots::PodSlots;
@@ -175,6 +176,21 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     hooks.attach(cgroup.as_fd())?;
     tracing::info!(cgroup = %attach_at.display(), workers = counts.len(), "attached");
 
+    let inserter = match args.path {
+        DataPath::Splice => None,
+        path => match hooks.load_watching(&names) {
+            Ok((events, takeovers)) => {
+                let (inserter, _) = Inserter::start(events, takeovers, Arc::clone(&workers), args.mark)
+                    .map_err(system("starting the inserter"))?;
+                Some(inserter)
+            }
+            Err(error) if path == DataPath::Auto => {
+                tracing::warn!("connections are spliced from the start: {}", apply::chain(&error));
+                None
+            }
+            Err(error) => return Err(error.into()),
+        },
+    };
     let settings = apply::Settings {
         ranges,
         ports: if args.listener_ports.is_empty() { DEFAULT_PORTS.to_vec() } else { args.listener_ports },
@@ -188,6 +204,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         },
         limits: Limits { connections: args.max_pod_connections, held: args.max_pod_held << 20 },
         agent: Arc::clone(&account),
+        inserter,
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use divert_common::label::Label;
@@ -22,6 +22,8 @@ pub struct Slot {
     pub original: SocketAddr,
     /// Captured for pods of developers, not for everyone.
     pub from_pods: bool,
+    /// Whether the kernel was told that connections to it may be watched instead of captured.
+    watchable: AtomicBool,
     target: ArcSwap<Target>,
     connections: AtomicUsize,
 }
@@ -29,7 +31,34 @@ pub struct Slot {
 impl Slot {
     /// A slot without connections.
     pub fn new(label: Label, original: SocketAddr, from_pods: bool, target: Arc<Target>) -> Self {
-        Self { label, original, from_pods, target: ArcSwap::new(target), connections: AtomicUsize::new(0) }
+        Self {
+            label,
+            original,
+            from_pods,
+            watchable: AtomicBool::new(false),
+            target: ArcSwap::new(target),
+            connections: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether its connections may be watched: no request to it is given a key, by the pod that sends it or by one of these
+    /// hosts, and none is of HTTP/2.
+    pub fn may_be_watched(&self, hosts: &Hosts) -> bool {
+        let target = self.target.load();
+        let namespaces = || target.services.iter().map(|it| &*it.service.namespace);
+        !self.from_pods
+            && !target.http2
+            && !hosts.iter().any(|(_, grant)| namespaces().any(|namespace| grant.extends_to(namespace)))
+    }
+
+    /// Whether the kernel was told so.
+    pub fn is_watchable(&self) -> bool {
+        self.watchable.load(Ordering::Relaxed)
+    }
+
+    /// It is told now.
+    pub fn set_watchable(&self, watchable: bool) {
+        self.watchable.store(watchable, Ordering::Relaxed);
     }
 
     /// Who takes requests to this destination now.

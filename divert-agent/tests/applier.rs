@@ -65,6 +65,7 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
         pod_cgroups: None,
         limits,
         agent,
+        inserter: None,
     };
     (Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers)), table, workers)
 }
@@ -123,6 +124,7 @@ fn capture(address: SocketAddr) -> (Capture, Arc<Target>) {
         services: vec![SharedService { service, routes: BTreeMap::new() }],
         reconnect: false,
         dual_stack: false,
+        http2: false,
     };
     (Capture { set: CaptureSet::default(), address }, Arc::new(target))
 }

@@ -2,6 +2,7 @@
 //! of label addresses. No code here does I/O, but for [`netns`] (feature `std`).
 #![cfg_attr(not(feature = "std"), no_std)]
 
+pub mod insert;
 pub mod label;
 pub mod map;
 #[cfg(feature = "std")]

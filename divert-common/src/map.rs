@@ -33,19 +33,21 @@ pub struct PodEntry {
     pub set: u32,
     /// Port of the agent's listeners in that namespace.
     pub port: u16,
+    /// Whether its devices are watched, so that connections may be left alone until a request on them is diverted.
+    pub watched: bool,
 }
 
 impl PodEntry {
     /// As one word.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
-        (self.port as u64) << 32 | self.set as u64
+        (self.watched as u64) << 48 | (self.port as u64) << 32 | self.set as u64
     }
 
     /// And back.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
-        Self { set: word as u32, port: (word >> 32) as u16 }
+        Self { set: word as u32, port: (word >> 32) as u16, watched: word >> 48 & 1 != 0 }
     }
 }
 
@@ -85,11 +87,14 @@ pub struct Origin {
     pub address: [u32; 4],
     /// Port, host byte order.
     pub port: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// [`ORIGIN_WATCHABLE`] or zero.
+    pub flags: u16,
     /// Capture set that the label belongs to.
     pub set: u32,
 }
+
+/// Connections to the destination may be watched instead of led to its label: no request to it is given a key.
+pub const ORIGIN_WATCHABLE: u16 = 1;
 
 /// Index into `COUNTERS`, a per-CPU array of u64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,10 +115,20 @@ pub enum Counter {
     PassedAgentFull = 5,
     /// Captured destinations passed untouched: the destination refused a moment ago.
     PassedRefused = 6,
+    /// Connections that are left alone and watched.
+    Watched = 7,
+    /// Watched connections handed to the agent.
+    Taken = 8,
+    /// Not handed to it yet, for lack of room in a map: the client's TCP tries again.
+    NotTaken = 9,
+    /// Reset, as a request that may carry a key came while something else was under way.
+    Stuck = 10,
+    /// Reset, as the server sent more after it was cut off.
+    Late = 11,
 }
 
 /// Length of `COUNTERS`.
-pub const COUNTER_COUNT: u32 = 7;
+pub const COUNTER_COUNT: u32 = 12;
 
 /// The most workers an agent can have.
 pub const MAX_WORKERS: u32 = 256;

@@ -24,8 +24,9 @@ pub const fn place(pod_slot: u32, label: u32) -> u32 {
     label.wrapping_add(pod_slot << INDEX_BITS).wrapping_mul(0x9e37_79b1) >> (u32::BITS - 12)
 }
 
+/// Both in one word; the upper bits are free.
 #[inline(always)]
-const fn tag(pod_slot: u32, label: u32) -> u64 {
+pub const fn tag(pod_slot: u32, label: u32) -> u64 {
     (pod_slot as u64) << INDEX_BITS | label as u64
 }
 

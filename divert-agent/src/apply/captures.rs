@@ -202,6 +202,16 @@ impl Captures {
         })
     }
 
+    /// Destinations that are captured for every pod.
+    pub(super) fn addresses_of_everyone(&self) -> impl Iterator<Item = SocketAddr> {
+        self.captured.keys().filter(|key| key.set == EVERYONE).map(|key| key.address)
+    }
+
+    /// The slot of one of them.
+    pub(super) fn of_everyone(&self, address: SocketAddr) -> Option<&Arc<Slot>> {
+        self.captured.get(&CaptureKey { set: EVERYONE, address })
+    }
+
     /// Whether a label has rested long enough to be looked at.
     pub(super) fn has_due(&self, now: Duration) -> bool {
         self.labels.has_due(now)
@@ -249,7 +259,7 @@ mod tests {
     use crate::table::Table;
 
     fn target() -> Arc<Target> {
-        Arc::new(Target { services: Vec::new(), reconnect: false, dual_stack: false })
+        Arc::new(Target { services: Vec::new(), reconnect: false, dual_stack: false, http2: false })
     }
 
     fn service(namespace: &str) -> ServiceRef {
@@ -268,6 +278,7 @@ mod tests {
             services: vec![SharedService { service: service("staging"), routes }],
             reconnect: false,
             dual_stack: false,
+            http2: false,
         })
     }
 
@@ -429,7 +440,8 @@ mod tests {
     #[test]
     fn old_connections_may_be_closed_once_their_next_would_be_captured() {
         let mut captures = captures();
-        let asked = || Arc::new(Target { services: Vec::new(), reconnect: true, dual_stack: false });
+        let asked =
+            || Arc::new(Target { services: Vec::new(), reconnect: true, dual_stack: false, http2: false });
         let (everyone, own) = (capture(&[], "10.0.0.1:80"), capture(&["staging"], "10.0.0.2:80"));
         assert!(!captures.change([(everyone.clone(), target())], []).reconnect);
         assert!(captures.change([(everyone.clone(), asked())], []).reconnect, "the Service is annotated now");

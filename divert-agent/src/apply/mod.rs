@@ -27,13 +27,13 @@ pub mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use divert_common::label::LabelRanges;
-use divert_common::map::Counter;
+use divert_common::map::{Counter, EVERYONE};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{error, warn};
 
@@ -42,8 +42,10 @@ use self::labels::CaptureKey;
 pub use self::labels::QUARANTINE;
 use self::pods::{Look, Pods};
 use self::reconnect::Reconnect;
-use self::served::{Common, chain};
+use self::served::Common;
+pub(crate) use self::served::chain;
 pub use self::status::{Direct, LeftOut, Status};
+use crate::insert::Inserter;
 use crate::kernel::counters::Counters;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::Scanner;
@@ -81,6 +83,8 @@ pub struct Settings {
     pub limits: Limits,
     /// What all of them use of what the agent may.
     pub agent: Arc<Account>,
+    /// Takes over connections that are watched; without it, all are captured.
+    pub inserter: Option<Inserter>,
 }
 
 /// Why apply cannot begin.
@@ -168,6 +172,7 @@ impl Applier {
                 first_port: uptime_seconds(),
                 limits: settings.limits,
                 workers,
+                inserter: settings.inserter,
             },
             agent: settings.agent,
             counters: hooks.counters(),
@@ -204,9 +209,18 @@ impl Applier {
         }
         let began = Instant::now();
         self.planned = true;
-        if let Some(hosts) = change.hosts {
-            self.table.set_hosts(hosts);
-        }
+        let changed: Vec<_> = match change.hosts {
+            Some(hosts) => {
+                self.table.set_hosts(hosts);
+                self.captures.addresses_of_everyone().collect()
+            }
+            None => change
+                .captures
+                .iter()
+                .filter(|(it, _)| it.set.is_everyone())
+                .map(|(it, _)| it.address)
+                .collect(),
+        };
         let destinations = change.captures.iter().map(|(capture, _)| capture.address.ip());
         let addresses =
             destinations.chain(change.pods.iter().flat_map(|(_, pod)| pod.addresses.iter().copied()));
@@ -215,6 +229,7 @@ impl Applier {
         let mut steps = self.captures.change(change.captures, change.released);
         let released = std::mem::take(&mut steps.release);
         let full = self.capture(steps);
+        self.tell_watchable(changed);
 
         let pods_changed = !change.pods.is_empty() || !change.pods_gone.is_empty();
         for name in change.pods_gone {
@@ -378,16 +393,20 @@ impl Applier {
     /// Begins what is to be captured; whether some of it could not be.
     fn capture(&mut self, steps: Steps) -> bool {
         let mut failure = None;
-        let origins: Vec<_> = steps.slots.iter().map(|it| (it.label, it.original)).collect();
+        let hosts = self.table.hosts();
+        let watchable: Vec<_> = steps.slots.iter().map(|it| it.may_be_watched(&hosts)).collect();
+        drop(hosts);
+        let slots: Vec<_> = steps.slots.iter().map(Arc::clone).collect();
         if !steps.slots.is_empty() {
             self.table.update(steps.slots, []);
         }
         // Steps has a capture for each slot, in the same order.
-        for ((label, original), (key, _)) in origins.into_iter().zip(steps.capture) {
+        for ((slot, watchable), (key, _)) in slots.iter().zip(watchable).zip(steps.capture) {
+            slot.set_watchable(watchable);
             let done = self
                 .hooks
-                .set_origin(label, key.set, original)
-                .and_then(|()| self.hooks.capture(key.set, key.address, label));
+                .set_origin(slot.label, key.set, slot.original, watchable)
+                .and_then(|()| self.hooks.capture(key.set, key.address, slot.label));
             if let Err(error) = done {
                 self.captures.refused(key);
                 failure = failure.or(Some(error));
@@ -399,6 +418,21 @@ impl Applier {
         let failed = failure.is_some();
         self.tell(failure);
         failed
+    }
+
+    /// Tells the kernel which destinations may be watched, where that is another now.
+    fn tell_watchable(&mut self, addresses: Vec<SocketAddr>) {
+        let hosts = self.table.hosts();
+        for address in addresses {
+            let Some(slot) = self.captures.of_everyone(address) else { continue };
+            let watchable = slot.may_be_watched(&hosts);
+            if slot.is_watchable() != watchable {
+                slot.set_watchable(watchable);
+                if let Err(error) = self.hooks.set_origin(slot.label, EVERYONE, address, watchable) {
+                    error!(%address, "whether its connections may be watched cannot be told: {}", chain(&error));
+                }
+            }
+        }
     }
 
     /// Logs what the kernel has refused, when how much it is has changed since it last refused nothing: it is tried

@@ -79,5 +79,10 @@ fn without_routes(target: &Target) -> Target {
         service: service.service.clone(),
         routes: Default::default(),
     };
-    Target { services: services.map(unrouted).collect(), reconnect: false, dual_stack: target.dual_stack }
+    Target {
+        services: services.map(unrouted).collect(),
+        reconnect: false,
+        dual_stack: target.dual_stack,
+        http2: target.http2,
+    }
 }

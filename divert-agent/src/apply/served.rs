@@ -15,10 +15,11 @@ use std::time::Instant;
 use divert_common::label::{INDEX_MASK, Label, LabelRanges};
 use divert_common::map::PodEntry;
 use divert_common::netns::{NetNs, NetNsId};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::reconnect::Search;
 use super::status::Direct;
+use crate::insert::Inserter;
 use crate::kernel::addresses::Addresses;
 use crate::kernel::cookie::NetnsCookie;
 use crate::kernel::hooks::{HookError, Hooks};
@@ -29,6 +30,7 @@ use crate::kernel::pod_slots::PodSlot;
 use crate::kernel::ports::{self, PortNeeds};
 use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use crate::kernel::sock_diag::SockDiag;
+use crate::kernel::watching::Watched;
 use crate::kernel::{loopback, sockets};
 use crate::plan::{PodPlan, PodRef, Sender};
 use crate::splice::budget::{Account, Limits};
@@ -46,6 +48,8 @@ pub(super) struct Common {
     /// What each pod may use of the data plane.
     pub(super) limits: Limits,
     pub(super) workers: Arc<Workers>,
+    /// Takes connections over that are watched; without it, all are captured.
+    pub(super) inserter: Option<Inserter>,
 }
 
 /// A pod whose connections are captured.
@@ -62,7 +66,10 @@ pub(super) struct Served {
     search: Search,
     /// The last look was in vain, which was said.
     unseen: AtomicBool,
+    /// Whether connections to destinations that allow for it are watched now.
+    watching: bool,
     // Dropped in this order.
+    watched: Option<Watched>,
     _assignment: Assignment,
     routes: PodRoutes,
     pod: Arc<Pod>,
@@ -123,12 +130,13 @@ impl Served {
         let (port, PortListeners { listeners, inodes }) =
             open_port(common, &netns, plan, sources, &predecessors)?;
         let first = listeners.first().ok_or(Direct::NoFreePort)?;
+        let families = Families { v4: first.v4.is_some(), v6: first.v6.is_some() };
 
         let slot = Arc::new(hooks.pod_slot().map_err(failed("registering it with the hooks"))?);
         let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender(), common.limits, Arc::clone(&slot)));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
         // IPv6 may be switched off though there are addresses.
-        for route in label_routes(common, sources, first.v6.is_some(), port) {
+        for route in label_routes(common, sources, families.v6, port) {
             socket.add(&route).map_err(failed("adding a label route"))?;
             routes.routes.push(route);
         }
@@ -144,6 +152,19 @@ impl Served {
             )
             .map_err(failed("attaching the socket look-up program"))?;
         common.workers.open(Arc::clone(&pod), listeners);
+        let watched = match (&common.inserter, rules) {
+            (Some(inserter), Rules::None) => match hooks.watch(&pod.netns, port, families) {
+                Ok(watched) => {
+                    inserter.open(&pod);
+                    Some(watched)
+                }
+                Err(error) => {
+                    info!(pod = %pod.pod, "its connections are spliced from the start: {}", chain(&error));
+                    None
+                }
+            },
+            _ => None,
+        };
         let search = Search::new(Instant::now());
         let served = Self {
             cookie,
@@ -153,6 +174,8 @@ impl Served {
             listeners: inodes,
             search,
             unseen: AtomicBool::default(),
+            watching: watched.is_some(),
+            watched,
             _assignment: assignment,
             routes,
             pod,
@@ -171,7 +194,7 @@ impl Served {
 
     /// Registers the pod with the hooks, or changes its capture set.
     pub(super) fn register(&self, hooks: &mut Hooks, set: u32) -> Result<(), Direct> {
-        let entry = PodEntry { set, port: self.port };
+        let entry = PodEntry { set, port: self.port, watched: self.watching };
         hooks.register_pod(self.cookie, &self.slot, entry).map_err(failed("registering it with the hooks"))
     }
 
@@ -185,6 +208,9 @@ impl Served {
         if let Err(error) = hooks.unregister_pod(self.cookie) {
             // The gate finds no listener any more, so the hook passes its connections untouched.
             warn!(pod = %self.pod.pod, "a closed pod stays registered with the hooks: {}", chain(&error));
+        }
+        if let Some(inserter) = &common.inserter {
+            inserter.close(&self.pod);
         }
         common.workers.close(self.id());
     }
@@ -226,6 +252,11 @@ impl Served {
         }
         let rules = netfilter::rules(netns).map_err(unseen("listing the packet rules of its namespace"))?;
         self.routes.heed(rules)?;
+        if let Some(watched) = &self.watched {
+            let whole = watched.is_whole(netns).map_err(unseen("listing the devices of its namespace"))?;
+            self.watching = whole && rules == Rules::None;
+            self.slot.set_watched(self.watching);
+        }
         let mut socket = RouteSocket::open(netns, &common.ranges)
             .map_err(unseen("opening a route socket in its namespace"))?;
         let present = socket.list().map_err(unseen("listing the routes of its namespace"))?;
@@ -491,7 +522,7 @@ fn failed<E: std::error::Error + 'static>(doing: &'static str) -> impl FnOnce(E)
 }
 
 /// An error with its causes, in one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let causes = std::iter::successors(Some(error), |it| it.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -64,6 +64,18 @@ pub(super) fn declares_http(port: &ServicePort) -> bool {
     declared(port) == Some(true)
 }
 
+/// Values of appProtocol that are HTTP/2, and beginnings of port names that say so.
+const HTTP2_PROTOCOLS: &[&str] = &["http2", "h2c", "grpc", "kubernetes.io/h2c"];
+const HTTP2_PREFIXES: &[&str] = &["http2", "h2c", "grpc"];
+
+/// Whether its author says that it is HTTP/2.
+pub(super) fn declares_http2(port: &ServicePort) -> bool {
+    match &port.app_protocol {
+        Some(protocol) => HTTP2_PROTOCOLS.iter().any(|http| protocol.eq_ignore_ascii_case(http)),
+        None => HTTP2_PREFIXES.iter().any(|prefix| port.name.starts_with(prefix)),
+    }
+}
+
 /// What the author of a port says: HTTP, something else, or nothing.
 fn declared(port: &ServicePort) -> Option<bool> {
     if let Some(protocol) = &port.app_protocol {

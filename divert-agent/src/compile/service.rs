@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::endpoints::{Available, available, endpoints};
-use super::ports::{declares_http, may_be_http};
+use super::ports::{declares_http, declares_http2, may_be_http};
 use crate::api::OnUnavailable;
 use crate::plan::{Backend, Route, SharedService, Target, Unavailable};
 use crate::world::{Service, ServiceKind, ServicePort, World};
@@ -153,6 +153,7 @@ impl<'a> Routes<'a> {
             services: vec![SharedService { service: self.shared.service.clone(), routes }],
             reconnect: self.shared.reconnect || sort.ports.iter().any(declared),
             dual_stack: false,
+            http2: sort.ports.iter().any(|&port| declares_http2(&self.shared.ports[port])),
         }
     }
 

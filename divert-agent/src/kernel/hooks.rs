@@ -11,20 +11,28 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
+use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
 use divert_common::map::{
-    CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, POD_SLOT_COUNT, PodEntry, Ranges, words,
+    CaptureKey4, CaptureKey6, MAX_WORKERS, ORIGIN_WATCHABLE, Origin, POD_SLOT_COUNT, PodEntry, Ranges, words,
 };
+
+use divert_common::netns::NetNs;
+use divert_http::KeyNames;
 
 use super::cookie::NetnsCookie;
 use super::counters::Counters;
 use super::heartbeat::Heartbeat;
+use super::listeners::Families;
 use super::log::{self, KernelLog};
 use super::lookup::{Assignment, LookupLoader};
 use super::object::CONNECT;
 use super::pod_slots::{PodSlot, PodSlots};
+use super::watching::{self, Events, Takeovers, WatchError, Watched};
 
+/// The first kernel with tcx links.
+const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 /// Programs of the object `connect` that capture.
 const CONNECTS: [&str; 2] = ["divert_connect4", "divert_connect6"];
 /// Those that tell the application what was captured.
@@ -205,8 +213,9 @@ impl Hooks {
         }
         let mmap = |what| move |source| HookError::Mmap { what, source };
         let heartbeat = Heartbeat::map(array(&ebpf, "HEARTBEATS")?).map_err(mmap("the heartbeats"))?;
-        let slots = PodSlots::map(array(&ebpf, "POD_SLOTS")?, array(&ebpf, "REFUSALS")?)
-            .map_err(mmap("the slots of pods"))?;
+        let slots =
+            PodSlots::map(array(&ebpf, "POD_SLOTS")?, array(&ebpf, "REFUSALS")?, array(&ebpf, "SPLICED")?)
+                .map_err(mmap("the slots of pods"))?;
         let counters: PerCpuArray<MapData, u64> = take(&mut ebpf, "COUNTERS")?;
         Ok(Self {
             ranges,
@@ -222,6 +231,29 @@ impl Hooks {
             connects: Vec::new(),
             ebpf,
         })
+    }
+
+    /// Loads the programs that watch connections instead of capturing them, for requests that carry their key under one of
+    /// these names. What comes back is for who takes connections over.
+    ///
+    /// # Errors
+    /// When the kernel refuses: it is to be 6.6 or newer.
+    pub fn load_watching(&mut self, names: &KeyNames) -> Result<(Events, Takeovers), HookError> {
+        if !KernelVersion::current().is_ok_and(|kernel| kernel >= TCX) {
+            return Err(HookError::Config {
+                reason: "the kernel is older than 6.6 and has no tcx: use --path splice",
+            });
+        }
+        watching::load(&mut self.ebpf, names)?;
+        Ok((Events::take(&mut self.ebpf)?, Takeovers::take(&mut self.ebpf)?))
+    }
+
+    /// Watches the connections of a pod, once its entry says so.
+    ///
+    /// # Errors
+    /// Why they cannot be.
+    pub fn watch(&mut self, netns: &NetNs, port: u16, families: Families) -> Result<Watched, WatchError> {
+        Watched::open(&mut self.ebpf, netns, port, families)
     }
 
     /// Attaches the four hooks to a cgroup2 directory: sockets made in there, or below, are seen.
@@ -340,13 +372,20 @@ impl Hooks {
     ///
     /// # Errors
     /// When the kernel refuses: the label is not below [`Hooks::labels`].
-    pub fn set_origin(&mut self, label: Label, set: u32, original: SocketAddr) -> Result<(), HookError> {
+    pub fn set_origin(
+        &mut self,
+        label: Label,
+        set: u32,
+        original: SocketAddr,
+        watchable: bool,
+    ) -> Result<(), HookError> {
         let address = match original.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
         };
         let address = words(address.octets());
-        let origin = Origin { address, port: original.port(), reserved: 0, set };
+        let flags = if watchable { ORIGIN_WATCHABLE } else { 0 };
+        let origin = Origin { address, port: original.port(), flags, set };
         self.origins
             .set(label.index(), origin, 0)
             .map_err(|source| HookError::map("recording as the original destination", original, source))
@@ -447,7 +486,10 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupS
 }
 
 /// A map of the object `connect`, taken out of it.
-fn take<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, HookError> {
+pub(super) fn take<M: TryFrom<Map, Error = MapError>>(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<M, HookError> {
     let map = ebpf.take_map(name).ok_or(HookError::Missing { what: name })?;
     M::try_from(map).map_err(|source| HookError::map("opening the eBPF map", name, source))
 }
@@ -469,7 +511,7 @@ fn absent_is_none<T>(found: Result<T, MapError>) -> Result<Option<T>, MapError> 
 }
 
 /// Removing what is not there has done what was asked.
-fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),

@@ -30,6 +30,7 @@ pub struct PodSlots(Arc<Shared>);
 struct Shared {
     slots: Mapped,
     refusals: Mapped,
+    spliced: Mapped,
     free: Mutex<Free>,
 }
 
@@ -53,11 +54,12 @@ impl Free {
 }
 
 impl PodSlots {
-    /// Maps the arrays POD_SLOTS and REFUSALS.
-    pub(super) fn map(slots: impl AsFd, refusals: impl AsFd) -> io::Result<Self> {
+    /// Maps the arrays POD_SLOTS, REFUSALS and SPLICED.
+    pub(super) fn map(slots: impl AsFd, refusals: impl AsFd, spliced: impl AsFd) -> io::Result<Self> {
         Ok(Self(Arc::new(Shared {
             slots: Mapped::new(slots, POD_SLOT_COUNT as usize * WORDS)?,
             refusals: Mapped::new(refusals, REFUSAL_COUNT as usize)?,
+            spliced: Mapped::new(spliced, REFUSAL_COUNT as usize)?,
             free: Mutex::new(Free { unused: AGENT_SLOT + 1, resting: VecDeque::new() }),
         })))
     }
@@ -90,7 +92,8 @@ pub struct PodSlot {
 }
 
 impl PodSlot {
-    pub(super) fn index(&self) -> u32 {
+    /// Its number, by which the programs name the pod.
+    pub fn index(&self) -> u32 {
         self.index
     }
 
@@ -105,9 +108,22 @@ impl PodSlot {
         PodEntry::from_word(self.shared.word(self.index, 1).load(Ordering::Relaxed))
     }
 
+    /// Has its new connections watched where that can be, or all of them captured.
+    pub fn set_watched(&self, watched: bool) {
+        let entry = PodEntry { watched, ..self.entry() };
+        self.shared.word(self.index, 1).store(entry.to_word(), Ordering::Relaxed);
+    }
+
     /// Lets new connections of the pod go direct, or no longer.
     pub fn set_full(&self, full: bool) {
         self.shared.word(self.index, 2).store(full.into(), Ordering::Relaxed);
+    }
+
+    /// Has new connections of the pod to what `label` stands for led to it from the start, as one could not be taken over.
+    pub fn splice(&self, label: Label) {
+        let place = refusal::place(self.index, label.index()) as usize;
+        let note = refusal::tag(self.index, label.index()) | 1 << 63;
+        self.shared.spliced.words()[place].store(note, Ordering::Relaxed);
     }
 
     /// Has connections of the pod to what `label` stands for go direct for some seconds, as it has just refused one.

@@ -103,6 +103,19 @@ pub struct SocketId {
     bytes: [u8; REQUEST - 8],
 }
 
+/// What the ends of a connection agreed on, as one of them sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Details {
+    /// By how many bits the windows are shifted that the other end announces, and those that this one does.
+    pub scales: Option<(u8, u8)>,
+    /// Whether selective acknowledgements are used.
+    pub selective: bool,
+    /// Longest segment that this end said it takes.
+    pub announced_segment: u32,
+    /// Bytes of data received so far.
+    pub received: u64,
+}
+
 /// A sock_diag socket in a pod's namespace.
 #[derive(Debug)]
 pub struct SockDiag(Netlink);
@@ -213,6 +226,37 @@ impl SockDiag {
         }
     }
 
+    /// What two ends agreed on about a connection, and what it has received; none when it is gone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn details(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Details>> {
+        let mut found = None;
+        let looked = self.0.get(BY_FAMILY, &with_info(of_connection(local, remote)), |_, payload| {
+            let row = parse(payload).ok_or_else(short_row)?;
+            if row.remote.port() == remote.port() {
+                found = Some(details(payload).ok_or_else(short_row)?);
+            }
+            Ok(())
+        });
+        match looked {
+            Err(error) if is_gone(&error) => Ok(None),
+            looked => looked.map(|()| found),
+        }
+    }
+
+    /// Ends the connection between two ends, as [`SockDiag::destroy`] does.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn destroy_between(&mut self, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+        match self.0.change(DESTROY, 0, &of_connection(local, remote)) {
+            Ok(()) => Ok(true),
+            Err(error) if is_gone(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Ends a connection: its application gets ECONNABORTED, the other end a reset. False when it is gone.
     ///
     /// # Errors
@@ -312,6 +356,29 @@ const LAST_SENT: usize = 44;
 const LAST_RECEIVED: usize = 52;
 const LAST_ACKED: usize = 56;
 const BYTES_RECEIVED: usize = 128;
+
+/// More of it: bits of what was agreed on (TCPI_OPT_SACK, TCPI_OPT_WSCALE), both scales in one byte, the maximum segment
+/// size that was announced.
+const OPTIONS: usize = 5;
+const SACK: u8 = 2;
+const WSCALE: u8 = 4;
+const SCALES: usize = 6;
+const ADVMSS: usize = 84;
+
+fn details(payload: &[u8]) -> Option<Details> {
+    let info = attribute(payload.get(ROW..)?, INFO)?;
+    let (options, scales) = (*info.get(OPTIONS)?, *info.get(SCALES)?);
+    Some(Details {
+        // tcpi_snd_wscale comes first in the byte, which is its lower half where bytes are little-endian.
+        scales: (options & WSCALE != 0).then_some(match cfg!(target_endian = "little") {
+            true => (scales & 0xf, scales >> 4),
+            false => (scales >> 4, scales & 0xf),
+        }),
+        selective: options & SACK != 0,
+        announced_segment: u32::from_ne_bytes(*info.get(ADVMSS..)?.first_chunk()?),
+        received: u64::from_ne_bytes(*info.get(BYTES_RECEIVED..)?.first_chunk()?),
+    })
+}
 
 fn connection(payload: &[u8]) -> Option<Connection> {
     let row = parse(payload)?;

@@ -20,7 +20,7 @@ use super::conn::Conn;
 use super::counts::Count;
 use super::session::Session;
 use super::worker::Worker;
-use super::{Listeners, Pod, age, dial};
+use super::{Handover, Listeners, Pod, age, dial};
 
 /// Longest wait for a descriptor before accept looks again: others than this worker free some, too.
 const RETRY: Duration = Duration::from_millis(100);
@@ -145,6 +145,34 @@ fn refuse_queued(worker: &Worker, listener: &Socket) {
     if kept.is_none() {
         *kept = spare();
     }
+}
+
+/// Serves a connection that was taken over.
+pub(super) fn insert(worker: &Rc<Worker>, handover: Handover) {
+    let Handover { pod, label, socket, client, ended } = handover;
+    let tuned = socket
+        .set_tcp_nodelay(true)
+        .and_then(|()| age::keep_alive(&socket))
+        .and_then(|()| Ok(rustix::net::sockopt::set_tcp_quickack(&socket, false)?));
+    if let Err(error) = tuned {
+        tracing::debug!(pod = %pod.pod, %error, "a connection was gone before it was served");
+    }
+    let conn = Conn::downstream(socket);
+    worker.counts.add(Count::Accepted);
+    let Some(claim) = worker.table.claim(label) else {
+        worker.counts.add(Count::NoLabel);
+        worker.counts.add(Count::Ended);
+        conn.reset_on_close();
+        return;
+    };
+    let owner = Rc::clone(worker);
+    worker.spawn(&Arc::clone(&pod), move |seat| {
+        let session = Session::new(owner, seat, pod, claim, conn, client).run();
+        async move {
+            let _ended = ended;
+            session.await;
+        }
+    });
 }
 
 fn serve(worker: &Rc<Worker>, pod: &Arc<Pod>, socket: Socket, client: IpAddr) -> io::Result<()> {

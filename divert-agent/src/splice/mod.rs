@@ -8,8 +8,8 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::TcpListener;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::net::{IpAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use arc_swap::ArcSwap;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::{NetNs, NetNsId};
 use divert_http::KeyNames;
+use socket2::Socket;
 use tokio::sync::mpsc;
 
 use crate::kernel::pod_slots::PodSlot;
@@ -93,6 +94,16 @@ impl Pod {
         self.slot.refused(label);
     }
 
+    /// Has its new connections to what `label` stands for go through the agent from the start.
+    pub fn splice_from_now_on(&self, label: Label) {
+        self.slot.splice(label);
+    }
+
+    /// The number by which the programs name it.
+    pub fn slot_index(&self) -> u32 {
+        self.slot.index()
+    }
+
     /// What it gives its requests now.
     fn sender(&self) -> arc_swap::Guard<Arc<Option<Sender>>> {
         self.sender.load()
@@ -111,6 +122,45 @@ pub struct Listeners {
     pub v4: Option<TcpListener>,
     /// Bound to ::1, non-blocking.
     pub v6: Option<TcpListener>,
+}
+
+/// A connection that was taken over, for a worker to serve.
+#[derive(Debug)]
+pub struct Handover {
+    /// The pod that made it.
+    pub pod: Arc<Pod>,
+    /// What stands for its destination.
+    pub label: Label,
+    /// A socket in the server's place.
+    pub socket: Socket,
+    /// The client's address.
+    pub client: IpAddr,
+    /// Dropped when it has ended.
+    pub ended: Ended,
+}
+
+/// Says once that a connection has ended, when it is dropped.
+pub struct Ended(Option<Box<dyn FnOnce() + Send>>);
+
+impl Ended {
+    /// Says it so.
+    pub fn new(say: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(say)))
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(say) = self.0.take() {
+            say();
+        }
+    }
+}
+
+impl fmt::Debug for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ended")
+    }
 }
 
 /// Settings of the data plane.
@@ -149,6 +199,8 @@ pub struct Workers {
     /// A worker has been waited for in vain, and need not be again.
     hangs: AtomicBool,
     tallies: Arc<Tallies>,
+    /// Which worker gets the next connection that is taken over.
+    turn: AtomicUsize,
     /// Disconnected when the last thread has ended; taken by the drain.
     running: Mutex<Option<Receiver<Infallible>>>,
 }
@@ -188,7 +240,13 @@ impl Workers {
         for _ in &workers {
             starting.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended at its start")))?;
         }
-        Ok(Self { workers, hangs: AtomicBool::new(false), tallies, running: Mutex::new(Some(running)) })
+        Ok(Self {
+            workers,
+            hangs: AtomicBool::new(false),
+            tallies,
+            turn: AtomicUsize::new(0),
+            running: Mutex::new(Some(running)),
+        })
     }
 
     /// Whether a thread has ended. Before a drain that is its death.
@@ -217,6 +275,12 @@ impl Workers {
         for (worker, listeners) in self.workers.iter().zip(listeners) {
             worker.tell(Command::Open(Arc::clone(&pod), listeners));
         }
+    }
+
+    /// Serves a connection that was taken over, on one worker or another.
+    pub fn insert(&self, handover: Handover) {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        self.workers[turn % self.workers.len()].tell(Command::Insert(handover));
     }
 
     /// Stops serving a pod: its listeners are closed, its connections are reset. Blocks until that is done,

@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 
 use super::budget::{Accounts, Admitted};
 use super::tally::{Tallies, WorkerTallies};
-use super::{Listeners, Pod, SpliceConfig, accept, age};
+use super::{Handover, Listeners, Pod, SpliceConfig, accept, age};
 use crate::splice::counts::Counts;
 use crate::table::Table;
 
@@ -29,6 +29,8 @@ use crate::table::Table;
 pub(super) enum Command {
     /// Serve a pod.
     Open(Arc<Pod>, Listeners),
+    /// Serve a connection that was taken over.
+    Insert(Handover),
     /// Stop serving a pod, at once. The sender is dropped when its listeners and connections are closed.
     Close(NetNsId, Sender<Infallible>),
     /// Accept what has come and nothing more, let exchanges end, close what is idle; end when nothing is left.
@@ -195,6 +197,11 @@ pub(super) fn run(
                             tokio::task::yield_now().await;
                         }
                     }
+                    // A pod that was closed meanwhile takes its connections with it.
+                    Some(Command::Insert(handover)) if !accepting.contains_key(&handover.pod.netns.id()) => {
+                        let _ = handover.socket.set_linger(Some(Duration::ZERO));
+                    }
+                    Some(Command::Insert(handover)) => accept::insert(&worker, handover),
                     Some(Command::Drain) => worker.drain(),
                     Some(Command::Stop) | None => return,
                 },

@@ -19,7 +19,10 @@ fn a_slot_of_another_namespace_is_not_believed() {
     accept(&agent.v4, &mut lab.connect(TO_V4));
     // The pod's cookie still leads to the slot.
     let other = NetnsCookie::of_netns(&lab.server).unwrap();
-    agent.hooks.register_pod(other, &agent.slot, PodEntry { set: EVERYONE, port: PORT }).unwrap();
+    agent
+        .hooks
+        .register_pod(other, &agent.slot, PodEntry { set: EVERYONE, port: PORT, watched: false })
+        .unwrap();
     accept(&server, &mut lab.connect(TO_V4));
 }
 
@@ -112,7 +115,8 @@ fn a_slot_that_is_given_back_is_open_for_the_next_pod() {
     agent.slot.set_full(true);
     let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
     agent.hooks.unregister_pod(netns).unwrap();
-    agent.slot = lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT });
+    agent.slot =
+        lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT, watched: false });
     accept(&agent.v4, &mut lab.connect(TO_V4));
 }
 
@@ -140,7 +144,8 @@ fn every_worker_has_to_beat() {
     // The same with two workers.
     close(std::mem::replace(&mut agent.hooks, load(2)));
     agent.hooks.attach(lab.cgroup.open().as_fd()).unwrap();
-    agent.slot = lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT });
+    agent.slot =
+        lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT, watched: false });
     agent.capture(TO_V4, 1);
     let heartbeat = agent.hooks.heartbeat();
 

@@ -112,10 +112,10 @@ fn a_pods_own_set_comes_before_everyones() {
     let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
     let everyones = agent.capture(TO_V4, 1);
     let own = Label::new(2).unwrap();
-    agent.hooks.set_origin(own, 9, TO_V4).unwrap();
+    agent.hooks.set_origin(own, 9, TO_V4, false).unwrap();
     agent.hooks.capture(9, TO_V4, own).unwrap();
     for (set, label) in [(EVERYONE, everyones), (9, own), (8, everyones)] {
-        agent.hooks.register_pod(netns, &agent.slot, PodEntry { set, port: PORT }).unwrap();
+        agent.hooks.register_pod(netns, &agent.slot, PodEntry { set, port: PORT, watched: false }).unwrap();
         let accepted = accept(&agent.v4, &mut lab.connect(TO_V4));
         assert_eq!(accepted.local_addr().unwrap().ip(), IpAddr::V4(LabelRanges::default().v4(label)));
     }
@@ -144,7 +144,7 @@ fn a_label_of_another_destination_or_set_is_not_followed() {
     .enumerate()
     {
         let label = Label::new(1 + number as u32).unwrap();
-        agent.hooks.set_origin(label, set, of).unwrap();
+        agent.hooks.set_origin(label, set, of, false).unwrap();
         agent.hooks.capture(EVERYONE, to, label).unwrap();
         accept(&server, &mut lab.connect(to));
         assert_eq!(passed(&agent), 1 + number as u64, "{to} by a label of {of}");

@@ -116,7 +116,7 @@ impl Agent {
         let listen = |ip: IpAddr| lab.pod.enter(|| TcpListener::bind((ip, port))).unwrap().unwrap();
         let (v4, v6) = (listen(Ipv4Addr::LOCALHOST.into()), listen(Ipv6Addr::LOCALHOST.into()));
         let assignment = hooks.assign(lab.pod.as_fd(), port, Some(v4.as_fd()), Some(v6.as_fd())).unwrap();
-        let slot = register(&mut hooks, &lab.pod, PodEntry { set: EVERYONE, port });
+        let slot = register(&mut hooks, &lab.pod, PodEntry { set: EVERYONE, port, watched: false });
         Self { hooks, slot, v4, v6, assignment: Some(assignment), beating }
     }
 
@@ -129,7 +129,7 @@ impl Agent {
     /// Captures a destination for everyone.
     pub(crate) fn capture(&mut self, to: SocketAddr, label: u32) -> Label {
         let label = Label::new(label).unwrap();
-        self.hooks.set_origin(label, EVERYONE, to).unwrap();
+        self.hooks.set_origin(label, EVERYONE, to, false).unwrap();
         self.hooks.capture(EVERYONE, to, label).unwrap();
         label
     }

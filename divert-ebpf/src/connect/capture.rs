@@ -9,13 +9,20 @@ use divert_ebpf::{TARGET, mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
 use crate::RANGES;
 use crate::address::Address;
 use crate::gate;
-use crate::maps::{Pod, captured4, captured6, count, means, pod};
+use crate::insert;
+use crate::maps::{Pod, captured4, captured6, count, goes_spliced, is_watchable, means, pod};
 
 /// Mark of the agent's own sockets, and the bits of a mark that count.
 #[unsafe(no_mangle)]
 static MARK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static MARK_MASK: Global<u32> = Global::new(0);
+
+/// Whether a mark is that of the agent's own sockets.
+#[inline(always)]
+pub fn is_own(mark: u32) -> bool {
+    mark & MARK_MASK.load() == MARK.load()
+}
 
 const SOCK_STREAM: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
@@ -30,6 +37,9 @@ pub fn v4(ctx: &SockAddrContext) {
     }
     let destination = address.v4();
     let Some(label) = label_v4(&pod, destination, address.port()) else { return };
+    if watched(ctx, &pod, label) {
+        return;
+    }
     let to = v4_of_label(&RANGES.load(), label);
     if gate::open_v4(ctx, &pod, label, to) {
         debug!(ctx, target: TARGET, "{:i}:{} captured as label {}", u32::from_be(destination), address.port(), label);
@@ -51,6 +61,9 @@ pub fn v6(ctx: &SockAddrContext) {
     let port = address.port();
     let (to, label) = if let Some(destination) = v4_of_mapped(destination) {
         let Some(label) = label_v4(&pod, destination, port) else { return };
+        if watched(ctx, &pod, label) {
+            return;
+        }
         let to = v4_of_label(&RANGES.load(), label);
         if !gate::open_v4(ctx, &pod, label, to) {
             return;
@@ -58,6 +71,9 @@ pub fn v6(ctx: &SockAddrContext) {
         (mapped_of_v4(to), label)
     } else {
         let Some(label) = label_v6(&pod, destination, port) else { return };
+        if watched(ctx, &pod, label) {
+            return;
+        }
         let to = v6_of_label(&RANGES.load(), label);
         if !gate::open_v6(ctx, &pod, label, to) {
             return;
@@ -70,6 +86,12 @@ pub fn v6(ctx: &SockAddrContext) {
     count(Counter::Captured);
 }
 
+/// Whether the connection is watched from its SYN on, instead of being led to its label.
+#[inline(always)]
+fn watched(ctx: &SockAddrContext, pod: &Pod, label: u32) -> bool {
+    pod.entry.watched && is_watchable(label) && !goes_spliced(pod, label) && insert::watch(ctx, pod)
+}
+
 /// Whether this kind of socket is captured at all: TCP, not the agent's own, and not bound to a
 /// device, for label addresses are on loopback.
 #[inline(always)]
@@ -77,12 +99,12 @@ fn eligible(address: Address) -> bool {
     address.protocol() == IPPROTO_TCP
         && address.socket_type() == SOCK_STREAM
         && address.device() == 0
-        && address.mark() & MARK_MASK.load() != MARK.load()
+        && !is_own(address.mark())
 }
 
 /// The label of an IPv4 destination: in the pod's own capture set, then in everyone's.
 #[inline(always)]
-fn label_v4(pod: &Pod, address: u32, port: u16) -> Option<u32> {
+pub fn label_v4(pod: &Pod, address: u32, port: u16) -> Option<u32> {
     let set = pod.entry.set;
     let mut key = CaptureKey4 { set, address: address.to_ne_bytes(), port, reserved: 0 };
     let own = captured4(&key);
@@ -105,7 +127,7 @@ fn label_v4(pod: &Pod, address: u32, port: u16) -> Option<u32> {
 
 /// The label of an IPv6 destination, likewise.
 #[inline(always)]
-fn label_v6(pod: &Pod, address: [u32; 4], port: u16) -> Option<u32> {
+pub fn label_v6(pod: &Pod, address: [u32; 4], port: u16) -> Option<u32> {
     let set = pod.entry.set;
     let mut key = CaptureKey6 { set, address: bytes(address), port, reserved: 0 };
     let own = captured6(&key);

@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::programs::SockAddrContext;
-use aya_ebpf::{EbpfContext as _, Global};
+use aya_ebpf::{EbpfContext, Global};
 use aya_log_ebpf::debug;
 use divert_common::map::{Counter, MAX_WORKERS, STALE_NANOS};
 use divert_ebpf::TARGET;
@@ -54,6 +54,25 @@ fn open(
 ) -> bool {
     // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
     let now = unsafe { bpf_ktime_get_ns() };
+    if !has_room(ctx, pod, now) {
+        return false;
+    }
+    if has_refused(pod, label, now) {
+        debug!(ctx, target: TARGET, "a captured destination passed: it refused a moment ago");
+        count(Counter::PassedRefused);
+        return false;
+    }
+    if !listening(ctx, addresses, size) {
+        debug!(ctx, target: TARGET, "a captured destination passed: nobody listens for its label");
+        count(Counter::PassedNoListener);
+        return false;
+    }
+    true
+}
+
+/// Whether the agent is seen to be there, with room for a connection of a pod.
+#[inline(always)]
+fn has_room(ctx: &impl EbpfContext, pod: &Pod, now: u64) -> bool {
     if !alive(now) {
         debug!(ctx, target: TARGET, "a captured destination passed: a worker does not turn its event loop");
         count(Counter::PassedStale);
@@ -69,17 +88,14 @@ fn open(
         count(Counter::PassedPodFull);
         return false;
     }
-    if has_refused(pod, label, now) {
-        debug!(ctx, target: TARGET, "a captured destination passed: it refused a moment ago");
-        count(Counter::PassedRefused);
-        return false;
-    }
-    if !listening(ctx, addresses, size) {
-        debug!(ctx, target: TARGET, "a captured destination passed: nobody listens for its label");
-        count(Counter::PassedNoListener);
-        return false;
-    }
     true
+}
+
+/// The same for a connection that is to be taken over.
+#[inline(always)]
+pub fn serves(ctx: &impl EbpfContext, pod: &Pod) -> bool {
+    // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
+    has_room(ctx, pod, unsafe { bpf_ktime_get_ns() })
 }
 
 /// Whether every worker has turned its event loop of late: the kernel chooses among their listeners, so

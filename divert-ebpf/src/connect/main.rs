@@ -1,16 +1,18 @@
-//! The cgroup hooks: where a connection's destination is chosen, and where the application asks for it.
+//! The cgroup hooks: where a connection's destination is chosen, and where the application asks for it. And the programs
+//! on a pod's devices, which look at the connections that are left alone.
 #![no_std]
 #![no_main]
 
 mod address;
 mod capture;
 mod gate;
+mod insert;
 mod maps;
 mod peer;
 
 use aya_ebpf::Global;
-use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::macros::{cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, TcContext};
 use divert_common::map::Ranges;
 
 /// Addresses that are labels.
@@ -46,4 +48,16 @@ pub fn divert_getpeername4(ctx: SockAddrContext) -> i32 {
 pub fn divert_getpeername6(ctx: SockAddrContext) -> i32 {
     peer::v6(&ctx);
     PROCEED
+}
+
+/// On egress of a pod's devices.
+#[classifier]
+pub fn divert_egress(ctx: TcContext) -> i32 {
+    insert::egress(&ctx)
+}
+
+/// On ingress of a pod's devices.
+#[classifier]
+pub fn divert_ingress(ctx: TcContext) -> i32 {
+    insert::ingress(&ctx)
 }

@@ -26,8 +26,8 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::SockAddrContext;
 use divert_common::label::INDEX_COUNT;
 use divert_common::map::{
-    AGENT_SLOT, COUNTER_COUNT, CaptureKey4, CaptureKey6, Counter, Heartbeats, Origin, POD_SLOT_COUNT,
-    PodEntry, PodSlot,
+    AGENT_SLOT, COUNTER_COUNT, CaptureKey4, CaptureKey6, Counter, Heartbeats, ORIGIN_WATCHABLE, Origin,
+    POD_SLOT_COUNT, PodEntry, PodSlot,
 };
 use divert_common::refusal::{self, REFUSAL_COUNT};
 
@@ -63,6 +63,8 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT,
 /// A registered pod.
 #[derive(Clone, Copy)]
 pub struct Pod {
+    /// Cookie of its network namespace.
+    pub netns: u64,
     /// Index into `POD_SLOTS`.
     pub slot: u32,
     pub entry: PodEntry,
@@ -75,11 +77,17 @@ pub fn pod(ctx: &SockAddrContext) -> Option<Pod> {
     let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
     // SAFETY: the memory stays while the program runs; what it says is checked below.
     let slot = unsafe { read_volatile(PODS.get_ptr(cookie)?) };
+    pod_of(cookie, slot)
+}
+
+/// The registration of a network namespace in a slot, if that is its own.
+#[inline(always)]
+pub fn pod_of(cookie: u64, slot: u32) -> Option<Pod> {
     let found = POD_SLOTS.get_ptr(slot)?;
     // SAFETY: an array's element stays; volatile, as user space writes it meanwhile.
     let (of, entry) =
         unsafe { (read_volatile(&raw const (*found).cookie), read_volatile(&raw const (*found).entry)) };
-    if of == cookie { Some(Pod { slot, entry: PodEntry::from_word(entry) }) } else { None }
+    if of == cookie { Some(Pod { netns: cookie, slot, entry: PodEntry::from_word(entry) }) } else { None }
 }
 
 /// Whether a slot says that there is no room: a pod's, or the agent's.
@@ -97,6 +105,27 @@ pub fn pod_is_full(pod: &Pod) -> bool {
 #[inline(always)]
 pub fn agent_is_full() -> bool {
     is_full(AGENT_SLOT)
+}
+
+/// Whether connections to the destination of a label may be watched instead of led to it.
+#[inline(always)]
+pub fn is_watchable(label: u32) -> bool {
+    let Some(origin) = ORIGINS.get_ptr(label) else { return false };
+    // SAFETY: as in `pod`.
+    unsafe { read_volatile(&raw const (*origin).flags) & ORIGIN_WATCHABLE != 0 }
+}
+
+/// Destinations, by pod and label as in `REFUSALS`, whose connections could not be taken over: new ones are led to the label
+/// from the start.
+#[map]
+static SPLICED: Array<u64> = Array::with_max_entries(REFUSAL_COUNT, BPF_F_MMAPABLE);
+
+/// Whether connections of a pod to the destination of a label are to be led to it from the start.
+#[inline(always)]
+pub fn goes_spliced(pod: &Pod, label: u32) -> bool {
+    let place = SPLICED.get_ptr(refusal::place(pod.slot, label));
+    // SAFETY: as in `pod`.
+    place.is_some_and(|word| unsafe { read_volatile(word) } == refusal::tag(pod.slot, label) | 1 << 63)
 }
 
 /// Whether the destination of a label has refused this pod a moment ago.

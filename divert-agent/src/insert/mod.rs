@@ -1,0 +1,245 @@
+//! Insertion: puts a socket of the agent's into a live connection, in the server's place, when a request on it is to be
+//! diverted.
+//!
+//! The programs on a pod's devices say when (`divert-ebpf/src/connect/insert`): they keep back the packet with which such a
+//! request begins, and hand it over. A thread of its own, the inserter, makes the socket with the state of the connection,
+//! lets the packet go there, ends the server's side, and gives the socket to a worker: from there on it is a client
+//! connection as any other.
+//!
+//! Who has what of a connection's state: the programs its phase (in the storage of the client's socket), the kernel the
+//! rest of that end (asked for by sock_diag), the inserter what is to be forgotten once it has ended.
+
+mod segment;
+mod takeover;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use divert_common::insert::{Ends, EventHeader, EventKind};
+use divert_common::label::Label;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::Builder;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use self::segment::Segment;
+use self::takeover::Place;
+use crate::hash::HashMap;
+use crate::kernel::watching::{Events, Takeovers};
+use crate::splice::{Ended, Handover, Pod, Workers};
+
+/// How long after its end a connection's server stays unheard. What is left of it in the kernel is gone by then
+/// (TCP_TIMEWAIT_LEN is 60 s).
+const REST: Duration = Duration::from_secs(70);
+/// How often that is looked for.
+const PACE: Duration = Duration::from_secs(5);
+
+/// The inserter, from outside.
+#[derive(Clone, Debug)]
+pub struct Inserter {
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Connections of a pod may be taken over.
+    Open(u32, Arc<Pod>),
+    /// No more of them are.
+    Close(u32),
+    /// A connection that was has ended.
+    Ended(Ends, u64),
+}
+
+impl Inserter {
+    /// Starts the thread. It ends when nobody holds an inserter any more, and no connection that it has taken over is left.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub fn start(
+        events: Events,
+        takeovers: Takeovers,
+        workers: Arc<Workers>,
+        mark: u32,
+    ) -> io::Result<(Self, JoinHandle<()>)> {
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let own = orders.downgrade();
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("inserter".into()).spawn(move || {
+            let inserting = Inserting {
+                orders: own,
+                takeovers,
+                workers,
+                mark,
+                pods: HashMap::default(),
+                taken: HashMap::default(),
+                resting: VecDeque::new(),
+            };
+            if let Err(error) = runtime.block_on(inserting.run(events, receiver)) {
+                tracing::error!(
+                    "the inserter ends, so requests on connections that are watched are not diverted: {error}"
+                );
+            }
+        })?;
+        Ok((Self { orders }, thread))
+    }
+
+    /// Has connections of a pod taken over, when its devices' programs ask for it.
+    pub fn open(&self, pod: &Arc<Pod>) {
+        self.tell(Order::Open(pod.slot_index(), Arc::clone(pod)));
+    }
+
+    /// No more.
+    pub fn close(&self, pod: &Pod) {
+        self.tell(Order::Close(pod.slot_index()));
+    }
+
+    fn tell(&self, order: Order) {
+        // It has ended, which was said.
+        let _ = self.orders.send(order);
+    }
+}
+
+struct Inserting {
+    orders: mpsc::WeakUnboundedSender<Order>,
+    takeovers: Takeovers,
+    workers: Arc<Workers>,
+    /// SO_MARK of the agent's sockets.
+    mark: u32,
+    /// By slot.
+    pods: HashMap<u32, Place>,
+    /// With which segment each connection was taken over, by the cookie of the client's socket.
+    taken: HashMap<u64, Segment>,
+    /// What has ended, in the order in which it did.
+    resting: VecDeque<(Instant, Ends, u64)>,
+}
+
+impl Inserting {
+    async fn run(mut self, events: Events, mut orders: mpsc::UnboundedReceiver<Order>) -> io::Result<()> {
+        // SAFETY: the ring buffer owns its descriptor and lives in the AsyncFd until that is dropped.
+        let mut events = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE)? };
+        let mut pace = tokio::time::interval(PACE);
+        loop {
+            tokio::select! {
+                biased;
+                order = orders.recv() => match order {
+                    Some(order) => self.obey(order),
+                    None => return Ok(()),
+                },
+                ready = events.readable_mut() => {
+                    let mut ready = ready?;
+                    while ready.get_inner_mut().next(|event| self.heed(event)) {}
+                    ready.clear_ready();
+                }
+                _ = pace.tick() => self.forget_rested(Instant::now()),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Open(slot, pod) => match Place::open(pod, self.mark) {
+                Ok(place) => drop(self.pods.insert(slot, place)),
+                Err(error) => tracing::error!("connections of a pod cannot be taken over: {error}"),
+            },
+            Order::Close(slot) => drop(self.pods.remove(&slot)),
+            Order::Ended(ends, cookie) => {
+                self.taken.remove(&cookie);
+                self.resting.push_back((Instant::now(), ends, cookie));
+            }
+        }
+    }
+
+    fn forget_rested(&mut self, now: Instant) {
+        while let Some((_, ends, cookie)) = self.resting.pop_front_if(|(since, ..)| *since + REST <= now) {
+            self.takeovers.forget(&ends, cookie);
+        }
+    }
+
+    /// What the programs say.
+    fn heed(&mut self, event: &[u8]) {
+        let Some((header, packet)) = parse(event) else {
+            debug_assert!(false, "an event is as long as it says");
+            return;
+        };
+        let Some(segment) = Segment::parse(packet) else { return };
+        let slot = header.slot;
+        let Some(place) = self.pods.get_mut(&slot) else {
+            debug!(slot, "a connection of a pod that is not served any more is left alone");
+            return;
+        };
+        if header.kind == EventKind::Take as u32 {
+            self.take(&header, &segment, packet);
+        } else if header.kind == EventKind::More as u32 {
+            if self.taken.contains_key(&header.cookie)
+                && let Err(error) = place.replay(packet)
+            {
+                debug!(pod = %place.pod().pod, %error, "a packet is left for TCP to send again");
+            }
+        } else if header.kind == EventKind::Late as u32 {
+            if let Some(segment) = self.taken.get(&header.cookie) {
+                place.reset(segment, Label::new(header.label));
+            }
+        } else if header.kind == EventKind::Closed as u32 {
+            place.acknowledge_end(&segment);
+        } else if header.kind == EventKind::Stuck as u32 {
+            place.reset(&segment, Label::new(header.label));
+        }
+    }
+
+    fn take(&mut self, header: &EventHeader, segment: &Segment, packet: &[u8]) {
+        let (slot, cookie) = (header.slot, header.cookie);
+        let Some(place) = self.pods.get_mut(&slot) else { return };
+        let ends = takeover::ends(segment);
+        let label = Label::new(header.label);
+        let orders = self.orders.clone();
+        let ended = Ended::new(move || {
+            if let Some(orders) = orders.upgrade() {
+                let _ = orders.send(Order::Ended(ends, cookie));
+            }
+        });
+        let taken = label.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
+        let taken = taken.and_then(|label| Ok((label, place.take(segment, header.received)?)));
+        match taken {
+            Ok((label, Some(socket))) => {
+                self.taken.insert(cookie, *segment);
+                if let Err(error) = self.takeovers.inserted(cookie) {
+                    debug!(pod = %place.pod().pod, %error, "a connection cannot be taken over");
+                    place.reset(segment, Some(label));
+                    return;
+                }
+                if let Err(error) = place.replay(packet) {
+                    debug!(pod = %place.pod().pod, %error, "a packet is left for TCP to send again");
+                }
+                place.end_server(segment);
+                let client = segment.from.ip();
+                self.workers.insert(Handover { pod: Arc::clone(place.pod()), label, socket, client, ended });
+            }
+            // Gone, or not as it was: nothing is to be served, and what is left forgets itself.
+            Ok((_, None)) => {}
+            Err(error) => {
+                debug!(pod = %place.pod().pod, %error, "a connection cannot be taken over");
+                place.reset(segment, label);
+            }
+        }
+    }
+}
+
+/// An event and the packet behind it.
+fn parse(event: &[u8]) -> Option<(EventHeader, &[u8])> {
+    let u32_at = |at: usize| Some(u32::from_ne_bytes(*event.get(at..)?.first_chunk()?));
+    let u64_at = |at: usize| Some(u64::from_ne_bytes(*event.get(at..)?.first_chunk()?));
+    let header = EventHeader {
+        kind: u32_at(0)?,
+        slot: u32_at(4)?,
+        label: u32_at(8)?,
+        length: u32_at(12)?,
+        cookie: u64_at(16)?,
+        received: u64_at(24)?,
+    };
+    let packet = event.get(size_of::<EventHeader>()..)?.get(..header.length as usize)?;
+    Some((header, packet))
+}

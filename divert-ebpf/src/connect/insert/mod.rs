@@ -1,0 +1,356 @@
+//! Insertion: the programs on a pod's devices.
+//!
+//! On egress the requests of a watched connection are followed from head to head. One that carries a key, or that cannot be
+//! followed, is kept back and handed to the agent with what comes behind it; once the agent has put a socket in the
+//! server's place, what the client sends is led there. On ingress nothing of the server's gets through any more.
+//!
+//! A device's egress runs in the context of the socket that sends, under its lock: two packets of one connection are never
+//! looked at at the same time.
+
+mod events;
+mod packet;
+mod scan;
+
+use core::ptr::{null_mut, read_volatile, write_volatile};
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_INGRESS, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    bpf_sock,
+};
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::{
+    bpf_get_socket_cookie, bpf_redirect, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_store_bytes,
+    bpf_tcp_sock,
+};
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::programs::{SockAddrContext, TcContext};
+use divert_common::insert::{Ends, EventKind, LED, Phase, SEVERED_COUNT, Severed, Watch};
+use divert_common::map::Counter;
+use divert_ebpf::v4_of_mapped;
+
+use crate::capture::{self, is_own};
+use crate::gate;
+use crate::maps::{self, Pod, count};
+use packet::{FIN, RST, SYN, Segment};
+use scan::{Verdict, scan_head, scanned};
+
+/// Every watched connection, by its client's socket.
+#[btf_map]
+static WATCHED: SkStorage<Watch> = SkStorage::new();
+
+/// Connections whose servers are cut off.
+#[map]
+static SEVERED: HashMap<Ends, Severed> = HashMap::with_max_entries(SEVERED_COUNT, BPF_F_NO_PREALLOC);
+
+/// Clients' sockets, by cookie, for which the agent's are there.
+#[map]
+static INSERTED: HashMap<u64, u32> = HashMap::with_max_entries(SEVERED_COUNT, BPF_F_NO_PREALLOC);
+
+/// Not zero once a connection was ever severed: before that, no other packet needs a look at `SEVERED`.
+#[map]
+static EVER: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Goes on to the next program (TCX_NEXT).
+const NEXT: i32 = TC_ACT_UNSPEC;
+/// Index of loopback in every network namespace.
+const LOOPBACK: u32 = 1;
+/// TCP_ESTABLISHED.
+const ESTABLISHED: u32 = 1;
+/// Heads that one packet is scanned for.
+const HEADS: u32 = 4;
+
+/// Watches a connection from its SYN on. False where there is no memory for it.
+#[inline(always)]
+pub fn watch(ctx: &SockAddrContext, pod: &Pod) -> bool {
+    let mut fresh =
+        Watch { phase: Phase::Fresh as u32, slot: pod.slot, netns: pod.netns, next: 0, reserved: 0 };
+    // SAFETY: these hooks always have a socket.
+    unsafe {
+        let watch = WATCHED.get_or_insert_ptr_mut(ctx, Some(&mut fresh));
+        if watch.is_null() {
+            return false;
+        }
+        // A socket may connect again after it was refused.
+        *watch = fresh;
+    }
+    count(Counter::Watched);
+    true
+}
+
+/// A packet leaves the pod.
+#[inline(always)]
+pub fn egress(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid while the program runs, and what it points to is asked for by the helpers.
+    let socket = unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() { null_mut() } else { bpf_sk_fullsock(socket) }
+    };
+    if socket.is_null() {
+        return stray(skb);
+    }
+    // SAFETY: a socket and a map of its storage.
+    let watch: *mut Watch = unsafe {
+        bpf_sk_storage_get((&raw const WATCHED).cast_mut().cast(), socket.cast(), null_mut(), 0).cast()
+    };
+    if watch.is_null() {
+        return stray(skb);
+    }
+    // SAFETY: the storage stays as long as the socket, and only this program changes it, under the socket's lock.
+    let phase = unsafe { read_volatile(&raw const (*watch).phase) };
+    if phase == Phase::Opaque as u32 {
+        return NEXT;
+    }
+    let Some(segment) = Segment::of(skb) else { return NEXT };
+    // SAFETY: as above.
+    let watch = unsafe { &mut *watch };
+    if phase == Phase::Taken as u32 {
+        return lead(skb);
+    }
+    if phase == Phase::Taking as u32 {
+        return taking(skb, &segment, watch);
+    }
+    if phase == Phase::Fresh as u32 {
+        return begin(&segment, watch);
+    }
+    if segment.length == 0 {
+        return NEXT;
+    }
+    follow(ctx, socket, &segment, watch)
+}
+
+/// The first packet of a connection.
+#[inline(always)]
+fn begin(segment: &Segment, watch: &mut Watch) -> i32 {
+    if segment.flags & SYN == 0 || segment.length != 0 {
+        // The SYN went by another device, or has data with it (TCP Fast Open).
+        watch.phase = Phase::Opaque as u32;
+        return NEXT;
+    }
+    forget(&segment.sent());
+    watch.next = segment.sequence.wrapping_add(1);
+    watch.phase = Phase::Silent as u32;
+    NEXT
+}
+
+/// A port that is used again is another connection's.
+#[inline(always)]
+fn forget(ends: &Ends) {
+    if ever() {
+        // It was there or not.
+        let _ = SEVERED.remove(ends);
+    }
+}
+
+#[inline(always)]
+fn ever() -> bool {
+    // SAFETY: an array's element stays.
+    EVER.get_ptr(0).is_some_and(|ever| unsafe { read_volatile(ever) } != 0)
+}
+
+/// Data of a client.
+#[inline(always)]
+fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut Watch) -> i32 {
+    let skb = ctx.skb.skb;
+    let ahead = watch.next.wrapping_sub(segment.sequence) as i32;
+    if ahead >= segment.length as i32 {
+        // Of a body, or sent again.
+        return NEXT;
+    }
+    if ahead < 0 {
+        // What was between has gone another way.
+        watch.phase = Phase::Opaque as u32;
+        return NEXT;
+    }
+    let silent = watch.phase == Phase::Silent as u32;
+    // SAFETY: a full socket; of TCP, as what was sent is.
+    let tcp = unsafe { bpf_tcp_sock(socket) };
+    if tcp.is_null() {
+        return NEXT;
+    }
+    // SAFETY: the helper returned it.
+    let (acknowledged, received, state) = unsafe {
+        (
+            read_volatile(&raw const (*tcp).snd_una),
+            read_volatile(&raw const (*tcp).bytes_received),
+            read_volatile(&raw const (*socket).state),
+        )
+    };
+    if silent && received != 0 {
+        // The server spoke first.
+        watch.phase = Phase::Opaque as u32;
+        return NEXT;
+    }
+    let mut keys = 1;
+    let mut at = ahead as u32;
+    let mut heads = 0;
+    let mut lookup = None;
+    while heads < HEADS {
+        if at >= segment.length {
+            watch.next = segment.sequence.wrapping_add(at);
+            watch.phase = Phase::Http as u32;
+            return NEXT;
+        }
+        let found = scanned(scan_head(skb, segment.offset + at, segment.length - at, keys));
+        if found.is(Verdict::Plain) {
+            at = at.wrapping_add(found.length());
+            heads += 1;
+            continue;
+        }
+        if silent && found.is(Verdict::Foreign) {
+            watch.phase = Phase::Opaque as u32;
+            return NEXT;
+        }
+        // The agent is to read it, if there is one, and somebody diverts that destination.
+        lookup = destination(ctx, segment, watch);
+        if lookup.is_some() || keys == 0 {
+            break;
+        }
+        if !found.is(Verdict::Keyed) {
+            break;
+        }
+        keys = 0;
+        heads += 1;
+    }
+    let Some((pod, label)) = lookup else {
+        // Nobody's key could count. What comes later is not looked at either: where a head is was lost.
+        watch.phase = Phase::Opaque as u32;
+        return NEXT;
+    };
+    // All that went before has arrived, and the client still listens: the packet begins what is taken over.
+    if ahead == 0 && acknowledged == segment.sequence && state == ESTABLISHED {
+        take(skb, segment, watch, &pod, label, received)
+    } else {
+        count(Counter::Stuck);
+        events::send(skb, EventKind::Stuck, pod.slot, label, 0);
+        swallow()
+    }
+}
+
+/// The label of a destination that is captured now, where the agent is there to serve it.
+#[inline(always)]
+fn destination(ctx: &TcContext, segment: &Segment, watch: &Watch) -> Option<(Pod, u32)> {
+    let pod = maps::pod_of(watch.netns, watch.slot)?;
+    let port = u16::from_be(segment.to_port);
+    let label = match v4_of_mapped(segment.to) {
+        Some(address) => capture::label_v4(&pod, address, port)?,
+        None => capture::label_v6(&pod, segment.to, port)?,
+    };
+    if gate::serves(ctx, &pod) { Some((pod, label)) } else { None }
+}
+
+/// Hands a connection to the agent, with the packet that made it so.
+#[inline(always)]
+fn take(
+    skb: *mut __sk_buff,
+    segment: &Segment,
+    watch: &mut Watch,
+    pod: &Pod,
+    label: u32,
+    received: u64,
+) -> i32 {
+    // SAFETY: the helper takes the context.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    if let Some(ever) = EVER.get_ptr_mut(0) {
+        // SAFETY: an array's element stays.
+        unsafe { write_volatile(ever, 1) };
+    }
+    // First, as what the server sends from now on must not arrive.
+    let severed = Severed { cookie, received: segment.acknowledged, slot: pod.slot };
+    if SEVERED.insert(&segment.sent(), &severed, 0).is_err() {
+        count(Counter::NotTaken);
+        return swallow();
+    }
+    if !events::send(skb, EventKind::Take, pod.slot, label, received) {
+        // TCP sends it again, and then there may be room.
+        let _ = SEVERED.remove(&segment.sent());
+        count(Counter::NotTaken);
+        return swallow();
+    }
+    watch.phase = Phase::Taking as u32;
+    count(Counter::Taken);
+    swallow()
+}
+
+/// A packet of a client whose connection is being taken over.
+#[inline(always)]
+fn taking(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch) -> i32 {
+    // SAFETY: the helper takes the context.
+    let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    if INSERTED.get_ptr(&cookie).is_some() {
+        watch.phase = Phase::Taken as u32;
+        return lead(skb);
+    }
+    if segment.length != 0 || segment.flags & (FIN | RST) != 0 {
+        // Where there is no room, TCP sends it again.
+        events::send(skb, EventKind::More, watch.slot, 0, 0);
+    }
+    swallow()
+}
+
+/// A packet of a socket that is not watched, or of none: the last words of one that was, or the first of one that has its
+/// port now.
+#[inline(always)]
+fn stray(skb: *mut __sk_buff) -> i32 {
+    if !ever() {
+        return NEXT;
+    }
+    // SAFETY: the context is valid while the program runs.
+    let mark = unsafe { read_volatile(&raw const (*skb).mark) };
+    if is_own(mark) {
+        return NEXT;
+    }
+    let Some(segment) = Segment::of(skb) else { return NEXT };
+    if segment.flags & SYN != 0 {
+        forget(&segment.sent());
+        return NEXT;
+    }
+    if SEVERED.get_ptr(&segment.sent()).is_some() { lead(skb) } else { NEXT }
+}
+
+/// Leads a packet to the agent's socket: over loopback, where a rule makes its destination local.
+#[inline(always)]
+fn lead(skb: *mut __sk_buff) -> i32 {
+    let loopback = [0_u8; 6];
+    // SAFETY: the context is valid while the program runs. The destination of the Ethernet header becomes loopback's own, or
+    // the packet would count as somebody else's.
+    unsafe {
+        bpf_skb_store_bytes(skb, 0, loopback.as_ptr().cast(), 6, 0);
+        write_volatile(&raw mut (*skb).mark, LED);
+        bpf_redirect(LOOPBACK, u64::from(BPF_F_INGRESS)) as i32
+    }
+}
+
+/// Has a packet count as sent that is not: the device to which it is redirected does not exist. To drop it would tell TCP,
+/// which would then not count it as under way.
+#[inline(always)]
+fn swallow() -> i32 {
+    // SAFETY: the helper takes numbers.
+    unsafe { bpf_redirect(0, 0) as i32 }
+}
+
+/// A packet reaches the pod.
+#[inline(always)]
+pub fn ingress(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    if !ever() {
+        return NEXT;
+    }
+    let Some(segment) = Segment::of(skb) else { return NEXT };
+    let Some(severed) = SEVERED.get_ptr(&segment.received()) else { return NEXT };
+    // SAFETY: the memory stays while the program runs. What it says may be another connection's by now, which costs that one
+    // a reset at worst.
+    let Severed { received, slot, cookie } = unsafe { read_volatile(severed) };
+    let end = segment.sequence.wrapping_add(segment.length);
+    if segment.length != 0 && (end.wrapping_sub(received) as i32) > 0 {
+        count(Counter::Late);
+        events::tell(skb, EventKind::Late, slot, cookie, segment.offset);
+    } else if segment.flags & FIN != 0 {
+        events::tell(skb, EventKind::Closed, slot, cookie, segment.offset);
+    }
+    TC_ACT_SHOT
+}
+
+/// SK_STORAGE wants its flags.
+const _: () = assert!(BPF_F_NO_PREALLOC == 1 && BPF_SK_STORAGE_GET_F_CREATE == 1);
