@@ -158,7 +158,7 @@ fn a_label_of_another_destination_or_set_is_not_followed() {
     // A foreign one in the pod's own set is no reason to pass what is captured for everyone.
     agent.capture(TO_V4, 200);
     let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
-    agent.hooks.register_pod(netns, &agent.slot, PodEntry { set: 9, port: PORT }).unwrap();
+    agent.hooks.register_pod(netns, &agent.slot, PodEntry { set: 9, port: PORT, watched: false }).unwrap();
     agent.hooks.capture(9, TO_V4, Label::new(1).unwrap()).unwrap();
     let before = passed(&agent);
     accept(&agent.v4, &mut lab.connect(TO_V4));
@@ -223,7 +223,7 @@ fn under_churn_a_connection_is_led_by_its_own_label_or_not_at_all() {
         for round in (0..ROUNDS).cycle() {
             for n in 0..DESTINATIONS {
                 let label = Label::new(round * u32::from(DESTINATIONS) + u32::from(n)).unwrap();
-                hooks.set_origin(label, EVERYONE, to(n)).unwrap();
+                hooks.set_origin(label, EVERYONE, to(n), false).unwrap();
                 hooks.capture(EVERYONE, to(n), label).unwrap();
             }
             for n in 0..DESTINATIONS {
@@ -348,7 +348,8 @@ fn the_kernel_chooses_among_listeners_that_share_the_port() {
     let workers = lab.pod.enter(|| [listen(), listen()]).unwrap();
     let mut agent = Agent::start_on(&lab, PORT);
     let _second = agent.hooks.assign(lab.pod.as_fd(), PORT + 2, Some(workers[0].as_fd()), None).unwrap();
-    agent.slot = lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT + 2 });
+    agent.slot =
+        lab::register(&mut agent.hooks, &lab.pod, PodEntry { set: EVERYONE, port: PORT + 2, watched: false });
     agent.capture(TO_V4, 1);
 
     let clients: Vec<_> = (0..32).map(|_| lab.connect(TO_V4)).collect();
@@ -452,7 +453,7 @@ fn a_hundred_thousand_captures_are_quickly_there_and_a_full_map_says_so() {
     let begin = cpu_time();
     for index in 0..CAPTURES {
         let label = Label::new(index).unwrap();
-        hooks.set_origin(label, EVERYONE, address(index)).unwrap();
+        hooks.set_origin(label, EVERYONE, address(index), false).unwrap();
         hooks.capture(EVERYONE, address(index), label).unwrap();
     }
     let taken = cpu_time() - begin;
