@@ -62,11 +62,11 @@ fn set(rights: &[&str]) -> BTreeSet<String> {
     rights.iter().map(|&it| it.to_owned()).collect()
 }
 
-const READS: [&str; 26] = [
+const READS: [&str; 30] = [
     "list /namespaces",
     "list /pods",
     "list /services",
-    "list apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,gateways.networking.istio.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,virtualservices.networking.istio.io",
+    "list apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,gateways.networking.istio.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,ingressroutes.traefik.containo.us,ingressroutes.traefik.io,virtualservices.networking.istio.io",
     "list discovery.k8s.io/endpointslices",
     "list divert.dev/diverts",
     "list gateway.networking.k8s.io/gateways",
@@ -76,10 +76,12 @@ const READS: [&str; 26] = [
     "list networking.istio.io/virtualservices",
     "list networking.k8s.io/ingresses",
     "list okteto.com/diverts",
+    "list traefik.containo.us/ingressroutes",
+    "list traefik.io/ingressroutes",
     "watch /namespaces",
     "watch /pods",
     "watch /services",
-    "watch apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,gateways.networking.istio.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,virtualservices.networking.istio.io",
+    "watch apiextensions.k8s.io/customresourcedefinitions diverts.divert.dev,diverts.okteto.com,gateways.gateway.networking.k8s.io,gateways.networking.istio.io,grpcroutes.gateway.networking.k8s.io,httproutes.gateway.networking.k8s.io,ingressroutes.traefik.containo.us,ingressroutes.traefik.io,virtualservices.networking.istio.io",
     "watch discovery.k8s.io/endpointslices",
     "watch divert.dev/diverts",
     "watch gateway.networking.k8s.io/gateways",
@@ -89,6 +91,8 @@ const READS: [&str; 26] = [
     "watch networking.istio.io/virtualservices",
     "watch networking.k8s.io/ingresses",
     "watch okteto.com/diverts",
+    "watch traefik.containo.us/ingressroutes",
+    "watch traefik.io/ingressroutes",
 ];
 const WRITES: [&str; 5] = [
     "create /services",

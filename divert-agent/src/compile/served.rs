@@ -7,7 +7,7 @@ use std::sync::Arc;
 use k8s_openapi::jiff::Timestamp;
 
 use crate::plan::ServiceRef;
-use crate::world::{Ingress, IngressRef, Route, Service, World};
+use crate::world::{Ingress, IngressRef, Parent, Route, Service, World};
 
 /// The Ingresses, routes and gateways of the world by what they serve.
 pub(super) struct Served<'a> {
@@ -71,12 +71,7 @@ impl<'a> Served<'a> {
             served.add(ingress);
         }
         for route in world.all_routes() {
-            let Route { kind, namespace, name, created, hosts } = route;
-            let object = Named { kind: kind.name(), namespace, name };
-            let naming = Naming { object, by_rule: kind.is_route(), created: *created };
-            for host in hosts {
-                served.named.entry(host).or_default().push(naming);
-            }
+            served.add_route(world, route);
         }
         for (Service { service: ServiceRef { namespace, name }, .. }, published) in world.all_published() {
             let object = Named { kind: "Service", namespace, name };
@@ -86,6 +81,22 @@ impl<'a> Served<'a> {
             }
         }
         served
+    }
+
+    fn add_route(&mut self, world: &'a World, route: &'a Route) {
+        let Route { kind, namespace, name, created, hosts, names, parents } = route;
+        let object = Named { kind: kind.name(), namespace, name };
+        let naming = Naming { object, by_rule: kind.is_route(), created: *created };
+        let mut add = |host: &'a str, naming| self.named.entry(host).or_default().push(naming);
+        hosts.iter().for_each(|it| add(&it.host, naming));
+        names.iter().for_each(|host| add(host, Naming { by_rule: false, ..naming }));
+        // It has the hosts of its gateways as well, as far as it takes them.
+        for Parent { namespace, name, listener } in parents {
+            let gateway = kind.gateway().and_then(|kind| world.route(kind, namespace, name));
+            let hosts = gateway.into_iter().flat_map(|gateway| &gateway.hosts);
+            let hosts = hosts.filter(|it| listener.is_none() || it.listener == *listener);
+            hosts.filter(|it| route.takes(&it.host)).for_each(|it| add(&it.host, naming));
+        }
     }
 
     fn add(&mut self, ingress: &'a Ingress) {

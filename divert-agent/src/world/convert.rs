@@ -11,11 +11,12 @@ use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::matchers::names_of_expression;
 use super::object::Labels;
 use super::{
     Asks, ContainerPort, Divert, DivertApi, DivertRef, Endpoint, EndpointSlice, Ingress, IngressRef,
-    IngressRule, Namespace, Object, Pod, Published, Route, RouteKind, RouteObject, Selector, Service,
-    ServiceKind, ServicePort, SlicePort, TargetPort,
+    IngressRule, Namespace, Object, Pod, Published, RouteKind, RouteObject, Selector, Service, ServiceKind,
+    ServicePort, SlicePort, TargetPort,
 };
 use crate::api;
 use crate::plan::{PodRef, ServiceRef};
@@ -260,16 +261,11 @@ impl Convert for core::Pod {
 }
 
 impl Convert for RouteObject {
-    fn convert(mut self) -> Result<Object, ConvertError> {
+    fn convert(self) -> Result<Object, ConvertError> {
         let kind = RouteKind::of(&self.api_version, &self.kind)
             .ok_or_else(|| fail("kind", format!("{} of {} is no route", self.kind, self.api_version)))?;
-        Ok(Object::Route(Route {
-            kind,
-            namespace: namespace(&self.metadata)?,
-            name: name(&self.metadata)?,
-            created: self.metadata.creation_timestamp.as_ref().map(|time| time.0),
-            hosts: self.hosts(kind),
-        }))
+        let (namespace, name) = (namespace(&self.metadata)?, name(&self.metadata)?);
+        Ok(Object::Route(self.route(kind, namespace, name)))
     }
 }
 
@@ -297,7 +293,7 @@ impl Convert for networking::Ingress {
         let certificates = spec.tls.into_iter().flatten().flat_map(|tls| tls.hosts.unwrap_or_default());
         let mut names: Vec<Arc<str>> = certificates.map(|host| host.to_ascii_lowercase().into()).collect();
         let aliases = annotations.iter().filter(|(key, _)| names_hosts(key));
-        names.extend(aliases.flat_map(|(_, text)| listed(text)));
+        names.extend(aliases.flat_map(|(_, text)| listed(text)).flat_map(aliases_of));
         Ok(Object::Ingress(Ingress {
             ingress,
             created: self.metadata.creation_timestamp.map(|time| time.0),
@@ -320,6 +316,14 @@ fn is_ingress_host(host: &str) -> bool {
 fn names_hosts(annotation: &str) -> bool {
     let name = annotation.rsplit_once('/').map_or(annotation, |(_, name)| name);
     name == "server-alias" || is_published(annotation)
+}
+
+/// The hosts that an alias names: to nginx, what begins with `~` is a regular expression.
+fn aliases_of(alias: Arc<str>) -> Vec<Arc<str>> {
+    match alias.strip_prefix('~') {
+        Some(expression) => names_of_expression(expression).into_iter().flatten().map(Arc::from).collect(),
+        None => vec![alias],
+    }
 }
 
 /// Whether an annotation names hosts for external-dns, which makes DNS records of them.

@@ -7,6 +7,7 @@
 mod convert;
 mod holders;
 mod intern;
+mod matchers;
 mod object;
 mod route;
 mod selector;
@@ -21,7 +22,7 @@ pub use object::{
     IngressRule, Labels, Namespace, Object, ObjectKind, ObjectRef, Pod, Published, Service, ServiceKind,
     ServicePort, SlicePort, TargetPort,
 };
-pub use route::{Route, RouteKind, RouteObject};
+pub use route::{Parent, Route, RouteHost, RouteKind, RouteObject};
 pub use selector::{Selector, SelectorError};
 
 use crate::plan::{PodRef, ServiceRef};
@@ -190,6 +191,11 @@ impl World {
     /// Routes and gateways of all namespaces, in no order.
     pub fn all_routes(&self) -> impl Iterator<Item = &Route> {
         self.contents.values().flat_map(|contents| contents.routes.values())
+    }
+
+    /// A route or gateway by its kind and name.
+    pub fn route(&self, kind: RouteKind, namespace: &str, name: &Arc<str>) -> Option<&Route> {
+        self.contents.get(namespace)?.routes.get(&(kind, name.clone()))
     }
 
     /// The Divert of that name.

@@ -326,6 +326,7 @@ fn a_host_that_the_shared_application_serves_without_a_rule_is_nobodys() {
         ("nginx.ingress.kubernetes.io/server-alias: '*.x.com,Alice.example.com'", ""),
         ("nginx.ingress.kubernetes.io/server-alias: 'x.com alice.example.com.'", ""),
         ("haproxy-ingress.github.io/server-alias: alice.example.com", ""),
+        ("nginx.ingress.kubernetes.io/server-alias: '~^(www|alice)\\.example\\.com$'", ""),
         ("external-dns.alpha.kubernetes.io/hostname: 'x.com, alice.example.com'", ""),
     ] {
         // Neither her name, nor a zone, nor a pattern, nor an Ingress of her own gives it to her.
@@ -454,43 +455,4 @@ fn a_namespace_called_like_a_domain_forbids_only_names_that_its_services_can_hav
         delete => delete,
     }));
     assert_eq!(granted(&planner).len(), 2);
-}
-
-#[test]
-fn routes_and_gateways_name_hosts_as_ingresses_do() {
-    let route = |namespace: &str, version: &str, kind: &str, spec: &str| {
-        document(version, kind, &format!("name: r, namespace: {namespace}"), &format!("spec: {{{spec}}}"))
-    };
-    for (version, kind, spec, is_route) in [
-        ("gateway.networking.k8s.io/v1", "HTTPRoute", "hostnames: [x.com, Alice.example.com]", true),
-        ("gateway.networking.k8s.io/v1beta1", "HTTPRoute", "hostnames: [alice.example.com]", true),
-        ("gateway.networking.k8s.io/v1alpha2", "GRPCRoute", "hostnames: [alice.example.com]", true),
-        ("gateway.networking.k8s.io/v1", "Gateway", "listeners: [{}, {hostname: alice.example.com}]", false),
-        ("networking.istio.io/v1", "VirtualService", "hosts: [catalog, alice.example.com]", true),
-        ("networking.istio.io/v1", "Gateway", "servers: [{}, {hosts: ['./alice.example.com']}]", false),
-    ] {
-        let mut shared = staging_and_alice();
-        shared.push(with_hosts("alice", "alice.example.com"));
-        shared.push(route("staging", version, kind, spec));
-        let planner = planner(&shared);
-        assert_eq!(granted(&planner), [""; 0], "{kind}");
-        let statuses = planner.statuses();
-        let row = &statuses[0].hosts[0];
-        assert_eq!(row.reason, HostReason::NotAllowed);
-        assert!(row.message.contains(&format!("({kind} staging/r)")), "{}", row.message);
-
-        // Without a zone, one of her own says as much as an Ingress; a gateway says nothing of where requests go.
-        let mut own = staging_and_alice();
-        own[0] = staging_with_zone(None);
-        own.push(with_hosts("alice", "alice.example.com"));
-        own.push(route("alice", version, kind, spec));
-        let mut planner = super::planner(&own);
-        assert_eq!(!granted(&planner).is_empty(), is_route, "{kind}");
-        let gone = objects(&route("alice", version, kind, spec)).into_iter().map(|change| match change {
-            WorldChange::Upsert(object) => WorldChange::Delete(object.reference()),
-            delete => delete,
-        });
-        planner.update(gone);
-        assert_eq!(granted(&planner), [""; 0], "{kind}");
-    }
 }

@@ -10,6 +10,7 @@ mod merging;
 mod pods;
 mod ports;
 mod published;
+mod routes;
 mod scale;
 mod status;
 
