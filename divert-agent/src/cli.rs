@@ -3,14 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::plan_command::PlanArgs;
 use clap::{Args, Parser, Subcommand};
+use divert_core::compile::SettingsArgs;
 
-use crate::compile::SettingsArgs;
 use crate::controller::{ControllerArgs, UninstallArgs};
 use crate::inspect::{ExplainArgs, StatusArgs};
 use crate::kubernetes::ClusterArgs;
 use crate::okteto::{DownArgs, UpArgs};
-use crate::plan_view::PlanArgs;
 
 /// Steers requests between namespaces by the baggage they carry.
 #[derive(Parser, Clone, Debug)]

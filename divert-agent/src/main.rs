@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use divert_agent::cli::{Cli, Command};
-use divert_agent::{controller, crd, inspect, okteto, plan_view, run};
+use divert_agent::{controller, inspect, okteto, plan_command, run};
+use divert_core::crd;
 use tracing_subscriber::EnvFilter;
 
 /// kube logs each request that fails; what it means for us is logged once by who made it.
@@ -28,7 +29,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => inspect::explain(args).map_err(anyhow::Error::from),
         Command::Up(args) => okteto::up(args).map_err(anyhow::Error::from),
         Command::Down(args) => okteto::down(args).map_err(anyhow::Error::from),
-        Command::Plan(args) => plan_view::plan_command(args).map_err(anyhow::Error::from),
+        Command::Plan(args) => plan_command::plan_command(args).map_err(anyhow::Error::from),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

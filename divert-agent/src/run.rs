@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use divert_core::plan::PlanChange;
 use divert_http::KeyNames;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -29,7 +30,6 @@ use crate::kernel::{cgroup, preflight};
 use crate::kubernetes::{Cluster, ClusterArgs};
 use crate::metrics::Sources;
 use crate::node_lock::{LockError, Place};
-use crate::plan::PlanChange;
 use crate::splice::budget::{self, Account, Limits};
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;

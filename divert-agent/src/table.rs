@@ -10,8 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use divert_common::label::Label;
-
-use crate::plan::{Hosts, Target};
+use divert_core::plan::{Hosts, Target};
 
 /// A label in use.
 #[derive(Debug)]

@@ -18,14 +18,14 @@ use divert_agent::kernel::hooks::{HookConfig, Hooks};
 use divert_agent::kernel::netns_find::NoMatch;
 use divert_agent::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use divert_agent::kernel::sock_diag::SockDiag;
-use divert_agent::plan::{
-    Capture, CaptureSet, PlanChange, PodPlan, PodRef, ServiceRef, SharedService, Target,
-};
 use divert_agent::splice::budget::{Account, Limits};
 use divert_agent::splice::{SpliceConfig, Workers};
 use divert_agent::table::Table;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::NetNs;
+use divert_core::plan::{
+    Capture, CaptureSet, PlanChange, PodPlan, PodRef, ServiceRef, SharedService, Target,
+};
 use support::{Folder, InProcess, Mounted, unique_v4, unique_v6, until};
 
 const MARK: u32 = 0x0d1e;

@@ -2,7 +2,7 @@
 //!
 //! | file | made from |
 //! |---|---|
-//! | deploy/crd.yaml, and its copy in the chart | the types in divert-agent/src/api (`divert-agent crd`) |
+//! | deploy/crd.yaml, and its copy in the chart | the types in divert-core/src/api (`divert-agent crd`) |
 //! | deploy/divert.yaml | the chart, with its default values, for those who do without Helm |
 
 use std::fs;

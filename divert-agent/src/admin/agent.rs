@@ -1,23 +1,24 @@
 //! What an agent answers on its admin address.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use divert_core::plan_view::View;
 use hyper::StatusCode;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Answer;
-use super::programmed::{self, Programmed, TakenUp};
 use crate::apply::Status;
-use crate::explain::{self, ExplainError, Question};
+use crate::explain::{self, ExplainError};
 use crate::metrics::{self, Sources};
 use crate::node_lock::Place;
-use crate::plan_view::View;
+use divert_core::admin::agent::{AgentStatus, LeftDirect};
+use divert_core::admin::programmed::{self, Programmed, TakenUp};
+use divert_core::explain::Question;
 
 const PATHS: &str = "here are /healthz, /readyz, /metrics, /status, /programmed, /plan and /explain?pod=NAMESPACE/POD&to=HOST:PORT\n";
 
@@ -54,51 +55,6 @@ pub struct Agent {
     pub turn: Arc<Semaphore>,
     /// What was last told of Diverts.
     pub taken_up: Arc<Mutex<Option<TakenUpSoFar>>>,
-}
-
-/// `/status`: one agent, for `divert-agent status`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct AgentStatus {
-    /// Its name.
-    pub identity: String,
-    /// Its node.
-    pub node: Option<String>,
-    /// Of the program.
-    pub version: String,
-    /// Whether another agent of the node serves, and this one follows it.
-    pub standing_by: bool,
-    /// As /readyz.
-    pub ready: bool,
-    /// Served pods.
-    pub served: Vec<String>,
-    /// Of these, pods whose new connections go direct, as they have as many as they may.
-    pub full: Vec<String>,
-    /// Whether new connections of all pods go direct, as the agent has as many as it can.
-    pub agent_full: bool,
-    /// Pods that are left direct.
-    pub direct: Vec<LeftDirect>,
-    /// Captured destinations.
-    pub captures: usize,
-    /// Captures that are not yet as they should be.
-    pub unsettled: usize,
-    /// Connections made before their capture that are in use.
-    pub old_connections: usize,
-    /// Destinations that are not captured, as the agent needs their addresses itself; in sentences.
-    pub left_out: Vec<String>,
-    /// What keeps it from following its source.
-    pub troubles: Vec<String>,
-}
-
-/// A pod whose connections are not captured though they should be.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct LeftDirect {
-    /// Namespace and name.
-    pub pod: String,
-    /// In one word.
-    pub reason: String,
-    /// In a sentence.
-    pub why: String,
 }
 
 impl Agent {
@@ -138,8 +94,7 @@ impl Agent {
         };
         let stale = self.metrics.control.stale.load().to_vec();
         let diverts = diverts.as_ref().clone();
-        let programmed =
-            Programmed::new(self.is_standing_by(), steps > 0, diverts, &status, left_direct(&status), stale);
+        let programmed = in_effect(self.is_standing_by(), steps > 0, diverts, &status, stale);
         if query.strip_prefix("known=").is_some_and(|known| known == programmed.revision) {
             return Answer::text(StatusCode::NOT_MODIFIED, "");
         }
@@ -210,6 +165,23 @@ impl Agent {
     }
 }
 
+/// What the controller is told.
+fn in_effect(
+    standing_by: bool,
+    planned: bool,
+    diverts: BTreeMap<String, TakenUp>,
+    status: &Status,
+    stale: Vec<String>,
+) -> Programmed {
+    let mut served: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for pod in status.served.keys() {
+        served.entry(pod.namespace.to_string()).or_default().insert(pod.name.to_string());
+    }
+    let (direct, unsettled) = (left_direct(status), status.unsettled);
+    let revision = String::new();
+    Programmed { revision, standing_by, planned, diverts, served, direct, unsettled, stale }.revised()
+}
+
 fn left_direct(status: &Status) -> Vec<LeftDirect> {
     let direct = status.direct.iter().map(|(pod, why)| LeftDirect {
         pod: pod.to_string(),
@@ -268,6 +240,7 @@ fn ready(status: &Status, troubles: &[String]) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use divert_core::plan::PodRef;
     use tokio::sync::oneshot;
 
     use super::*;
@@ -299,5 +272,20 @@ mod tests {
         assert_eq!(turn.available_permits(), 0, "until it is written");
         drop(other);
         assert_eq!(turn.available_permits(), 1);
+    }
+
+    #[test]
+    fn what_is_in_effect_has_a_revision_of_its_own() {
+        let with = |planned, status: &Status| in_effect(false, planned, BTreeMap::new(), status, Vec::new());
+        let status = Status::default();
+        let first = with(true, &status);
+        assert_eq!(first, with(true, &status));
+        assert_ne!(first.revision, with(false, &status).revision);
+        let pod = PodRef { namespace: "staging".into(), name: "web".into() };
+        let served = Status { served: [(pod, 15000)].into(), ..status };
+        assert_ne!(first.revision, with(true, &served).revision);
+        // Counters that nobody asks for here change nothing.
+        let counted = Status { reconnects: 7, steps: 9, ..served.clone() };
+        assert_eq!(with(true, &served), with(true, &counted));
     }
 }

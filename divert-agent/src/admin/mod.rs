@@ -7,7 +7,6 @@
 pub mod agent;
 pub(crate) mod ask;
 pub mod controller;
-pub mod programmed;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

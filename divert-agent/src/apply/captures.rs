@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use divert_common::label::{Label, LabelRanges};
 use divert_common::map::EVERYONE;
+use divert_core::hash::HashMap;
+use divert_core::plan::{Capture, Target};
 
 use super::labels::{CaptureKey, Labels};
 use super::resting::Resting;
 use super::sets::SetIds;
-use crate::hash::HashMap;
-use crate::plan::{Capture, Target};
 use crate::table::Slot;
 
 /// What is to be done. A captured connection finds its slot and its origin, always.
@@ -251,11 +251,11 @@ mod tests {
     use std::time::Instant;
 
     use divert_common::label::INDEX_COUNT;
+    use divert_core::api::OnUnavailable;
+    use divert_core::plan::{Backend, CaptureSet, Route, ServiceRef, SharedService, Unavailable};
 
     use super::super::labels::QUARANTINE;
     use super::*;
-    use crate::api::OnUnavailable;
-    use crate::plan::{Backend, CaptureSet, Route, ServiceRef, SharedService, Unavailable};
     use crate::table::Table;
 
     fn target() -> Arc<Target> {

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use divert_core::plan::PlanChange;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, error, warn};
@@ -17,7 +18,6 @@ use tracing::{debug, error, warn};
 use super::{Applier, Status};
 use crate::kernel::hooks::Hooks;
 use crate::kernel::memory;
-use crate::plan::PlanChange;
 
 /// After inotify reports a new file, the namespace is mounted over it, which it does not report.
 const AFTER_A_REPORT: Duration = Duration::from_secs(1);

@@ -10,8 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use divert_common::label::Label;
-
-use crate::hash::HashMap;
+use divert_core::hash::HashMap;
 
 /// How long a released label keeps its meaning at least. A SYN is retransmitted for 127 s with the default
 /// net.ipv4.tcp_syn_retries of 6, and for 131 s with the four linear ones that Linux 6.5 added before

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use divert_core::plan::{Hosts, PodRef, Sender};
+
 use super::Applier;
 use super::status::Direct;
 use crate::kernel::hooks::HookError;
-use crate::plan::{Hosts, PodRef, Sender};
 use crate::table::Slot;
 
 /// One pod, and the first of some destinations that is captured for it.

@@ -34,6 +34,7 @@ use std::time::{Duration, Instant};
 
 use divert_common::label::LabelRanges;
 use divert_common::map::{Counter, EVERYONE};
+use divert_core::plan::{PlanChange, PodRef};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{error, warn};
 
@@ -51,7 +52,6 @@ use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::Scanner;
 use crate::kernel::pod_cgroups::PodCgroups;
 use crate::kernel::routes::{Prefix, RouteSocket};
-use crate::plan::{PlanChange, PodRef};
 use crate::splice::Workers;
 use crate::splice::budget::{Account, Limits};
 use crate::table::Table;

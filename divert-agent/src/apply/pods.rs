@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use divert_common::label::Label;
 use divert_common::netns::{NetNs, NetNsId};
+use divert_core::plan::{PodPlan, PodRef};
 use tracing::{debug, info, warn};
 
 use super::live;
@@ -18,7 +19,6 @@ use crate::kernel::addresses::Addresses;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::{self, Candidates, NoMatch, Processes, Scanner, Sought};
 use crate::kernel::pod_cgroups::{Members, PodCgroups};
-use crate::plan::{PodPlan, PodRef};
 
 /// How often in a row a scan must miss a served namespace before it counts as gone: a process that
 /// forks and ends while /proc is being listed can be missed once.

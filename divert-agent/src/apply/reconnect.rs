@@ -5,7 +5,7 @@
 //! unacknowledged, that the server sent last, and that nothing has moved for a while (10 s). A response that
 //! pauses for as long looks the same, and a request that comes in the moment of the closing is lost, as it is
 //! when a server closes an idle connection: hence only where HTTP is declared or a Service asks for it
-//! ([`crate::plan::Target::reconnect`]).
+//! ([`divert_core::plan::Target::reconnect`]).
 //!
 //! A pod is searched from when it is served, and again when a capture begins or connects were let through;
 //! whatever is found to lead past the agent then is old, as a new connection leads to a label. The next look
@@ -17,11 +17,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use divert_common::netns::NetNs;
+use divert_core::plan::PodRef;
 use tracing::{debug, info, warn};
 
 use crate::kernel::sock_diag::{Connection, Last, SockDiag};
 use crate::kernel::sockets;
-use crate::plan::PodRef;
 
 /// Pace of looks at a pod, at the fastest; also how long connects that were under way when a search began
 /// have to show up.

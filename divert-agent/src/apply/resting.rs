@@ -10,9 +10,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use divert_common::label::Label;
+use divert_core::hash::HashMap;
+use divert_core::plan::{SharedService, Target};
 
-use crate::hash::HashMap;
-use crate::plan::{SharedService, Target};
 use crate::table::Slot;
 
 /// Slots by label, which rests as long as they are here.

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use divert_common::map::EVERYONE;
-
-use crate::hash::HashMap;
-use crate::plan::CaptureSet;
+use divert_core::hash::HashMap;
+use divert_core::plan::CaptureSet;
 
 /// Numbers in use. A set has one as long as a capture, a resting label or a
 /// pod refers to it.

@@ -5,9 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use divert_core::plan::{PodRef, ServiceRef};
+
 use crate::kernel::netns_find::NoMatch;
 use crate::kernel::routes::Prefix;
-use crate::plan::{PodRef, ServiceRef};
 
 /// The state of the kernel, listeners and routing table, as last checked.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

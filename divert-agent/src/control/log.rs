@@ -2,8 +2,10 @@
 
 use std::fmt::Display;
 
-use crate::compile::{DivertStatus, HostReason, HostRow, IngressStatus};
-use crate::manifests::{Refresh, Severity};
+use divert_core::compile::{DivertStatus, HostReason, HostRow, IngressStatus};
+
+use crate::manifests::Refresh;
+use divert_core::manifests::Severity;
 
 /// Mistakes that came or went.
 pub(super) fn problems(refresh: &Refresh) {

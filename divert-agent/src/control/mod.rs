@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use divert_core::compile::{DivertStatus, EndpointTrust, IngressStatus, Planner, Settings};
+use divert_core::plan::PlanChange;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 pub use self::planning::Inquiry;
 use self::planning::Planning;
-use crate::compile::{DivertStatus, EndpointTrust, IngressStatus, Planner, Settings};
 use crate::kubernetes::{self, Cluster, FollowError, Troubles};
-use crate::manifests::{self, ManifestsError, Report, Watch};
-use crate::plan::PlanChange;
+use crate::manifests::{self, ManifestsError, Watch};
+use divert_core::manifests::Report;
 
 /// A running control plane; dropping it ends it, and with it the channel.
 #[derive(Debug)]
@@ -154,8 +155,9 @@ pub fn start_cluster(cluster: Cluster, node: String, settings: Settings) -> Resu
 mod tests {
     use std::fs;
 
+    use divert_core::plan::Plan;
+
     use super::*;
-    use crate::plan::Plan;
 
     const SHARED: &str = include_str!("../../../deploy/example/staging.yaml");
     const ALICE: &str = include_str!("../../../deploy/example/alice.yaml");

@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use divert_core::compile::Planner;
+use divert_core::plan::PlanChange;
+use divert_core::world::{World, WorldChange};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::State;
-use crate::compile::Planner;
-use crate::plan::PlanChange;
-use crate::world::{World, WorldChange};
 
 /// The one owner of the planner.
 #[derive(Debug)]
@@ -90,11 +90,11 @@ impl Inquiry {
 
 #[cfg(test)]
 mod tests {
+    use divert_core::compile::Settings;
+    use divert_core::manifests::testing::objects;
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
-    use crate::compile::Settings;
-    use crate::manifests::testing::objects;
 
     #[test]
     fn an_update_counts_also_where_no_step_comes_of_it() {

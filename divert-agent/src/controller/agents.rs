@@ -14,7 +14,7 @@ use kube::runtime::watcher::Event;
 use tokio::time::Instant;
 
 use super::cache::{BriefPod, Cache, Key};
-use crate::admin::programmed::Programmed;
+use divert_core::admin::programmed::Programmed;
 
 /// What the agents hear of, they hear of by watches of their own: after this they mostly have it.
 const AT_FIRST: Duration = Duration::from_millis(20);

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use super::agents::{Agents, Question, Reply};
 use crate::admin::ask;
-use crate::admin::programmed::PATH;
+use divert_core::admin::programmed::PATH;
 
 /// Questions under way at a time.
 const AT_ONCE: usize = 32;
@@ -69,8 +69,8 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::admin::programmed::Programmed;
     use crate::admin::{self, Answer};
+    use divert_core::admin::programmed::Programmed;
 
     #[tokio::test]
     async fn an_agent_says_what_it_has_or_that_nothing_is_otherwise_or_why_not() {

@@ -1,13 +1,13 @@
 //! The status of a Divert, from what compile says and what it was: pure.
 
+use divert_core::api::{DivertStatus, HostStatus, ServiceStatus};
+use divert_core::compile::{self, HostReason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::programmed;
-use crate::api::{DivertStatus, HostStatus, ServiceStatus};
-use crate::compile::{self, HostReason};
 
 /// The reason of what is said last.
 const UNINSTALLED: &str = "Uninstalled";
@@ -132,8 +132,9 @@ pub(super) fn host_reason(reason: HostReason) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use divert_core::world::{DivertApi, DivertRef};
+
     use super::*;
-    use crate::world::{DivertApi, DivertRef};
 
     fn said(status: bool, reason: &'static str) -> Vec<compile::Condition> {
         vec![compile::Condition { kind: "Ready", status, reason, message: format!("because {reason}") }]

@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::compile::names::{KUBERNETES, lending_pairs};
-use crate::compile::{Condition, Judge};
-use crate::world::Pair;
+use divert_core::compile::names::{KUBERNETES, lending_pairs};
+use divert_core::compile::{Condition, Judge};
+use divert_core::world::Pair;
 
 /// The names of all developers' namespaces.
 #[derive(Debug)]
@@ -194,10 +194,11 @@ impl NamesOfNamespace {
 
 #[cfg(test)]
 mod tests {
+    use divert_core::compile::Settings;
+    use divert_core::manifests::testing::objects;
+    use divert_core::world::{ObjectKind, ObjectRef, WorldChange};
+
     use super::*;
-    use crate::compile::Settings;
-    use crate::manifests::testing::objects;
-    use crate::world::{ObjectKind, ObjectRef, WorldChange};
 
     fn namespace(name: &str, labels: &str) -> String {
         format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{{labels}}}}}\n---\n")

@@ -8,12 +8,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use divert_core::compile::Condition;
+use divert_core::world::ObjectRef;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 
 use super::workqueue::Item;
-use crate::compile::Condition;
-use crate::world::ObjectRef;
 
 /// Events of one item that are kept for later; the oldest go. Not even a Divert of many hosts has more at a time, but an API
 /// server can refuse events and nothing else.
@@ -114,8 +114,9 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
+    use divert_core::world::ObjectKind;
+
     use super::*;
-    use crate::world::ObjectKind;
 
     #[test]
     fn a_refusal_is_told_once_and_again_after_a_while() {

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use divert_core::api;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
 use super::names::{DesiredService, FIELD_MANAGER, Port};
-use crate::api;
 
 /// By which Helm knows what is its own.
 const HELM: [&str; 2] = [api::HELM_RELEASE, "meta.helm.sh/release-namespace"];

@@ -4,6 +4,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use divert_core::api::{self, DivertStatus};
+use divert_core::compile::names::wants_names;
+use divert_core::compile::{Judge, Judged, Settings, namespace_allows_capture};
+use divert_core::world::{Asks, DivertApi, DivertRef, IngressRef, ObjectKind, ObjectRef, Pair, WorldChange};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::DynamicObject;
@@ -20,11 +24,7 @@ use super::programmed::Programming;
 use super::reconcile::Job;
 use super::retries::{Refusal, Retries};
 use super::workqueue::Item;
-use crate::api::{self, DivertStatus};
-use crate::compile::names::wants_names;
-use crate::compile::{Judge, Judged, Settings, namespace_allows_capture};
 use crate::kubernetes::source::Batch;
-use crate::world::{Asks, DivertApi, DivertRef, IngressRef, ObjectKind, ObjectRef, Pair, WorldChange};
 
 /// Names that are made or refused are told of together.
 const TELL_OF_NAMES: Duration = Duration::from_millis(500);
@@ -422,11 +422,4 @@ fn tell_ingress(ingress: &IngressRef) -> (Item, Duration) {
 
 fn is_left_free(free: &HashMap<Key, Instant>, namespace: &Arc<str>, name: &Arc<str>) -> bool {
     !free.is_empty() && free.contains_key(&(namespace.clone(), name.clone()))
-}
-
-impl From<&DivertRef> for ObjectRef {
-    fn from(divert: &DivertRef) -> Self {
-        let DivertRef { api, namespace, name } = divert;
-        Self { kind: ObjectKind::Divert(*api), namespace: namespace.clone(), name: name.clone() }
-    }
 }

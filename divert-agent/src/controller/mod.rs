@@ -62,6 +62,8 @@ use std::time::Duration;
 use std::{panic, process};
 
 use clap::Args;
+use divert_core::api;
+use divert_core::compile::{EndpointTrust, Settings, SettingsArgs};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
@@ -82,11 +84,10 @@ use self::rate_limiter::RateLimiter;
 pub use self::uninstall::{UninstallArgs, run as uninstall};
 use self::workers::Workers;
 use self::write::Writer;
+use crate::admin;
 use crate::admin::controller::Health;
-use crate::compile::{EndpointTrust, Settings, SettingsArgs};
 use crate::kubernetes::source::Source;
 use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, Troubles};
-use crate::{admin, api};
 
 /// Name of the Lease, if no other is said.
 const DEFAULT_LEASE: &str = "divert-controller";

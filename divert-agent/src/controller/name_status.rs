@@ -3,11 +3,12 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use divert_core::compile::Condition;
+use divert_core::world::Pair;
+
 use super::known::Known;
 use super::reconcile;
 use super::retries::Refusal;
-use crate::compile::Condition;
-use crate::world::Pair;
 
 /// Names that a sentence names.
 const NAMED: usize = 5;

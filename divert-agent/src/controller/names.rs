@@ -3,13 +3,13 @@
 //! A Service that somebody else has a hand in is never changed against them: one that exists is theirs, one
 //! in which they own a field is handed over.
 
+use divert_core::api;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use super::existing::Existing;
-use crate::api;
 
 /// Our name, to server-side apply.
 pub(super) const FIELD_MANAGER: &str = "divert-controller";

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use divert_core::api;
+use divert_core::compile::PodFacts;
+use divert_core::world::Pair;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 
 use super::agents::{Agents, Changed, Question, Reply};
 use super::cache::{BriefPod, Cache, Key};
-use crate::api;
-use crate::compile::PodFacts;
-use crate::world::Pair;
 
 /// A node that has no agent's Pod for so long gets none: a DaemonSet makes them at once, and needs no longer for the
 /// next one where one has gone. No right to read the DaemonSet is needed for this, nor to understand what

@@ -8,8 +8,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::compile::Judge;
-use crate::compile::names::listed;
+use divert_core::compile::Judge;
+use divert_core::compile::names::listed;
 
 /// The names that Helm has installed Services by, of each developer's namespace.
 #[derive(Debug, Default)]
@@ -64,9 +64,10 @@ impl OwnNames {
 
 #[cfg(test)]
 mod tests {
+    use divert_core::compile::Settings;
+    use divert_core::manifests::testing::objects;
+
     use super::*;
-    use crate::compile::Settings;
-    use crate::manifests::testing::objects;
 
     fn service(namespace: &str, name: &str, release: bool) -> String {
         let annotations = if release { "annotations: {meta.helm.sh/release-name: x}" } else { "labels: {}" };

@@ -11,14 +11,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use divert_core::admin::programmed::{Programmed, TakenUp};
+use divert_core::compile::Condition;
+use divert_core::world::{ObjectRef, Pair};
 use tokio::time::Instant;
 
 use super::agents::{Agent, Says};
 use super::cache::Key;
 use super::nodes::Nodes;
-use crate::admin::programmed::{Programmed, TakenUp};
-use crate::compile::Condition;
-use crate::world::{ObjectRef, Pair};
 
 /// The type of the condition.
 pub(super) const KIND: &str = "Programmed";
@@ -221,7 +221,7 @@ impl Wrong<'_> {
         let pods = format!(
             "pods reach the shared copies past the agent: {}; label those that need not be served {}=false",
             named(&self.pods),
-            crate::api::CAPTURE
+            divert_core::api::CAPTURE
         );
         add("PodsLeftDirect", !self.pods.is_empty(), pods);
         let unattended: Vec<_> = self.unattended.iter().map(|node| (*node).to_owned()).collect();
@@ -233,7 +233,7 @@ impl Wrong<'_> {
                 "no agent is for {}, where pods of {n} or {k} reach the shared copies: let the agents run there, or \
                  label those pods {}: \"false\"",
                 named(&unattended),
-                crate::api::CAPTURE
+                divert_core::api::CAPTURE
             ));
         }
         said(reason.is_none(), reason.unwrap_or(KIND), sentences.join("; "))

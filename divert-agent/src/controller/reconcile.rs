@@ -3,6 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use divert_core::api::{self, DivertStatus};
+use divert_core::compile::acceptance::Group;
+use divert_core::compile::{self, Condition, HostReason, RowReason, may_be_http};
+use divert_core::plan::ServiceRef;
+use divert_core::world::{
+    DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, Service, ServiceKind, ServicePort, TargetPort,
+};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
@@ -14,14 +21,7 @@ use super::known::{Known, Original};
 use super::name_status;
 use super::names::{self, Action, DesiredService, Port};
 use super::programmed::{self, Before, Report, Subject};
-use crate::api::{self, DivertStatus};
-use crate::compile::acceptance::Group;
-use crate::compile::{self, Condition, HostReason, RowReason, may_be_http};
 use crate::kubernetes::Invalid;
-use crate::plan::ServiceRef;
-use crate::world::{
-    DivertApi, DivertRef, ObjectKind, ObjectRef, Pair, Service, ServiceKind, ServicePort, TargetPort,
-};
 
 /// The port of an alias for what has none. Of a name that nobody uses: where somebody writes the Service by a client-side
 /// apply, its ports are added to this one.

@@ -4,6 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use divert_core::compile::Condition;
+use divert_core::compile::{DivertStatus, IngressStatus, Settings};
+use divert_core::manifests::testing::{object, objects};
+use divert_core::world::{DivertApi, Object, ObjectKind, ObjectRef, WorldChange};
+use divert_samples::any_document;
 use kube::api::{DynamicObject, ObjectMeta};
 use proptest::prelude::*;
 use tokio::time::Instant;
@@ -14,11 +19,7 @@ use super::names::DesiredService;
 use super::programmed::Programming;
 use super::reconcile;
 use super::workqueue::Item;
-use crate::compile::Condition;
-use crate::compile::tests::incremental::{any_document, object};
-use crate::compile::{DivertStatus, IngressStatus, Settings};
 use crate::kubernetes::source::Batch;
-use crate::world::{Object, ObjectKind, ObjectRef, WorldChange};
 
 /// Fewer than there are names.
 const MAX_NAMES: usize = 2;
@@ -128,7 +129,7 @@ fn added_by_endpoints(known: &mut Known, namespace: &str, address: &str) -> Vec<
          endpointslice-controller.k8s.io}}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints: [{{addresses: \
          [{address}]}}]\n"
     );
-    let changes = crate::manifests::testing::objects(&slice).into_iter().collect();
+    let changes = objects(&slice).into_iter().collect();
     let items = known.take_world(Batch { changes, originals: Vec::new() });
     items.into_iter().map(|(work, _)| work).collect()
 }
@@ -150,10 +151,10 @@ fn endpoints_of_a_shared_namespace_are_no_matter_of_its_developers() {
     text += &(service("staging", "web") + &service("alice", "web") + &service("staging", "api"));
     text += "apiVersion: divert.dev/v1alpha1\nkind: Divert\nmetadata: {name: d, namespace: alice}\n\
              spec: {sharedNamespace: staging}\n";
-    let changes = crate::manifests::testing::objects(&text).into_iter().collect();
+    let changes = objects(&text).into_iter().collect();
     known.take_world(Batch { changes, originals: Vec::new() });
     assert_eq!(added_by_endpoints(&mut known, "staging", "10.0.0.1"), []);
-    let kind = ObjectKind::Divert(crate::world::DivertApi::Divert);
+    let kind = ObjectKind::Divert(DivertApi::Divert);
     let own = Item::Object(ObjectRef { kind, namespace: "alice".into(), name: "d".into() });
     assert_eq!(
         added_by_endpoints(&mut known, "alice", "10.0.0.2"),

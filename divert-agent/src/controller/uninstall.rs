@@ -7,6 +7,8 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use divert_core::api;
+use divert_core::world::DivertApi;
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -24,9 +26,7 @@ use super::reconcile::{Job, StatusUpdate};
 use super::retries::Refusal;
 use super::write::{Outcome, Writer, Written};
 use super::{AT_ONCE, ControllerError, host_name, lease, system};
-use crate::api;
 use crate::kubernetes::{Cluster, ClusterArgs, describe, resource};
-use crate::world::DivertApi;
 
 /// Between two looks.
 const PACE: Duration = Duration::from_secs(1);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use divert_core::world::ObjectRef;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
@@ -18,7 +19,6 @@ use super::reconcile::{self, Job};
 use super::workqueue::{Item, Workqueue};
 use super::write::{Outcome, Writer, Written};
 use crate::kubernetes::Invalid;
-use crate::world::ObjectRef;
 
 /// Changes that come together are written together.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -210,6 +210,9 @@ mod tests {
     use std::io;
     use std::sync::{Mutex, PoisonError};
 
+    use divert_core::compile::Settings;
+    use divert_core::manifests::testing::objects;
+    use divert_core::world::{DivertApi, ObjectKind};
     use http_body_util::BodyExt;
     use hyper::{Request, Response, StatusCode};
     use kube::Client;
@@ -219,12 +222,9 @@ mod tests {
     use tower::service_fn;
 
     use super::*;
-    use crate::compile::Settings;
     use crate::controller::lease::Leadership;
     use crate::controller::programmed::Programming;
     use crate::kubernetes::source::Batch;
-    use crate::manifests::testing::objects;
-    use crate::world::{DivertApi, ObjectKind};
 
     /// What an API server was asked for, in order.
     type Asked = Arc<Mutex<Vec<(String, Value)>>>;

@@ -9,9 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use divert_core::world::ObjectRef;
 use tokio::time::Instant;
-
-use crate::world::ObjectRef;
 
 /// Something to look at.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -164,8 +163,9 @@ impl Workqueue {
 mod tests {
     use std::time::Duration;
 
+    use divert_core::world::{DivertApi, ObjectKind};
+
     use super::*;
-    use crate::world::{DivertApi, ObjectKind};
 
     fn tell(name: &str) -> Item {
         let kind = ObjectKind::Divert(DivertApi::Divert);

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use divert_core::world::DivertApi;
 use k8s_openapi::api::core::v1::Service;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::Status;
@@ -17,7 +18,6 @@ use super::names::{Action, FIELD_MANAGER};
 use super::reconcile::{Job, StatusUpdate};
 use super::retries::Refusal;
 use crate::kubernetes::{describe, resource};
-use crate::world::DivertApi;
 
 /// The longest note of an Event.
 const NOTE: usize = 1024;

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use divert_common::insert::{Ends, EventHeader, EventKind};
 use divert_common::label::Label;
+use divert_core::hash::HashMap;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Builder;
@@ -28,7 +29,6 @@ use tracing::debug;
 
 use self::segment::Segment;
 use self::takeover::Place;
-use crate::hash::HashMap;
 use crate::kernel::watching::{Events, Takeovers};
 use crate::splice::{Ended, Handover, Pod, Workers};
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use divert_core::plan::PodRef;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -13,9 +14,8 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use super::WhereArgs;
-use crate::admin::agent::AgentStatus;
 use crate::kubernetes::{Cluster, ConnectError, describe};
-use crate::plan::PodRef;
+use divert_core::admin::agent::AgentStatus;
 
 /// An agent answers at once, or something is in the way.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,16 +5,16 @@ mod agents;
 use std::io::{self, Write as _};
 
 use clap::Args;
+use divert_core::columns::Columns;
+use divert_core::plan::PodRef;
+use divert_core::plan_view::Format;
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 
 use self::agents::{Agent, Agents, AskError, Serving};
-use crate::admin::agent::AgentStatus;
-use crate::columns::Columns;
-use crate::explain::{Destination, Explanation, Question, question};
 use crate::kubernetes::ClusterArgs;
-use crate::plan::PodRef;
-use crate::plan_view::Format;
+use divert_core::admin::agent::AgentStatus;
+use divert_core::explain::{Destination, Explanation, Question, question};
 
 /// Where the agents are.
 #[derive(Args, Clone, Debug)]
@@ -263,9 +263,9 @@ mod tests {
     use tokio::sync::Barrier;
 
     use super::*;
-    use crate::admin::agent::LeftDirect;
     use crate::admin::{self, Answer};
-    use crate::explain::{About, Step};
+    use divert_core::admin::agent::LeftDirect;
+    use divert_core::explain::{About, Step};
 
     /// An agent that answers for its status, and for its plan or not.
     async fn agent(tells_plan: bool) -> String {

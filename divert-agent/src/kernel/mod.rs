@@ -1,7 +1,7 @@
 //! The agent's side of the kernel: eBPF programs and maps, network namespaces, routes and sockets, and
 //! what must be true before any of it.
 //!
-//! Effects only; who is captured, and to where, is decided in [`crate::plan`]. Nothing here is pinned:
+//! Effects only; who is captured, and to where, is decided in [`divert_core::plan`]. Nothing here is pinned:
 //! when the agent dies, so do its programs, links and maps, and connections go where they were meant to.
 
 pub mod addresses;

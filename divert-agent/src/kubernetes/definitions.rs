@@ -1,5 +1,6 @@
 //! Kinds that may be missing: Diverts of a group, routes and gateways are watched while their definition is installed.
 
+use divert_core::world::{DivertApi, ObjectKind, RouteKind};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
@@ -10,7 +11,6 @@ use super::kinds::{watch_diverts, watch_routes};
 use super::objects::objects;
 use super::sync::Step;
 use super::watch::{Message, Task, follow};
-use crate::world::{DivertApi, ObjectKind, RouteKind};
 
 /// A kind that has a definition.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,7 @@
 //! What is watched: kinds and selectors, and how each object becomes one of the world's.
 
+use divert_core::api;
+use divert_core::world::{Convert, DivertApi, Object, ObjectKind, RouteKind, RouteObject};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
@@ -13,8 +15,6 @@ use tokio::sync::mpsc::Sender;
 use super::objects::{BackOff, objects};
 use super::sync::{Invalid, Step};
 use super::watch::{Converted, Message, Task, Unfit, forward};
-use crate::api;
-use crate::world::{Convert, DivertApi, Object, ObjectKind, RouteKind, RouteObject};
 
 /// The label of Services that the controller made; they never count as anybody's own (semantics.md,
 /// "Names that resolve"), and there may be thousands.

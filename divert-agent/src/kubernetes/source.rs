@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use divert_core::world::{DivertApi, ObjectKind, ObjectRef, RouteKind, World, WorldChange};
 use kube::Client;
 use kube::api::DynamicObject;
 use tokio::sync::mpsc::{Receiver, channel};
@@ -10,7 +11,6 @@ use super::definitions::{self, Defined};
 use super::kinds;
 use super::sync::{Invalid, Sync};
 use super::watch::{Message, Task};
-use crate::world::{DivertApi, ObjectKind, ObjectRef, RouteKind, World, WorldChange};
 
 /// Steps on their way: a long list waits for its reader.
 const IN_FLIGHT: usize = 1024;

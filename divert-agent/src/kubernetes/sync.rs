@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::world::{Object, ObjectKind, ObjectRef, World, WorldChange};
+use divert_core::world::{Object, ObjectKind, ObjectRef, World, WorldChange};
 
 /// So often is asked for a list that is lacking alone, before it is done without: some five seconds.
 const TRIES: u32 = 5;
@@ -198,12 +198,12 @@ impl Sync {
 
 #[cfg(test)]
 mod tests {
+    use divert_core::world::{Convert, RouteKind, Touched};
     use k8s_openapi::api::core::v1 as core;
     use kube::api::ObjectMeta;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::world::{Convert, RouteKind, Touched};
 
     const NAMESPACE: ObjectKind = ObjectKind::Namespace;
 

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
+use divert_core::world::{Object, ObjectKind, ObjectRef};
 use futures_util::{Stream, StreamExt};
 use kube::ResourceExt;
 use kube::api::DynamicObject;
@@ -13,7 +14,6 @@ use tokio::time::timeout;
 
 use super::objects::BackOff;
 use super::sync::{Invalid, Step};
-use crate::world::{Object, ObjectKind, ObjectRef};
 
 /// A watch that has not failed for so long is connected: longer than the limit of connecting.
 const SETTLED: Duration = Duration::from_secs(4);

@@ -4,17 +4,10 @@
 //! takes anything away: a file that does not parse keeps all it last gave, an invalid document keeps that
 //! object's last good version. Only a good file that no longer has an object removes it.
 
-mod endpoints;
-mod locate;
-mod parse;
-mod problem;
 mod store;
-#[cfg(test)]
-pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-pub use problem::{Problem, Report, Severity};
 pub use store::{Hints, Manifests, ManifestsError, Refresh};
 pub use watch::{Watch, watch};

@@ -6,10 +6,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
 
-use super::parse::{Content, Invalid, Item, parse};
-use super::problem::{Problem, Report, Severity};
-use super::{endpoints, parse::SyntaxError};
-use crate::world::{Object, ObjectRef, WorldChange};
+use divert_core::world::{Object, ObjectRef, WorldChange};
+
+use divert_core::manifests::{
+    Content, Invalid, Item, Problem, Report, Severity, SyntaxError, endpoints, parse,
+};
 
 /// A directory cannot be used as a source at all.
 #[derive(Debug, thiserror::Error)]

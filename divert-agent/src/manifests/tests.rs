@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use divert_core::manifests::testing::objects;
+use divert_core::manifests::{Problem, Report};
+use divert_core::world::WorldChange;
+
 use super::*;
-use crate::world::WorldChange;
 
 /// A directory that goes with the test.
 struct Dir(PathBuf);
@@ -298,8 +301,10 @@ fn a_service_without_slices_gets_endpoints_from_its_pods() {
         + &pod("g", "status: {}\n");
     let slices = |text: &str| {
         let mut lines = Vec::new();
-        for change in testing::objects(text) {
-            let WorldChange::Upsert(crate::world::Object::EndpointSlice(slice)) = change else { continue };
+        for change in objects(text) {
+            let WorldChange::Upsert(divert_core::world::Object::EndpointSlice(slice)) = change else {
+                continue;
+            };
             for endpoint in slice.endpoints {
                 let ports: Vec<_> =
                     slice.ports.iter().map(|port| format!("{}={}", port.name, port.number)).collect();
@@ -430,45 +435,4 @@ fn a_directory_that_comes_back_is_followed_again() {
     watched.expect(&["-Namespace a", "+Namespace b"]);
     watched.dir.write("b.yaml", &namespace("c"));
     watched.expect(&["-Namespace b", "+Namespace c"]);
-}
-
-mod hostile {
-    use proptest::prelude::*;
-
-    use super::super::parse::parse;
-
-    const GOOD: &str = include_str!("../../../deploy/example/staging.yaml");
-
-    proptest! {
-        #[test]
-        fn no_bytes_make_reading_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse("x.yaml".as_ref(), &bytes);
-            let _ = parse("x.json".as_ref(), &bytes);
-        }
-
-        #[test]
-        fn no_damage_to_a_good_file_makes_reading_panic(
-            start in 0..GOOD.len(), length in 0..40_usize, other in "[-:{}\\[\\]&*!|>'\"%@#,a-z0-9 \n]{0,12}",
-        ) {
-            let mut text = GOOD.as_bytes().to_vec();
-            text.splice(start..(start + length).min(GOOD.len()), other.bytes());
-            let _ = parse("x.yaml".as_ref(), &text);
-        }
-    }
-
-    #[test]
-    fn nothing_grows_without_bound() {
-        let deep = "[".repeat(100_000);
-        let billion_laughs = format!(
-            "a: &a [x, x, x, x, x, x, x, x, x]\n{}",
-            (b'b'..=b'z')
-                .map(|c| (c as char, (c - 1) as char))
-                .map(|(this, last)| format!("{this}: &{this} [{}]\n", vec![format!("*{last}"); 9].join(", ")))
-                .collect::<String>()
-        );
-        for text in [deep, billion_laughs] {
-            assert!(parse("x.yaml".as_ref(), text.as_bytes()).is_err());
-            assert!(parse("x.json".as_ref(), text.as_bytes()).is_err());
-        }
-    }
 }

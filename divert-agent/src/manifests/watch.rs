@@ -16,10 +16,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use divert_core::manifests::Report;
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
-use super::{Hints, Manifests, ManifestsError, Refresh, Report};
+use super::{Hints, Manifests, ManifestsError, Refresh};
 
 /// Events closer together than this belong to one change: an editor's rename, write, rename.
 const QUIET: Duration = Duration::from_millis(30);

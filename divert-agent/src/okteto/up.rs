@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use divert_core::api::{self, Divert};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -12,9 +13,8 @@ use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::files::{self, Files, FilesError};
-use super::manifest::{ManifestError, Section};
-use crate::api::{self, Divert};
 use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, describe};
+use divert_core::okteto::{ManifestError, Section};
 
 /// Who applies, to server-side apply.
 const FIELD_MANAGER: &str = "divert-up";

@@ -6,8 +6,9 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use divert_core::plan::{ServiceRef, Unavailable};
+
 use super::dial::Unreachable;
-use crate::plan::{ServiceRef, Unavailable};
 
 /// Why the agent answers.
 pub(super) enum Answer<'a> {

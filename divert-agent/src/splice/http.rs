@@ -10,6 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use divert_core::api::OnUnavailable;
+use divert_core::plan::{Backend, Route};
 use divert_http::{
     BodyLength, BodyReader, ChunkError, Irregularity, KeyNames, MAX_HEAD, Method, Request, RequestHead,
     inject_key, lenient_key, offered_protocols, parse_request, strip_h2c_offer,
@@ -26,8 +28,6 @@ use super::routing::{Decided, in_turn};
 use super::session::{End, Session};
 use super::tally::{Fate, Tally};
 use super::upstream::{Idle, Kept, poll_idle};
-use crate::api::OnUnavailable;
-use crate::plan::{Backend, Route};
 
 /// A step that the client's bytes ask for.
 enum Step {

@@ -17,12 +17,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::{NetNs, NetNsId};
+use divert_core::plan::{PodRef, Sender};
 use divert_http::KeyNames;
 use socket2::Socket;
 use tokio::sync::mpsc;
 
 use crate::kernel::pod_slots::PodSlot;
-use crate::plan::{PodRef, Sender};
 use crate::table::Table;
 
 mod accept;

@@ -27,6 +27,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use divert_core::plan::Backend;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::captured::Captured;
@@ -36,7 +37,6 @@ use super::dial::{self, Dial, Open};
 use super::session::End;
 use super::upstream::{Idle, poll_idle};
 use crate::kernel::sock_diag::SockDiag;
-use crate::plan::Backend;
 
 /// How often a client is looked at while it waits for a dial, to see whether it is still there.
 const LOOK: Duration = Duration::from_secs(1);

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use divert_core::choose;
+use divert_core::decide::{self, decide};
+use divert_core::plan::Route;
+
 use super::captured::Captured;
 use super::tally::Tally;
-use crate::choose;
-use crate::decide::{self, decide};
-use crate::plan::Route;
 
 /// What was decided about a request, in so far as it outlives the look into the routing table.
 pub(super) struct Decided {

@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::hash::HashMap;
-use crate::plan::ServiceRef;
+use divert_core::hash::HashMap;
+use divert_core::plan::ServiceRef;
 
 /// Most series, `other` among them. One is 128 bytes on each worker that counts in it.
 pub const MAX_SERIES: usize = 4096;

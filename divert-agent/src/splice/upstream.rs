@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use divert_core::plan::{Route, ServiceRef};
+
 use super::conn::{Conn, ShortRead};
-use crate::plan::{Route, ServiceRef};
 
 /// Most idle connections to developers' services that are kept.
 const KEPT: usize = 4;

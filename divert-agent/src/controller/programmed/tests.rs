@@ -1,11 +1,11 @@
 //! What is told follows from what agents say, and from since when.
 
+use divert_core::world::{DivertApi, ObjectKind};
 use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 use super::super::cache::BriefPod;
 use super::*;
-use crate::world::{DivertApi, ObjectKind};
 
 const UID: &str = "u-1";
 const SEE: &str = "kubectl get pods";

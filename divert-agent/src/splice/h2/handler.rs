@@ -4,13 +4,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use divert_core::api::OnUnavailable;
+use divert_core::plan::{Backend, Route, ServiceRef};
 use divert_http::KeyNames;
 use divert_http::h2;
 use divert_http::h2::{Handler, Leg, RequestView, UpstreamId, Verdict};
 
 use super::legs::Legs;
-use crate::api::OnUnavailable;
-use crate::plan::{Backend, Route, ServiceRef};
 use crate::splice::answer::Answer;
 use crate::splice::captured::Captured;
 use crate::splice::counts::Count;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use divert_core::plan::{Route, ServiceRef};
 use divert_http::h2::{Leg, Mux, UpstreamId};
 use divert_http::{ServerBytes, detect_server};
 
 use super::handler::Decider;
-use crate::plan::{Route, ServiceRef};
 use crate::splice::answer::Answer;
 use crate::splice::conn::Conn;
 use crate::splice::dial::{self, Unreachable};

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use divert_core::api::OnUnavailable;
 use divert_http::h2::{Leg, Mux};
 use tokio::time::{Sleep, sleep};
 
@@ -24,7 +25,6 @@ use super::counts::Count;
 use super::dial::Open;
 use super::session::{End, Session};
 use super::tally::Tally;
-use crate::api::OnUnavailable;
 use handler::Decider;
 use legs::Legs;
 
