@@ -17,6 +17,7 @@ mod linker;
 mod manifests;
 mod packages;
 mod prometheus;
+mod pure;
 mod test;
 mod toolchain;
 mod workspace;

@@ -7,7 +7,9 @@ use anyhow::{Result, bail};
 
 use crate::command::{self, clean};
 use crate::toolchain::nightlies;
-use crate::{build, cache, cluster, h2spec, image, kubernetes, manifests, packages, prometheus, workspace};
+use crate::{
+    build, cache, cluster, h2spec, image, kubernetes, manifests, packages, prometheus, pure, workspace,
+};
 
 const CARGO_FUZZ: &str = "0.13.2";
 /// Targets of divert-agent/http/fuzz.
@@ -35,6 +37,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     ebpf_clippy()?;
     cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     docs()?;
+    pure::check()?;
     fuzz(args.fuzz_seconds)?;
     // Programs that the tests start; `cargo test` builds those of a package for that package's tests alone.
     cargo(&["build", "--workspace", "--bins"])?;
