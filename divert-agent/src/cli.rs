@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use divert_controller::{ControllerArgs, UninstallArgs};
+use divert_core::compile::SettingsArgs;
+use divert_kubernetes::ClusterArgs;
+
 use crate::plan_command::PlanArgs;
 use clap::{Args, Parser, Subcommand};
-use divert_core::compile::SettingsArgs;
 
-use crate::controller::{ControllerArgs, UninstallArgs};
 use crate::inspect::{ExplainArgs, StatusArgs};
-use crate::kubernetes::ClusterArgs;
 use crate::okteto::{DownArgs, UpArgs};
 
 /// Steers requests between namespaces by the baggage they carry.

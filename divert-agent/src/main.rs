@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use divert_agent::cli::{Cli, Command};
-use divert_agent::{controller, inspect, okteto, plan_command, run};
+use divert_agent::{inspect, okteto, plan_command, run};
 use divert_core::crd;
 use tracing_subscriber::EnvFilter;
 
@@ -23,8 +23,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(args) => run::run(*args).map_err(anyhow::Error::from),
         Command::Crd => crd::yaml().map(|yaml| print!("{yaml}")).map_err(anyhow::Error::from),
-        Command::Controller(args) => controller::run(args).map_err(anyhow::Error::from),
-        Command::Uninstall(args) => controller::uninstall(args).map_err(anyhow::Error::from),
+        Command::Controller(args) => divert_controller::run(args).map_err(anyhow::Error::from),
+        Command::Uninstall(args) => divert_controller::uninstall(args).map_err(anyhow::Error::from),
         Command::Status(args) => inspect::status(args).map_err(anyhow::Error::from),
         Command::Explain(args) => inspect::explain(args).map_err(anyhow::Error::from),
         Command::Up(args) => okteto::up(args).map_err(anyhow::Error::from),

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use divert_admin::metrics::build_info;
 use divert_common::map::Counter;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -106,14 +107,6 @@ impl Sources {
         // The map is this process's own; without it there would be no hooks to count.
         self.hooks.read(counter).unwrap_or(0)
     }
-}
-
-/// What runs: a gauge of 1, whose labels say it.
-pub(crate) fn build_info(encoder: &mut DescriptorEncoder<'_>, part: &str) -> fmt::Result {
-    let help = "1, by the part of Divert that answers here and its version";
-    let mut family = encoder.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
-    let labels = [("part", part), ("version", env!("CARGO_PKG_VERSION"))];
-    family.encode_family(&labels)?.encode_gauge(&1_i64)
 }
 
 /// Samples of one counter or gauge; with a label name, the first of each pair is its value.

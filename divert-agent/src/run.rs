@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use divert_core::plan::PlanChange;
 use divert_http::KeyNames;
+use divert_kubernetes::{Cluster, ClusterArgs};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Semaphore, watch};
@@ -27,14 +28,13 @@ use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::pod_slots::PodSlots;
 use crate::kernel::ports::DEFAULT_PORTS;
 use crate::kernel::{cgroup, preflight};
-use crate::kubernetes::{Cluster, ClusterArgs};
 use crate::metrics::Sources;
 use crate::node_lock::{LockError, Place};
 use crate::splice::budget::{self, Account, Limits};
 use crate::splice::{SpliceConfig, Workers};
 use crate::table::Table;
 use crate::watchdog::{self, Watchdog};
-use crate::{admin, control, explain, kubernetes, manifests};
+use crate::{admin, control, explain, manifests};
 
 /// Where a part has died, nothing new is captured until another agent serves: exchanges under way may not keep it
 /// waiting for as long as in an orderly end.
@@ -55,10 +55,10 @@ pub enum RunError {
     Manifests(#[from] manifests::ManifestsError),
     /// There is no cluster to follow.
     #[error(transparent)]
-    Connect(#[from] kubernetes::ConnectError),
+    Connect(#[from] divert_kubernetes::ConnectError),
     /// The cluster cannot be followed.
     #[error(transparent)]
-    Follow(#[from] kubernetes::FollowError),
+    Follow(#[from] divert_kubernetes::FollowError),
     /// It is not said whose pods are to be served.
     #[error(
         "the node is not known: name it with --node-name, or set NODE_NAME from spec.nodeName of the agent's \
@@ -143,8 +143,9 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     // From here on a signal ends the agent in order.
     let mut signals = Signals::listen()?;
 
-    let listener =
-        admin::bind(args.admin).await.map_err(|source| RunError::Admin { address: args.admin, source })?;
+    let listener = divert_admin::bind(args.admin)
+        .await
+        .map_err(|source| RunError::Admin { address: args.admin, source })?;
     let workers = args.workers.unwrap_or_else(|| default_workers(std::thread::available_parallelism().ok()));
     let place = args.run_dir.map(|folder| Place::take(&folder, &identity)).transpose()?.map(Arc::new);
     let mut hooks = Hooks::load(&HookConfig {
@@ -217,7 +218,7 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     };
     let (mut changes, state, inquiry, watching) = control.split();
     let health = Arc::new(OnceLock::new());
-    let agent = admin::agent::Agent {
+    let agent = admin::Agent {
         identity,
         health: Arc::clone(&health),
         node,
@@ -234,7 +235,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         turn: Arc::new(Semaphore::new(1)),
         taken_up: Arc::default(),
     };
-    let admin = tokio::spawn(admin::serve(listener, move |path, query| agent.clone().answer(path, query)));
+    let admin =
+        tokio::spawn(divert_admin::serve(listener, move |path, query| agent.clone().answer(path, query)));
 
     let mut status = driver.status();
     let mut watchdog = Watchdog::new(workers.count(), Instant::now());

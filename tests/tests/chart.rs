@@ -69,7 +69,7 @@ const CHANGED: &[(&str, &str)] = &[
     ("controller.affinity.nodeAffinity.x=z", r#""affinity":{"nodeAffinity":{"x":"z"}}"#),
     ("controller.podAnnotations.note=b", r#""note":"b""#),
     ("controller.podLabels.team=b", r#""team":"b""#),
-    ("controller.log=info\\,divert_agent=debug", r#""value":"info,divert_agent=debug""#),
+    ("controller.log=info\\,divert_controller=debug", r#""value":"info,divert_controller=debug""#),
     ("metrics.podMonitor.enabled=true", r#""kind":"PodMonitor""#),
     ("metrics.podMonitor.enabled=true,metrics.podMonitor.interval=5s", r#""interval":"5s""#),
     ("metrics.podMonitor.enabled=true,metrics.podMonitor.labels.release=x", r#""release":"x""#),

@@ -3,9 +3,9 @@
 use std::fmt::Display;
 
 use divert_core::compile::{DivertStatus, HostReason, HostRow, IngressStatus};
+use divert_core::manifests::Severity;
 
 use crate::manifests::Refresh;
-use divert_core::manifests::Severity;
 
 /// Mistakes that came or went.
 pub(super) fn problems(refresh: &Refresh) {

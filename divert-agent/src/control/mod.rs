@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use divert_core::compile::{DivertStatus, EndpointTrust, IngressStatus, Planner, Settings};
+use divert_core::manifests::Report;
 use divert_core::plan::PlanChange;
+use divert_kubernetes::{Cluster, FollowError, Following, Troubles, follow};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 pub use self::planning::Inquiry;
 use self::planning::Planning;
-use crate::kubernetes::{self, Cluster, FollowError, Troubles};
 use crate::manifests::{self, ManifestsError, Watch};
-use divert_core::manifests::Report;
 
 /// A running control plane; dropping it ends it, and with it the channel.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub enum Watching {
     /// A folder.
     Manifests(Watch),
     /// An API server.
-    Cluster(kubernetes::Following),
+    Cluster(Following),
 }
 
 /// What people may ask for: for /readyz and the like.
@@ -135,7 +135,7 @@ pub fn start_cluster(cluster: Cluster, node: String, settings: Settings) -> Resu
     let state = Arc::new(State::default());
     let inquiry = Inquiry::new(Planning::new(Planner::new(settings), steps, state.clone()));
     let (owner, told, mut troubles) = (inquiry.clone(), state.clone(), Troubles::default());
-    let following = kubernetes::follow(cluster, node, move |source, messages| {
+    let following = follow(cluster, node, move |source, messages| {
         let mut planning = owner.lock();
         let batch = source.take(planning.world(), messages);
         if planning.take(batch.changes, source.is_complete()) {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use divert_core::admin::agent::AgentStatus;
 use divert_core::plan::PodRef;
+use divert_kubernetes::{Cluster, ConnectError, describe};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -14,8 +16,6 @@ use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 
 use super::WhereArgs;
-use crate::kubernetes::{Cluster, ConnectError, describe};
-use divert_core::admin::agent::AgentStatus;
 
 /// An agent answers at once, or something is in the way.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -5,16 +5,16 @@ mod agents;
 use std::io::{self, Write as _};
 
 use clap::Args;
+use divert_core::admin::agent::AgentStatus;
 use divert_core::columns::Columns;
+use divert_core::explain::{Destination, Explanation, Question, question};
 use divert_core::plan::PodRef;
 use divert_core::plan_view::Format;
+use divert_kubernetes::ClusterArgs;
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 
 use self::agents::{Agent, Agents, AskError, Serving};
-use crate::kubernetes::ClusterArgs;
-use divert_core::admin::agent::AgentStatus;
-use divert_core::explain::{Destination, Explanation, Question, question};
 
 /// Where the agents are.
 #[derive(Args, Clone, Debug)]
@@ -259,13 +259,13 @@ fn sentence(text: &str) -> String {
 mod tests {
     use std::sync::Arc;
 
+    use divert_admin::{Answer, bind};
+    use divert_core::admin::agent::LeftDirect;
+    use divert_core::explain::{About, Step};
     use hyper::StatusCode;
     use tokio::sync::Barrier;
 
     use super::*;
-    use crate::admin::{self, Answer};
-    use divert_core::admin::agent::LeftDirect;
-    use divert_core::explain::{About, Step};
 
     /// An agent that answers for its status, and for its plan or not.
     async fn agent(tells_plan: bool) -> String {
@@ -274,9 +274,9 @@ mod tests {
 
     /// One that answers for its status once all are asked.
     async fn serve(tells_plan: bool, all: Arc<Barrier>) -> String {
-        let listener = admin::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        tokio::spawn(admin::serve(listener, move |path, query| {
+        tokio::spawn(divert_admin::serve(listener, move |path, query| {
             let all = Arc::clone(&all);
             async move {
                 match path.as_str() {
@@ -299,7 +299,7 @@ mod tests {
     async fn what_one_agent_does_not_tell_keeps_nothing_of_the_others_back() {
         let (busy, fine) = (agent(false).await, agent(true).await);
         // Nobody listens there.
-        let gone = admin::bind(([127, 0, 0, 1], 0).into()).await.unwrap().local_addr().unwrap().to_string();
+        let gone = bind(([127, 0, 0, 1], 0).into()).await.unwrap().local_addr().unwrap().to_string();
         let agents = Agents::at([busy.clone(), gone.clone(), fine.clone()]);
         let asked = ask(&agents, Some(Format::Table)).await;
         assert_eq!(asked.told.len(), 2);

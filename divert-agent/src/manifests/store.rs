@@ -6,11 +6,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf, absolute};
 
-use divert_core::world::{Object, ObjectRef, WorldChange};
-
 use divert_core::manifests::{
     Content, Invalid, Item, Problem, Report, Severity, SyntaxError, endpoints, parse,
 };
+use divert_core::world::{Object, ObjectRef, WorldChange};
 
 /// A directory cannot be used as a source at all.
 #[derive(Debug, thiserror::Error)]

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::Args;
 use divert_core::api::{self, Divert};
+use divert_core::okteto::{ManifestError, Section};
+use divert_kubernetes::{Cluster, ClusterArgs, ConnectError, describe};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ManagedFieldsEntry, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -13,8 +15,6 @@ use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::files::{self, Files, FilesError};
-use crate::kubernetes::{Cluster, ClusterArgs, ConnectError, describe};
-use divert_core::okteto::{ManifestError, Section};
 
 /// Who applies, to server-side apply.
 const FIELD_MANAGER: &str = "divert-up";
