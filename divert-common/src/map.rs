@@ -11,7 +11,8 @@ pub const EVERYONE: u32 = 0;
 pub const POD_SLOT_COUNT: u32 = 1 << POD_SLOT_BITS;
 /// Bits of an index into `POD_SLOTS`.
 pub const POD_SLOT_BITS: u32 = 14;
-/// The slot that is no pod's: its [`PodSlot::full`] speaks for the agent as a whole.
+/// The slot that is no pod's: its [`PodSlot::full`] speaks for the agent as a whole, and its [`PodSlot::entry`] is not zero
+/// once no connection is to be taken over any more.
 pub const AGENT_SLOT: u32 = 0;
 
 /// Element of `POD_SLOTS`. Whole words, each written and read at once: the agent has the array in its memory.
@@ -24,6 +25,10 @@ pub struct PodSlot {
     pub entry: u64,
     /// Not zero: new connections go direct, as there is no room for them.
     pub full: u64,
+    /// The pod's own IPv4 address, the bytes as on the wire; zero for none.
+    pub v4: u64,
+    /// The pod's own IPv6 address, likewise.
+    pub v6: [u64; 2],
 }
 
 /// What a pod is registered with.
@@ -198,7 +203,7 @@ mod pod {
 
 /// A size that is the sum of its fields' sizes leaves no room for padding.
 const _: () = {
-    assert!(size_of::<PodSlot>() == 8 + 8 + 8);
+    assert!(size_of::<PodSlot>() == 8 + 8 + 8 + 8 + 16);
     assert!(size_of::<CaptureKey4>() == 4 + 4 + 2 + 2);
     assert!(size_of::<CaptureKey6>() == 4 + 16 + 2 + 2);
     assert!(size_of::<Origin>() == 16 + 2 + 2 + 4);

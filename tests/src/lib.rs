@@ -30,6 +30,7 @@ pub mod lab;
 pub mod manifest;
 pub mod memory;
 pub mod named_netns;
+pub mod path;
 pub mod peer;
 pub mod process;
 pub mod prometheus;

@@ -15,12 +15,12 @@ use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::agent::Agent;
 use crate::fixture::{Fixture, PORT};
 use crate::lab::{FAMILIES, Family, Pod};
-use crate::{server, wait};
+use crate::{path, server, wait};
 
 mod capture;
 mod random;
@@ -221,7 +221,7 @@ impl Cases<'_> {
                 starved.as_mut().map_or(Ok(()), Starved::sample)?;
                 let (record, captured) = run(script, self.client, self.server, to(family), PORT)
                     .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))?;
-                if captured == Some(agent.is_some()) {
+                if captured == Some(agent.is_some()) || captured.is_none() && path::inserts() {
                     return Ok(record);
                 }
                 if captured == Some(false) && starved.as_mut().map_or(Ok(false), Starved::explains)? {
@@ -255,6 +255,10 @@ impl Cases<'_> {
 /// overtake the client's own call of connect.
 const CONNECTED: &str = "connected";
 
+/// Given by the client when it has begun to send, or will not before the server does something.
+const SAID: &str = "said";
+const SILENT: &str = "silent";
+
 /// One side at the end of its steps.
 #[derive(Debug, Default)]
 struct Side {
@@ -277,6 +281,8 @@ fn act(steps: &[Step], pod: &Pod, to: SocketAddr, signals: &Signals) -> Result<S
     let captured = is_captured(&stream, pod)?;
     let connected = Event::Connected(addresses.map_err(|error| error.kind()));
     signals.give(CONNECTED);
+    let speaks = matches!(steps.first(), Some(Step::Send(_) | Step::Trickle(..) | Step::SendBulk(..)));
+    signals.give(if speaks { SAID } else { SILENT });
     Ok(Side { captured, ..take_steps(steps, stream, connected, signals)? })
 }
 
@@ -285,7 +291,18 @@ fn serve(steps: &[Step], listener: &TcpListener, signals: &Signals) -> Result<Si
     let local = stream.local_addr()?;
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     signals.wait(CONNECTED)?;
+    let stream = if path::inserts() { said_on(stream, listener, signals)? } else { stream };
     take_steps(steps, stream, Event::Accepted(peer.ip().to_canonical(), local), signals)
+}
+
+/// The connection on which something is said: one that an agent takes over ends, with nothing on it, and the request comes
+/// on another.
+fn said_on(stream: TcpStream, listener: &TcpListener, signals: &Signals) -> Result<TcpStream> {
+    signals.wait_for_either(SAID, SILENT)?;
+    if signals.is_given(SAID) && stream.peek(&mut [0])? == 0 {
+        return Ok(server::accept(listener)?.0);
+    }
+    Ok(stream)
 }
 
 fn take_steps(steps: &[Step], stream: TcpStream, first: Event, signals: &Signals) -> Result<Side> {
@@ -405,6 +422,22 @@ impl Signals {
     fn give(&self, name: &'static str) {
         self.given.lock().unwrap_or_else(PoisonError::into_inner).0.insert(name);
         self.changed.notify_all();
+    }
+
+    fn is_given(&self, name: &str) -> bool {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).0.contains(name)
+    }
+
+    /// Waits for one of two.
+    fn wait_for_either(&self, name: &'static str, other: &'static str) -> Result<()> {
+        let waiting = |given: &mut (HashSet<&str>, bool)| {
+            !given.0.contains(name) && !given.0.contains(other) && !given.1
+        };
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(given, wait::PATIENCE, waiting);
+        let (given, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        ensure!(given.0.contains(name) || given.0.contains(other), "the other side has given up");
+        Ok(())
     }
 
     /// A side has failed: the other is not to wait for it.

@@ -133,6 +133,7 @@ impl Served {
         let families = Families { v4: first.v4.is_some(), v6: first.v6.is_some() };
 
         let slot = Arc::new(hooks.pod_slot().map_err(failed("registering it with the hooks"))?);
+        slot.set_addresses(sources.v4.into_iter().chain(sources.v6));
         let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender(), common.limits, Arc::clone(&slot)));
         let mut routes = PodRoutes { pod: Arc::clone(&pod), ranges: common.ranges, routes: Vec::new() };
         // IPv6 may be switched off though there are addresses.

@@ -289,6 +289,7 @@ impl Hooks {
     /// # Errors
     /// When the kernel refuses; it has no reason to.
     pub fn stop_capturing(&mut self) -> Result<(), HookError> {
+        self.slots.stop_taking();
         for (name, link) in self.connects.drain(..) {
             program(&mut self.ebpf, name)?.detach(link).map_err(|source| HookError::program(name, source))?;
         }

@@ -4,7 +4,7 @@
 //! with the mark, which the program on egress sets and nobody else. They come in by loopback with the pod's own address
 //! as their source, which IPv4 takes for an error unless the device says accept_local.
 //!
-//! Rule and table have the number of the agent's port, so that two agents' stand side by side. What is left behind by
+//! The table has the number of the agent's port, so that two agents' stand side by side. What is left behind by
 //! SIGKILL is harmless, as nobody sets the mark, and the next agent on the port has it for its own.
 
 use std::fs;
@@ -24,6 +24,8 @@ use super::netlink::Netlink;
 
 /// lo in every namespace (LOOPBACK_IFINDEX).
 const LOOPBACK: u32 = 1;
+/// Between the rules of every namespace, `local` (0) and `main` (32766): before the latter, which knows the server's address.
+const PRIORITY: u32 = 100;
 /// rtm_protocol of label routes as well.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(68);
 /// IFLA_AF_SPEC, and in it for AF_INET IFLA_INET_CONF (linux/if_link.h).
@@ -101,7 +103,7 @@ fn rule(family: AddressFamily, port: u16) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header = RuleHeader { family, action: RuleAction::ToTable, ..RuleHeader::default() };
     message.attributes = vec![
-        RuleAttribute::Priority(port.into()),
+        RuleAttribute::Priority(PRIORITY),
         RuleAttribute::FwMark(LED),
         RuleAttribute::Table(port.into()),
         RuleAttribute::Protocol(PROTOCOL),

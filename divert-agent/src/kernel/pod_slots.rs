@@ -4,13 +4,14 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use divert_common::map::{AGENT_SLOT, POD_SLOT_COUNT, PodEntry, PodSlot as Layout};
-use divert_common::refusal::{self, REFUSAL_COUNT};
+use divert_common::refusal::{self, NOT_TAKEN_SECONDS, REFUSAL_COUNT, REFUSED_SECONDS};
 
 use super::clock::monotonic_nanos;
 use super::cookie::NetnsCookie;
@@ -71,6 +72,11 @@ impl PodSlots {
         Some(PodSlot { shared: Arc::clone(&self.0), index })
     }
 
+    /// Has no connection taken over any more, for good.
+    pub fn stop_taking(&self) {
+        self.0.word(AGENT_SLOT, 1).store(1, Ordering::Relaxed);
+    }
+
     /// Lets new connections of all pods go direct, or no longer.
     pub fn set_agent_full(&self, full: bool) {
         self.0.word(AGENT_SLOT, 2).store(full.into(), Ordering::Relaxed);
@@ -97,6 +103,24 @@ impl PodSlot {
         self.index
     }
 
+    /// Says which addresses are the pod's own: one of each family at most.
+    pub fn set_addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let half = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_ne_bytes);
+        for address in addresses {
+            match address {
+                IpAddr::V4(it) => self.set_address(3, u32::from_ne_bytes(it.octets()).into()),
+                IpAddr::V6(it) => {
+                    self.set_address(4, half(&it.octets()[..8]));
+                    self.set_address(5, half(&it.octets()[8..]));
+                }
+            }
+        }
+    }
+
+    fn set_address(&self, word: usize, value: u64) {
+        self.shared.word(self.index, word).store(value, Ordering::Relaxed);
+    }
+
     /// Says whose it is and with what the pod is registered.
     pub(super) fn describe(&self, netns: NetnsCookie, entry: PodEntry) {
         self.shared.word(self.index, 1).store(entry.to_word(), Ordering::Relaxed);
@@ -119,17 +143,18 @@ impl PodSlot {
         self.shared.word(self.index, 2).store(full.into(), Ordering::Relaxed);
     }
 
-    /// Has new connections of the pod to what `label` stands for led to it from the start, as one could not be taken over.
+    /// Has new connections of the pod to what `label` stands for led to it from the start for a while, as one could not be
+    /// taken over.
     pub fn splice(&self, label: Label) {
         let place = refusal::place(self.index, label.index()) as usize;
-        let note = refusal::tag(self.index, label.index()) | 1 << 63;
+        let note = refusal::note(self.index, label.index(), monotonic_nanos(), NOT_TAKEN_SECONDS);
         self.shared.spliced.words()[place].store(note, Ordering::Relaxed);
     }
 
     /// Has connections of the pod to what `label` stands for go direct for some seconds, as it has just refused one.
     pub fn refused(&self, label: Label) {
         let place = refusal::place(self.index, label.index()) as usize;
-        let note = refusal::note(self.index, label.index(), monotonic_nanos());
+        let note = refusal::note(self.index, label.index(), monotonic_nanos(), REFUSED_SECONDS);
         self.shared.refusals.words()[place].store(note, Ordering::Relaxed);
     }
 }

@@ -10,7 +10,7 @@ use crate::RANGES;
 use crate::address::Address;
 use crate::gate;
 use crate::insert;
-use crate::maps::{Pod, captured4, captured6, count, goes_spliced, is_watchable, means, pod};
+use crate::maps::{Pod, captured4, captured6, count, goes_spliced, is_own_address, is_watchable, means, pod};
 
 /// Mark of the agent's own sockets, and the bits of a mark that count.
 #[unsafe(no_mangle)]
@@ -37,7 +37,7 @@ pub fn v4(ctx: &SockAddrContext) {
     }
     let destination = address.v4();
     let Some(label) = label_v4(&pod, destination, address.port()) else { return };
-    if watched(ctx, &pod, label) {
+    if watched(ctx, &pod, label, mapped_of_v4(destination)) {
         return;
     }
     let to = v4_of_label(&RANGES.load(), label);
@@ -61,7 +61,7 @@ pub fn v6(ctx: &SockAddrContext) {
     let port = address.port();
     let (to, label) = if let Some(destination) = v4_of_mapped(destination) {
         let Some(label) = label_v4(&pod, destination, port) else { return };
-        if watched(ctx, &pod, label) {
+        if watched(ctx, &pod, label, mapped_of_v4(destination)) {
             return;
         }
         let to = v4_of_label(&RANGES.load(), label);
@@ -71,7 +71,7 @@ pub fn v6(ctx: &SockAddrContext) {
         (mapped_of_v4(to), label)
     } else {
         let Some(label) = label_v6(&pod, destination, port) else { return };
-        if watched(ctx, &pod, label) {
+        if watched(ctx, &pod, label, destination) {
             return;
         }
         let to = v6_of_label(&RANGES.load(), label);
@@ -88,8 +88,12 @@ pub fn v6(ctx: &SockAddrContext) {
 
 /// Whether the connection is watched from its SYN on, instead of being led to its label.
 #[inline(always)]
-fn watched(ctx: &SockAddrContext, pod: &Pod, label: u32) -> bool {
-    pod.entry.watched && is_watchable(label) && !goes_spliced(pod, label) && insert::watch(ctx, pod)
+fn watched(ctx: &SockAddrContext, pod: &Pod, label: u32, destination: [u32; 4]) -> bool {
+    pod.entry.watched
+        && is_watchable(label)
+        && !is_own_address(pod, destination)
+        && !goes_spliced(pod, label)
+        && insert::watch(ctx, pod)
 }
 
 /// Whether this kind of socket is captured at all: TCP, not the agent's own, and not bound to a

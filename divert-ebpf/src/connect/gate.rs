@@ -14,7 +14,7 @@ use aya_log_ebpf::debug;
 use divert_common::map::{Counter, MAX_WORKERS, STALE_NANOS};
 use divert_ebpf::TARGET;
 
-use crate::maps::{Pod, agent_is_full, count, has_refused, heartbeats, pod_is_full};
+use crate::maps::{Pod, agent_is_full, agent_takes, count, has_refused, heartbeats, pod_is_full};
 
 /// Number of workers of the agent.
 #[unsafe(no_mangle)]
@@ -95,7 +95,7 @@ fn has_room(ctx: &impl EbpfContext, pod: &Pod, now: u64) -> bool {
 #[inline(always)]
 pub fn serves(ctx: &impl EbpfContext, pod: &Pod) -> bool {
     // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
-    has_room(ctx, pod, unsafe { bpf_ktime_get_ns() })
+    agent_takes() && has_room(ctx, pod, unsafe { bpf_ktime_get_ns() })
 }
 
 /// Whether every worker has turned its event loop of late: the kernel chooses among their listeners, so

@@ -16,11 +16,12 @@
 //! last index to it was removed (a label rests for minutes, a pod's slot for seconds), so it does not change between two
 //! reads of one run. What does not agree is passed untouched: that key was just being removed.
 
-use core::ptr::read_volatile;
+use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::bpf_get_netns_cookie;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::SockAddrContext;
@@ -29,7 +30,8 @@ use divert_common::map::{
     AGENT_SLOT, COUNTER_COUNT, CaptureKey4, CaptureKey6, Counter, Heartbeats, ORIGIN_WATCHABLE, Origin,
     POD_SLOT_COUNT, PodEntry, PodSlot,
 };
-use divert_common::refusal::{self, REFUSAL_COUNT};
+use divert_common::refusal::{self, REFUSAL_COUNT, UNANSWERED_SECONDS};
+use divert_ebpf::v4_of_mapped;
 
 /// Registered network namespaces, by cookie → index into `POD_SLOTS`.
 #[map]
@@ -123,9 +125,49 @@ static SPLICED: Array<u64> = Array::with_max_entries(REFUSAL_COUNT, BPF_F_MMAPAB
 /// Whether connections of a pod to the destination of a label are to be led to it from the start.
 #[inline(always)]
 pub fn goes_spliced(pod: &Pod, label: u32) -> bool {
+    // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
+    let now = unsafe { bpf_ktime_get_ns() };
     let place = SPLICED.get_ptr(refusal::place(pod.slot, label));
     // SAFETY: as in `pod`.
-    place.is_some_and(|word| unsafe { read_volatile(word) } == refusal::tag(pod.slot, label) | 1 << 63)
+    place.is_some_and(|word| refusal::is_noted(unsafe { read_volatile(word) }, pod.slot, label, now))
+}
+
+/// Has them led to it for a while, as the destination has not answered.
+#[inline(always)]
+pub fn splice_for_a_while(pod: &Pod, label: u32) {
+    // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some(word) = SPLICED.get_ptr_mut(refusal::place(pod.slot, label)) {
+        // SAFETY: an array's element stays; the agent writes whole words, too.
+        unsafe { write_volatile(word, refusal::note(pod.slot, label, now, UNANSWERED_SECONDS)) };
+    }
+}
+
+/// Whether the agent takes connections over.
+#[inline(always)]
+pub fn agent_takes() -> bool {
+    // SAFETY: as in `pod`.
+    POD_SLOTS.get_ptr(AGENT_SLOT).is_some_and(|slot| unsafe { read_volatile(&raw const (*slot).entry) } == 0)
+}
+
+/// Whether an address, IPv4 as v4-mapped, is the pod's own: it is reached by loopback, which is not watched.
+#[inline(always)]
+pub fn is_own_address(pod: &Pod, address: [u32; 4]) -> bool {
+    let Some(slot) = POD_SLOTS.get_ptr(pod.slot) else { return true };
+    // SAFETY: as in `pod`.
+    let (v4, v6) = unsafe {
+        (
+            read_volatile(&raw const (*slot).v4),
+            [read_volatile(&raw const (*slot).v6[0]), read_volatile(&raw const (*slot).v6[1])],
+        )
+    };
+    match v4_of_mapped(address) {
+        Some(address) => u64::from(address) == v4,
+        None => {
+            let half = |at: usize| u64::from(address[at]) | u64::from(address[at + 1]) << 32;
+            half(0) == v6[0] && half(2) == v6[1]
+        }
+    }
 }
 
 /// Whether the destination of a label has refused this pod a moment ago.

@@ -11,12 +11,17 @@ use divert_common::label::LabelRanges;
 use rustix::fs::fstat;
 
 use crate::lab::Pod;
+use crate::path;
 
-/// Whether the peer of a pod's connection is a label address; none when the connection is over.
+/// Whether the peer of a pod's connection is a label address; none when the connection is over, and where agents insert:
+/// then a connection has nobody but its server for a peer.
 ///
 /// # Errors
 /// When the pod's /proc/net/tcp cannot be read.
 pub fn is_captured(stream: impl AsFd, pod: &Pod) -> Result<Option<bool>> {
+    if path::inserts() {
+        return Ok(None);
+    }
     Ok(kernel_peer(stream, pod)?.map(|peer| is_label(peer.ip())))
 }
 

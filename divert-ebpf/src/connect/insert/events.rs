@@ -3,7 +3,7 @@
 use core::hint::black_box;
 use core::ptr::addr_of_mut;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, BPF_RB_FORCE_WAKEUP};
 use aya_ebpf::helpers::generated::{
     bpf_get_socket_cookie, bpf_ringbuf_discard, bpf_ringbuf_reserve, bpf_ringbuf_submit, bpf_skb_load_bytes,
 };
@@ -68,7 +68,8 @@ fn put<const N: usize>(skb: *mut __sk_buff, header: EventHeader) -> bool {
             bpf_ringbuf_discard(event.cast(), 0);
             return false;
         }
-        bpf_ringbuf_submit(event.cast(), 0);
+        // The agent waits for edges, and would miss one that the kernel thinks it need not be told.
+        bpf_ringbuf_submit(event.cast(), u64::from(BPF_RB_FORCE_WAKEUP));
     }
     true
 }

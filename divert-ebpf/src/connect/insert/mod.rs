@@ -14,13 +14,14 @@ mod scan;
 use core::ptr::{null_mut, read_volatile, write_volatile};
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_INGRESS, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE, TC_ACT_SHOT, TC_ACT_UNSPEC,
-    bpf_sock,
+    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
+    TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
-    bpf_get_socket_cookie, bpf_redirect, bpf_sk_fullsock, bpf_sk_storage_get, bpf_skb_store_bytes,
-    bpf_tcp_sock,
+    bpf_get_socket_cookie, bpf_redirect, bpf_sk_fullsock, bpf_sk_release, bpf_sk_storage_get,
+    bpf_skb_store_bytes, bpf_skc_lookup_tcp, bpf_tcp_sock,
 };
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap};
@@ -57,6 +58,8 @@ const NEXT: i32 = TC_ACT_UNSPEC;
 const LOOPBACK: u32 = 1;
 /// TCP_ESTABLISHED.
 const ESTABLISHED: u32 = 1;
+/// TCP_SYN_SENT.
+const SYN_SENT: u32 = 2;
 /// Heads that one packet is scanned for.
 const HEADS: u32 = 4;
 
@@ -115,6 +118,10 @@ pub fn egress(ctx: &TcContext) -> i32 {
         return begin(&segment, watch);
     }
     if segment.length == 0 {
+        if segment.flags & SYN != 0 {
+            // Sent again: nobody has answered.
+            unanswered(&segment.sent(), watch);
+        }
         return NEXT;
     }
     follow(ctx, socket, &segment, watch)
@@ -147,6 +154,27 @@ fn forget(ends: &Ends) {
 fn ever() -> bool {
     // SAFETY: an array's element stays.
     EVER.get_ptr(0).is_some_and(|ever| unsafe { read_volatile(ever) } != 0)
+}
+
+/// A server that does not answer, or refuses, gets its next connections by way of the agent, which serves who is diverted
+/// all the same.
+#[inline(always)]
+fn unanswered(ends: &Ends, watch: &Watch) {
+    if let Some((pod, label)) = label(ends, watch) {
+        maps::splice_for_a_while(&pod, label);
+    }
+}
+
+/// The label of a destination that is captured now.
+#[inline(always)]
+fn label(ends: &Ends, watch: &Watch) -> Option<(Pod, u32)> {
+    let pod = maps::pod_of(watch.netns, watch.slot)?;
+    let port = u16::from_be(ends.server_port);
+    let label = match v4_of_mapped(ends.server) {
+        Some(address) => capture::label_v4(&pod, address, port)?,
+        None => capture::label_v6(&pod, ends.server, port)?,
+    };
+    Some((pod, label))
 }
 
 /// Data of a client.
@@ -203,7 +231,7 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             return NEXT;
         }
         // The agent is to read it, if there is one, and somebody diverts that destination.
-        lookup = destination(ctx, segment, watch);
+        lookup = label(&segment.sent(), watch).filter(|(pod, _)| gate::serves(ctx, pod));
         if lookup.is_some() || keys == 0 {
             break;
         }
@@ -226,18 +254,6 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
         events::send(skb, EventKind::Stuck, pod.slot, label, 0);
         swallow()
     }
-}
-
-/// The label of a destination that is captured now, where the agent is there to serve it.
-#[inline(always)]
-fn destination(ctx: &TcContext, segment: &Segment, watch: &Watch) -> Option<(Pod, u32)> {
-    let pod = maps::pod_of(watch.netns, watch.slot)?;
-    let port = u16::from_be(segment.to_port);
-    let label = match v4_of_mapped(segment.to) {
-        Some(address) => capture::label_v4(&pod, address, port)?,
-        None => capture::label_v6(&pod, segment.to, port)?,
-    };
-    if gate::serves(ctx, &pod) { Some((pod, label)) } else { None }
 }
 
 /// Hands a connection to the agent, with the packet that made it so.
@@ -334,10 +350,13 @@ fn swallow() -> i32 {
 #[inline(always)]
 pub fn ingress(ctx: &TcContext) -> i32 {
     let skb = ctx.skb.skb;
+    let Some(segment) = Segment::of(skb) else { return NEXT };
+    if segment.flags & RST != 0 {
+        refused(skb, &segment);
+    }
     if !ever() {
         return NEXT;
     }
-    let Some(segment) = Segment::of(skb) else { return NEXT };
     let Some(severed) = SEVERED.get_ptr(&segment.received()) else { return NEXT };
     // SAFETY: the memory stays while the program runs. What it says may be another connection's by now, which costs that one
     // a reset at worst.
@@ -350,6 +369,32 @@ pub fn ingress(ctx: &TcContext) -> i32 {
         events::tell(skb, EventKind::Closed, slot, cookie, segment.offset);
     }
     TC_ACT_SHOT
+}
+
+/// A server resets a connection: where it was only about to begin, that is a refusal.
+#[inline(always)]
+fn refused(skb: *mut __sk_buff, segment: &Segment) {
+    let mut tuple =
+        bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6: segment.tuple_v6() } };
+    let mut size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2>();
+    if let Some(v4) = segment.tuple_v4() {
+        tuple.__bindgen_anon_1.ipv4 = v4;
+        size = size_of::<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1>();
+    }
+    // SAFETY: the tuple is as long as `size` says; the socket found is released on each way.
+    unsafe {
+        let socket =
+            bpf_skc_lookup_tcp(skb.cast(), &raw mut tuple, size as u32, BPF_F_CURRENT_NETNS as u64, 0);
+        if socket.is_null() {
+            return;
+        }
+        let watch: *mut Watch =
+            bpf_sk_storage_get((&raw const WATCHED).cast_mut().cast(), socket.cast(), null_mut(), 0).cast();
+        if !watch.is_null() && (*watch).phase == Phase::Silent as u32 && (*socket).state == SYN_SENT {
+            unanswered(&segment.received(), &*watch);
+        }
+        bpf_sk_release(socket.cast());
+    }
 }
 
 /// SK_STORAGE wants its flags.

@@ -2,9 +2,11 @@
 
 use core::ptr::read_volatile;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{
+    __sk_buff, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+};
 use divert_common::insert::Ends;
-use divert_ebpf::mapped_of_v4;
+use divert_ebpf::{mapped_of_v4, v4_of_mapped};
 
 /// Length of an Ethernet header; other devices are not watched.
 pub const ETHERNET: u32 = 14;
@@ -111,6 +113,28 @@ impl Segment {
                 offset,
                 length: end.saturating_sub(offset),
             }
+        }
+    }
+
+    /// What a socket is looked up by.
+    #[inline(always)]
+    pub fn tuple_v4(&self) -> Option<bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1> {
+        Some(bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: v4_of_mapped(self.from)?,
+            daddr: v4_of_mapped(self.to)?,
+            sport: self.from_port,
+            dport: self.to_port,
+        })
+    }
+
+    /// Likewise, of IPv6.
+    #[inline(always)]
+    pub fn tuple_v6(&self) -> bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+        bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: self.from,
+            daddr: self.to,
+            sport: self.from_port,
+            dport: self.to_port,
         }
     }
 
