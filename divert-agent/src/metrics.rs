@@ -240,6 +240,27 @@ impl Collector for Sources {
                 ("refused", self.hook(Counter::PassedRefused)),
             ],
         )?;
+        family(
+            e,
+            counter,
+            "watched",
+            "Connects to captured destinations that are left alone until a request on them is diverted",
+            None,
+            &[("", self.hook(Counter::Watched))],
+        )?;
+        family(
+            e,
+            counter,
+            "takeovers",
+            "Connections that were left alone and on which a request was to be diverted, by what became of them",
+            Some("result"),
+            &[
+                ("taken", self.hook(Counter::Taken)),
+                ("tried_again", self.hook(Counter::NotTaken)),
+                ("reset_busy", self.hook(Counter::Stuck)),
+                ("reset_late", self.hook(Counter::Late)),
+            ],
+        )?;
 
         self.encode_services(e)?;
         let apply = self.apply.borrow().clone();

@@ -187,10 +187,17 @@ impl Agent {
     /// # Errors
     /// When /metrics does not answer, or knows no such reason.
     pub fn passed(&self, reason: &str) -> Result<f64> {
-        let series = format!("divert_hook_passed_total{{reason=\"{reason}\"}} ");
+        self.series(&format!("divert_hook_passed_total{{reason=\"{reason}\"}}"))
+    }
+
+    /// The value of one series, by its name and labels as they are written.
+    ///
+    /// # Errors
+    /// When /metrics does not answer, or has no such series.
+    pub fn series(&self, series: &str) -> Result<f64> {
         let metrics = self.get("/metrics")?.text();
-        let value = metrics.lines().find_map(|line| line.strip_prefix(&series));
-        Ok(value.with_context(|| format!("no {series}in {metrics}"))?.parse()?)
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {series} in {metrics}"))?.parse()?)
     }
 
     /// Its process.

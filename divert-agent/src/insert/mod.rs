@@ -111,8 +111,8 @@ struct Inserting {
     mark: u32,
     /// By slot.
     pods: HashMap<u32, Place>,
-    /// With which segment each connection was taken over, by the cookie of the client's socket.
-    taken: HashMap<u64, Segment>,
+    /// With which segment each connection was taken over, and to what it leads, by the cookie of the client's socket.
+    taken: HashMap<u64, (Segment, Label)>,
     /// What has ended, in the order in which it did.
     resting: VecDeque<(Instant, Ends, u64)>,
 }
@@ -180,8 +180,8 @@ impl Inserting {
                 debug!(pod = %place.pod().pod, %error, "a packet is left for TCP to send again");
             }
         } else if header.kind == EventKind::Late as u32 {
-            if let Some(segment) = self.taken.get(&header.cookie) {
-                place.reset(segment, Label::new(header.label));
+            if let Some((segment, label)) = self.taken.get(&header.cookie) {
+                place.reset(segment, Some(*label));
             }
         } else if header.kind == EventKind::Closed as u32 {
             place.acknowledge_end(&segment);
@@ -205,7 +205,7 @@ impl Inserting {
         let taken = taken.and_then(|label| Ok((label, place.take(segment, header.received)?)));
         match taken {
             Ok((label, Some(socket))) => {
-                self.taken.insert(cookie, *segment);
+                self.taken.insert(cookie, (*segment, label));
                 if let Err(error) = self.takeovers.inserted(cookie) {
                     debug!(pod = %place.pod().pod, %error, "a connection cannot be taken over");
                     place.reset(segment, Some(label));
