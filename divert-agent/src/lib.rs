@@ -20,5 +20,3 @@ pub mod run;
 pub mod splice;
 pub mod table;
 pub mod watchdog;
-
-use divert_core::plan;

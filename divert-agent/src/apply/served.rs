@@ -15,6 +15,7 @@ use std::time::Instant;
 use divert_common::label::{INDEX_MASK, Label, LabelRanges};
 use divert_common::map::PodEntry;
 use divert_common::netns::{NetNs, NetNsId};
+use divert_core::plan::{PodPlan, PodRef, Sender};
 use tracing::{debug, info, warn};
 
 use super::reconnect::Search;
@@ -32,7 +33,6 @@ use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use crate::kernel::sock_diag::SockDiag;
 use crate::kernel::watching::Watched;
 use crate::kernel::{loopback, sockets};
-use crate::plan::{PodPlan, PodRef, Sender};
 use crate::splice::budget::{Account, Limits};
 use crate::splice::{Pod, Workers};
 
