@@ -11,7 +11,8 @@ use divert_tests::agent;
 use divert_tests::http::{Http, Response};
 use divert_tests::kube::{
     ApiServer, Client, DIVERT, ENDPOINT_SLICE, EVENT, INGRESS, Kind, NAMESPACE, OKTETO_DIVERT, Options, POD,
-    PORT, Refusal, SERVICE, Town, install_accounts, install_anothers_definition, install_oktetos_definition,
+    PORT, Refusal, SERVICE, Town, editor, install_accounts, install_anothers_definition,
+    install_oktetos_definition,
 };
 use divert_tests::lab::{Family, Lab, Pod};
 use divert_tests::process::{Place, Process};
@@ -23,30 +24,6 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(30);
 const ALICES_HOST: &str = "movies-alice.example.com";
 const SHARED_HOST: &str = "shop.example.com";
-
-/// A user who may edit one namespace, its Diverts of both kinds included, and nothing else.
-fn editor(server: &ApiServer, name: &str, namespace: &str) -> Result<Client> {
-    let admin = server.admin();
-    let group = "rbac.authorization.k8s.io";
-    let metadata = json!({"name": "diverts", "namespace": namespace});
-    admin.create(&json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata,
-        "rules": [{"apiGroups": ["divert.dev", "okteto.com"], "resources": ["diverts"], "verbs": ["*"]}],
-    }))?;
-    for (kind, role) in [("ClusterRole", "edit"), ("Role", "diverts")] {
-        admin.create(&json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-            "metadata": {"name": format!("{name}-{role}"), "namespace": namespace},
-            "roleRef": {"apiGroup": group, "kind": kind, "name": role},
-            "subjects": [{"apiGroup": group, "kind": "User", "name": name}],
-        }))?;
-    }
-    let user = server.user(name, None)?;
-    wait::until_within(PATIENCE, "the editor to have their rights", || {
-        [SERVICE, INGRESS, DIVERT].iter().all(|kind| user.list(*kind, namespace).is_ok())
-    })?;
-    Ok(user)
-}
 
 fn controller(lab: &Lab, user: &Client) -> Result<Process> {
     let mut command = Command::new(agent::program()?);

@@ -26,6 +26,7 @@ mod program;
 mod rest;
 mod server;
 mod stand_in;
+mod tenant;
 mod town;
 
 pub use aliases::{is_ours, service};
@@ -40,6 +41,7 @@ pub use names::resolve;
 pub use okteto::OktetoCli;
 pub use program::program;
 pub use server::{ApiServer, Options};
+pub use tenant::editor;
 pub use town::{
     PORT, Town, install_accounts, install_anothers_definition, install_definition, install_oktetos_definition,
 };
