@@ -181,9 +181,9 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         DataPath::Splice => None,
         path => match hooks.load_watching(&names) {
             Ok((events, takeovers)) => {
-                let (inserter, _) = Inserter::start(events, takeovers, Arc::clone(&workers), args.mark)
-                    .map_err(system("starting the inserter"))?;
-                Some(inserter)
+                let watched = hooks.watched()?;
+                let started = Inserter::start(events, takeovers, watched, Arc::clone(&workers), args.mark);
+                Some(started.map_err(system("starting the inserter"))?)
             }
             Err(error) if path == DataPath::Auto => {
                 tracing::warn!("connections are spliced from the start: {}", apply::chain(&error));

@@ -46,7 +46,7 @@ impl Slot {
         let target = self.target.load();
         let namespaces = || target.services.iter().map(|it| &*it.service.namespace);
         !self.from_pods
-            && !target.http2
+            && target.watchable
             && !hosts.iter().any(|(_, grant)| namespaces().any(|namespace| grant.extends_to(namespace)))
     }
 

@@ -124,7 +124,7 @@ fn capture(address: SocketAddr) -> (Capture, Arc<Target>) {
         services: vec![SharedService { service, routes: BTreeMap::new() }],
         reconnect: false,
         dual_stack: false,
-        http2: false,
+        watchable: true,
     };
     (Capture { set: CaptureSet::default(), address }, Arc::new(target))
 }

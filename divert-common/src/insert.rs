@@ -67,7 +67,7 @@ pub struct Severed {
 /// The most connections that can be severed at a time.
 pub const SEVERED_COUNT: u32 = 1 << 16;
 /// Size of the ring buffer `EVENTS`, in bytes.
-pub const EVENTS_BYTES: u32 = 8 << 20;
+pub const EVENTS_BYTES: u32 = 1 << 20;
 
 /// What an event says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -105,7 +105,7 @@ mod tests {
             services: services.iter().map(service).collect(),
             reconnect: false,
             dual_stack: false,
-            http2: false,
+            watchable: true,
         }
     }
 
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(asked(Some("alice"), Some("api")).unwrap(), "catalog");
         assert_eq!(asked(Some("carol"), Some("catalog")).unwrap(), "catalog");
         let (nothing, none) = (
-            Target { services: Vec::new(), reconnect: false, dual_stack: false, http2: false },
+            Target { services: Vec::new(), reconnect: false, dual_stack: false, watchable: true },
             Hosts::default(),
         );
         assert_eq!(decide(&nothing, &none, &Request::default()).service, None);

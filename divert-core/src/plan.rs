@@ -240,8 +240,9 @@ pub struct Target {
     pub reconnect: bool,
     /// Whether a Service here has addresses of both families: a client that one of them refuses may go on to the other.
     pub dual_stack: bool,
-    /// Whether the port declares HTTP/2: appProtocol or its name says h2c, http2 or grpc.
-    pub http2: bool,
+    /// Whether connections may be left alone until a request on them is diverted: there is somebody to answer them, and
+    /// the port does not declare HTTP/2, whose requests are not followed.
+    pub watchable: bool,
 }
 
 /// A service of a shared namespace, as seen from one of its addresses; or one of a developer's own behind

@@ -164,6 +164,7 @@ impl Applier {
         }
         let now = Instant::now();
         let ranges = settings.ranges;
+        let watched = settings.inserter.as_ref().map(|it| Arc::clone(it.watched()));
         Ok(Self {
             common: Common {
                 ranges,
@@ -182,7 +183,7 @@ impl Applier {
             pods: Pods::new(scanner, settings.pod_cgroups.map(PodCgroups::new)),
             overlapping: BTreeMap::new(),
             left_out: Vec::new(),
-            reconnect: Reconnect::new(settings.reconnect),
+            reconnect: Reconnect::new(settings.reconnect, watched),
             passed: Passed::default(),
             planned: false,
             steps: 0,
@@ -300,7 +301,8 @@ impl Applier {
             return;
         }
         let captures = &self.captures;
-        self.pods.reconnect(&mut self.reconnect, |set, address| captures.may_reconnect(set, address));
+        self.pods
+            .reconnect(&mut self.reconnect, |set, it| captures.may_reconnect(set, it.remote, it.watched));
     }
 
     /// The thorough part of a tick, now: addresses, listeners and routes of every pod, labels to free.

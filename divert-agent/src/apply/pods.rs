@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -19,6 +18,7 @@ use crate::kernel::addresses::Addresses;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::{self, Candidates, NoMatch, Processes, Scanner, Sought};
 use crate::kernel::pod_cgroups::{Members, PodCgroups};
+use crate::kernel::sock_diag::Connection;
 
 /// How often in a row a scan must miss a served namespace before it counts as gone: a process that
 /// forks and ends while /proc is being listed can be missed once.
@@ -261,7 +261,7 @@ impl Pods {
     pub(super) fn reconnect(
         &mut self,
         reconnect: &mut Reconnect,
-        may_reconnect: impl Fn(u32, SocketAddr) -> bool,
+        may_reconnect: impl Fn(u32, &Connection) -> bool,
     ) {
         let now = Instant::now();
         for (name, entry) in &mut self.pods {
@@ -270,9 +270,10 @@ impl Pods {
                 && !served.account().is_full()
             {
                 let (v4, v6) = served.families();
-                let may_reconnect = |address: SocketAddr| {
+                let may_reconnect = |connection: &Connection| {
                     // Of a family that is not served it would come back direct, and be closed again and again.
-                    (if address.is_ipv4() { v4 } else { v6 }) && may_reconnect(entry.set, address)
+                    (if connection.remote.is_ipv4() { v4 } else { v6 })
+                        && may_reconnect(entry.set, connection)
                 };
                 let (search, netns) = served.search();
                 reconnect.look(name, netns, search, may_reconnect, now);

@@ -13,7 +13,8 @@
 //! search ends, and the pod costs nothing more.
 
 use std::io;
-use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use divert_common::netns::NetNs;
@@ -51,11 +52,11 @@ enum Verdict {
 }
 
 impl Policy {
-    fn judge(&self, connection: &Connection, may_reconnect: impl FnOnce(SocketAddr) -> bool) -> Verdict {
+    fn judge(&self, connection: &Connection, may_reconnect: impl FnOnce(&Connection) -> bool) -> Verdict {
         // Without its mark it could be the agent's own.
         let own = connection.mark.is_none_or(|mark| mark & self.mark_mask == self.mark);
         // Sockets bound to a device are never captured: they would come back as they were.
-        if own || connection.bound_to_device || !may_reconnect(connection.remote) {
+        if own || connection.bound_to_device || !may_reconnect(connection) {
             return Verdict::Leave;
         }
         if connection.unread > 0 {
@@ -145,11 +146,13 @@ pub(super) struct Reconnect {
     pub(super) failed: u64,
     /// The kernel has no SOCK_DESTROY.
     unsupported: bool,
+    /// The map that says which connections are watched; none where none are.
+    watched: Option<Arc<OwnedFd>>,
 }
 
 impl Reconnect {
-    pub(super) fn new(policy: Policy) -> Self {
-        Self { policy, closed: 0, failed: 0, unsupported: false }
+    pub(super) fn new(policy: Policy, watched: Option<Arc<OwnedFd>>) -> Self {
+        Self { policy, closed: 0, failed: 0, unsupported: false, watched }
     }
 
     /// Looks at a pod, if that is due, and closes what is idle of what `may_reconnect`.
@@ -158,7 +161,7 @@ impl Reconnect {
         pod: &PodRef,
         netns: &NetNs,
         search: &mut Search,
-        may_reconnect: impl Fn(SocketAddr) -> bool,
+        may_reconnect: impl Fn(&Connection) -> bool,
         now: Instant,
     ) {
         if self.unsupported {
@@ -192,11 +195,11 @@ impl Reconnect {
     fn close_idle(
         &self,
         netns: &NetNs,
-        may_reconnect: impl Fn(SocketAddr) -> bool,
+        may_reconnect: impl Fn(&Connection) -> bool,
         round: &mut Round,
     ) -> io::Result<()> {
         let mut sockets = SockDiag::open(netns)?;
-        for listed in sockets.connections()? {
+        for listed in sockets.connections(self.watched.as_ref().map(|map| map.as_fd()))? {
             let mut verdict = self.policy.judge(&listed, &may_reconnect);
             if verdict == Verdict::Close {
                 // The list may be long, and a request has come meanwhile.
@@ -250,7 +253,7 @@ mod tests {
     }
 
     fn judge(connection: &Connection) -> Verdict {
-        POLICY.judge(connection, |address| address.to_string() == CAPTURED)
+        POLICY.judge(connection, |it| it.remote.to_string() == CAPTURED)
     }
 
     fn judge_times(sent: u64, received: u64, acked: u64) -> Verdict {

@@ -83,6 +83,6 @@ fn without_routes(target: &Target) -> Target {
         services: services.map(unrouted).collect(),
         reconnect: false,
         dual_stack: target.dual_stack,
-        http2: target.http2,
+        watchable: target.watchable,
     }
 }

@@ -14,8 +14,8 @@ mod takeover;
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use divert_common::insert::{Ends, EventHeader, EventKind};
@@ -42,6 +42,7 @@ const PACE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Inserter {
     orders: mpsc::UnboundedSender<Order>,
+    watched: Arc<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -62,13 +63,14 @@ impl Inserter {
     pub fn start(
         events: Events,
         takeovers: Takeovers,
+        watched: OwnedFd,
         workers: Arc<Workers>,
         mark: u32,
-    ) -> io::Result<(Self, JoinHandle<()>)> {
+    ) -> io::Result<Self> {
         let (orders, receiver) = mpsc::unbounded_channel();
         let own = orders.downgrade();
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let thread = std::thread::Builder::new().name("inserter".into()).spawn(move || {
+        std::thread::Builder::new().name("inserter".into()).spawn(move || {
             let inserting = Inserting {
                 orders: own,
                 takeovers,
@@ -84,7 +86,12 @@ impl Inserter {
                 );
             }
         })?;
-        Ok((Self { orders }, thread))
+        Ok(Self { orders, watched: Arc::new(watched) })
+    }
+
+    /// The map that says which sockets' connections are watched.
+    pub fn watched(&self) -> &Arc<OwnedFd> {
+        &self.watched
     }
 
     /// Has connections of a pod taken over, when its devices' programs ask for it.

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
@@ -134,6 +134,9 @@ pub enum HookError {
     /// The programs' log could not be read.
     #[error("starting to read what the eBPF programs log; without debug logging it is not needed")]
     Log(#[source] io::Error),
+    /// There is no descriptor left.
+    #[error("sharing a map of the eBPF programs")]
+    Descriptor(#[source] io::Error),
     /// There is no slot left for a pod.
     #[error("the hooks have room for {most} pods and no more")]
     TooManyPods {
@@ -246,6 +249,17 @@ impl Hooks {
         }
         watching::load(&mut self.ebpf, names)?;
         Ok((Events::take(&mut self.ebpf)?, Takeovers::take(&mut self.ebpf)?))
+    }
+
+    /// The map that says which sockets' connections are watched.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn watched(&self) -> Result<OwnedFd, HookError> {
+        match self.ebpf.map("WATCHED") {
+            Some(Map::SkStorage(map)) => map.fd().as_fd().try_clone_to_owned().map_err(HookError::Descriptor),
+            _ => Err(HookError::Missing { what: "map WATCHED" }),
+        }
     }
 
     /// Watches the connections of a pod, once its entry says so.

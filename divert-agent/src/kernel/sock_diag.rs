@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
+use divert_common::insert::Phase;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::NetNs;
 
@@ -22,6 +24,14 @@ const ROW: usize = 72;
 const INFO: u16 = 2;
 /// INET_DIAG_MARK, since Linux 4.10: given to who has CAP_NET_ADMIN.
 const MARK: u16 = 15;
+/// INET_DIAG_REQ_SK_BPF_STORAGES and in it SK_DIAG_BPF_STORAGE_REQ_MAP_FD; what is answered: INET_DIAG_SK_BPF_STORAGES, in
+/// it SK_DIAG_BPF_STORAGE, in it SK_DIAG_BPF_STORAGE_MAP_VALUE. With NLA_F_NESTED where there is more inside.
+const REQUEST_STORAGES: u16 = 2;
+const REQUEST_MAP: u16 = 1;
+const STORAGES: u16 = 20;
+const STORAGE: u16 = 1;
+const STORAGE_VALUE: u16 = 3;
+const NESTED: u16 = 1 << 15;
 /// TCP_ESTABLISHED.
 const ESTABLISHED: u8 = 1;
 /// Connections that carry something, or are about to: ESTABLISHED and SYN_SENT.
@@ -66,6 +76,8 @@ pub struct Connection {
     pub unacked: u32,
     /// When what was sent and received last.
     pub last: Last,
+    /// Whether it is watched, and its requests are followed.
+    pub watched: bool,
     /// What it is found again by.
     pub id: SocketId,
 }
@@ -90,7 +102,17 @@ impl Connection {
     pub(crate) fn for_tests(remote: SocketAddr, last: Last) -> Self {
         let id = SocketId { family: libc::AF_INET as u8, bytes: [0; REQUEST - 8] };
         let mark = Some(0);
-        Self { remote, established: true, bound_to_device: false, mark, unread: 0, unacked: 0, last, id }
+        Self {
+            remote,
+            established: true,
+            bound_to_device: false,
+            mark,
+            unread: 0,
+            unacked: 0,
+            last,
+            watched: false,
+            id,
+        }
     }
 }
 
@@ -166,14 +188,16 @@ impl SockDiag {
         Ok(found)
     }
 
-    /// All TCP connections of the namespace that are established or being so.
+    /// All TCP connections of the namespace that are established or being so; whether they are watched, by the map that
+    /// says so of sockets.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn connections(&mut self) -> io::Result<Vec<Connection>> {
+    pub fn connections(&mut self, watched: Option<BorrowedFd<'_>>) -> io::Result<Vec<Connection>> {
         let mut found = Vec::new();
+        let storage = watched.map(|map| with_storage(map)).unwrap_or_default();
         self.list(
-            |family| with_info(request(family, LIVE)),
+            |family| [&with_info(request(family, LIVE))[..], &storage].concat(),
             |payload| {
                 found.push(connection(payload)?);
                 Some(())
@@ -189,8 +213,10 @@ impl SockDiag {
     pub fn look_again(&mut self, connection: &Connection) -> io::Result<Option<Connection>> {
         let mut found = None;
         let looked = self.0.get(BY_FAMILY, &with_info(connection.id.request()), |_, payload| {
-            found = self::connection(payload);
-            found.as_ref().map(drop).ok_or_else(short_row)
+            let now = self::connection(payload).ok_or_else(short_row)?;
+            // Asked for one, the kernel does not say.
+            found = Some(Connection { watched: connection.watched, ..now });
+            Ok(())
         });
         match looked {
             Err(error) if is_gone(&error) => Ok(None),
@@ -271,13 +297,13 @@ impl SockDiag {
     }
 
     fn rows(&mut self, states: u32, mut each: impl FnMut(Row)) -> io::Result<()> {
-        self.list(|family| request(family, states), |payload| parse(payload).map(&mut each))
+        self.list(|family| request(family, states).into(), |payload| parse(payload).map(&mut each))
     }
 
     /// Lists both families; `each` gives none for a row that is too short.
     fn list(
         &mut self,
-        request: impl Fn(libc::c_int) -> [u8; REQUEST],
+        request: impl Fn(libc::c_int) -> Vec<u8>,
         mut each: impl FnMut(&[u8]) -> Option<()>,
     ) -> io::Result<()> {
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -331,6 +357,14 @@ fn of_connection(local: SocketAddr, remote: SocketAddr) -> [u8; REQUEST] {
 fn with_info(mut request: [u8; REQUEST]) -> [u8; REQUEST] {
     request[2] = 1 << (INFO - 1);
     request
+}
+
+/// Asks for the value that each socket has in a map of socket storage (INET_DIAG_REQ_SK_BPF_STORAGES, Linux 5.7).
+fn with_storage(map: BorrowedFd<'_>) -> Vec<u8> {
+    let attribute = |kind: u16, value: &[u8]| {
+        [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
+    };
+    attribute(REQUEST_STORAGES | NESTED, &attribute(REQUEST_MAP, &map.as_raw_fd().to_ne_bytes()))
 }
 
 fn short_row() -> io::Error {
@@ -399,8 +433,18 @@ fn connection(payload: &[u8]) -> Option<Connection> {
             acked: ago(LAST_ACKED)?,
             any_received: info.get(BYTES_RECEIVED..BYTES_RECEIVED + 8)?.iter().any(|it| *it != 0),
         },
+        watched: is_watched(attributes),
         id: SocketId { family: payload[0], bytes: payload.get(4..52)?.try_into().ok()? },
     })
+}
+
+/// Whether a socket has a [`divert_common::insert::Watch`] whose phase, its first word, is not the last.
+fn is_watched(attributes: &[u8]) -> bool {
+    let value = attribute(attributes, STORAGES | NESTED)
+        .and_then(|it| attribute(it, STORAGE | NESTED))
+        .and_then(|it| attribute(it, STORAGE_VALUE));
+    let phase = value.and_then(|it| it.first_chunk()).map(|it| u32::from_ne_bytes(*it));
+    phase.is_some_and(|it| it != Phase::Opaque as u32)
 }
 
 /// `struct inet_diag_msg`: family, state, timer, retrans, then `struct inet_diag_sockid` (both ports,

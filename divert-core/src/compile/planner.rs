@@ -277,12 +277,12 @@ fn merge(shares: &[Share], set: &CaptureSet) -> Option<Arc<Target>> {
     if rest.peek().is_none() {
         return Some(first.target.clone());
     }
-    let mut merged = Target { services: Vec::new(), reconnect: false, dual_stack: false, http2: false };
+    let mut merged = Target { services: Vec::new(), reconnect: false, dual_stack: false, watchable: true };
     for share in std::iter::once(first).chain(rest) {
         merged.services.extend(share.target.services.iter().cloned());
         merged.reconnect |= share.target.reconnect;
         merged.dual_stack |= share.target.dual_stack;
-        merged.http2 |= share.target.http2;
+        merged.watchable &= share.target.watchable;
     }
     Some(Arc::new(merged))
 }

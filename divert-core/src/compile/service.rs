@@ -65,9 +65,11 @@ pub(super) fn compile(
         _ => addresses.keys().any(|it| it.is_ipv6() == v6),
     };
     let dual_stack = has(false) && has(true);
+    let ready = endpoints(world, settings, shared).any(|(_, endpoint)| endpoint.ready);
     for (address, sort) in addresses {
         let target = plan.targets.entry(sort).or_insert_with_key(|sort| {
-            let target = Target { dual_stack, ..routes.target(sort) };
+            let target = routes.target(sort);
+            let target = Target { dual_stack, watchable: target.watchable && ready, ..target };
             match old.targets.get(sort) {
                 Some(same) if **same == target => same.clone(),
                 _ => Arc::new(target),
@@ -153,7 +155,7 @@ impl<'a> Routes<'a> {
             services: vec![SharedService { service: self.shared.service.clone(), routes }],
             reconnect: self.shared.reconnect || sort.ports.iter().any(declared),
             dual_stack: false,
-            http2: sort.ports.iter().any(|&port| declares_http2(&self.shared.ports[port])),
+            watchable: !sort.ports.iter().any(|&port| declares_http2(&self.shared.ports[port])),
         }
     }
 
