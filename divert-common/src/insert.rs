@@ -101,6 +101,8 @@ pub struct EventHeader {
     pub cookie: u64,
     /// Bytes that the client's socket has received so far, with `Take`.
     pub received: u64,
+    /// Not zero with `Take` where the packet is the first that the client says, and it has heard nothing.
+    pub first: u64,
 }
 
 /// Room for a packet in an event. A longer one is in the next larger.
@@ -168,7 +170,7 @@ const _: () = {
     assert!(size_of::<Watch>() == 4 + 4 + 8 + 4 + 4);
     assert!(size_of::<Ends>() == 16 + 16 + 2 + 2);
     assert!(size_of::<Severed>() == 8 + 4 + 4);
-    assert!(size_of::<EventHeader>() == 4 * 4 + 8 + 8);
+    assert!(size_of::<EventHeader>() == 4 * 4 + 8 + 8 + 8);
     assert!(size_of::<Names>() == 16 * 2 * NAME_COUNT);
 };
 

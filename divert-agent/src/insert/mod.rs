@@ -110,6 +110,17 @@ impl Inserter {
     }
 }
 
+/// A connection that was taken over.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    /// The segment with which it was.
+    segment: Segment,
+    /// To what it leads.
+    label: Label,
+    /// Whether its client had heard nothing of the server by then: what that still says is nobody's loss.
+    unheard: bool,
+}
+
 struct Inserting {
     orders: mpsc::WeakUnboundedSender<Order>,
     takeovers: Takeovers,
@@ -118,8 +129,8 @@ struct Inserting {
     mark: u32,
     /// By slot.
     pods: HashMap<u32, Place>,
-    /// With which segment each connection was taken over, and to what it leads, by the cookie of the client's socket.
-    taken: HashMap<u64, (Segment, Label)>,
+    /// By the cookie of the client's socket.
+    taken: HashMap<u64, Taken>,
     /// What has ended, in the order in which it did.
     resting: VecDeque<(Instant, Ends, u64)>,
 }
@@ -187,7 +198,7 @@ impl Inserting {
                 debug!(pod = %place.pod().pod, %error, "a packet is left for TCP to send again");
             }
         } else if header.kind == EventKind::Late as u32 {
-            if let Some((segment, label)) = self.taken.get(&header.cookie) {
+            if let Some(Taken { segment, label, unheard: false }) = self.taken.get(&header.cookie) {
                 place.reset(segment, Some(*label));
             }
         } else if header.kind == EventKind::Closed as u32 {
@@ -212,7 +223,8 @@ impl Inserting {
         let taken = taken.and_then(|label| Ok((label, place.take(segment, header.received)?)));
         match taken {
             Ok((label, Some(socket))) => {
-                self.taken.insert(cookie, (*segment, label));
+                let unheard = header.first != 0 && header.received == 0;
+                self.taken.insert(cookie, Taken { segment: *segment, label, unheard });
                 if let Err(error) = self.takeovers.inserted(cookie) {
                     debug!(pod = %place.pod().pod, %error, "a connection cannot be taken over");
                     place.reset(segment, Some(label));
@@ -246,6 +258,7 @@ fn parse(event: &[u8]) -> Option<(EventHeader, &[u8])> {
         length: u32_at(12)?,
         cookie: u64_at(16)?,
         received: u64_at(24)?,
+        first: u64_at(32)?,
     };
     let packet = event.get(size_of::<EventHeader>()..)?.get(..header.length as usize)?;
     Some((header, packet))

@@ -30,7 +30,7 @@ use divert_common::map::{
     AGENT_SLOT, COUNTER_COUNT, CaptureKey4, CaptureKey6, Counter, Heartbeats, ORIGIN_WATCHABLE, Origin,
     POD_SLOT_COUNT, PodEntry, PodSlot,
 };
-use divert_common::refusal::{self, REFUSAL_COUNT, UNANSWERED_SECONDS};
+use divert_common::refusal::{self, NOT_TAKEN_SECONDS, REFUSAL_COUNT, UNANSWERED_SECONDS};
 use divert_ebpf::v4_of_mapped;
 
 /// Registered network namespaces, by cookie → index into `POD_SLOTS`.
@@ -135,11 +135,22 @@ pub fn goes_spliced(pod: &Pod, label: u32) -> bool {
 /// Has them led to it for a while, as the destination has not answered.
 #[inline(always)]
 pub fn splice_for_a_while(pod: &Pod, label: u32) {
+    note_spliced(pod, label, UNANSWERED_SECONDS);
+}
+
+/// Has them led to it, as one could not be taken over.
+#[inline(always)]
+pub fn splice_from_now_on(pod: &Pod, label: u32) {
+    note_spliced(pod, label, NOT_TAKEN_SECONDS);
+}
+
+#[inline(always)]
+fn note_spliced(pod: &Pod, label: u32, seconds: u64) {
     // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
     let now = unsafe { bpf_ktime_get_ns() };
     if let Some(word) = SPLICED.get_ptr_mut(refusal::place(pod.slot, label)) {
         // SAFETY: an array's element stays; the agent writes whole words, too.
-        unsafe { write_volatile(word, refusal::note(pod.slot, label, now, UNANSWERED_SECONDS)) };
+        unsafe { write_volatile(word, refusal::note(pod.slot, label, now, seconds)) };
     }
 }
 

@@ -25,11 +25,12 @@ struct Event<const N: usize> {
 
 /// Sends an event with the packet. False where there is no room.
 #[inline(always)]
-pub fn send(skb: *mut __sk_buff, kind: EventKind, slot: u32, label: u32, received: u64) -> bool {
+pub fn send(skb: *mut __sk_buff, kind: EventKind, slot: u32, label: u32, received: u64, first: bool) -> bool {
     // SAFETY: the context is valid while the program runs, and the helper takes it.
     let (total, cookie) = unsafe { ((*skb).len, bpf_get_socket_cookie(skb.cast())) };
     let length = total.saturating_sub(ETHERNET);
-    let header = EventHeader { kind: kind as u32, slot, label, length, cookie, received };
+    let header =
+        EventHeader { kind: kind as u32, slot, label, length, cookie, received, first: u64::from(first) };
     if length <= SMALL as u32 {
         put::<SMALL>(skb, header)
     } else if length <= MEDIUM as u32 {
@@ -43,7 +44,10 @@ pub fn send(skb: *mut __sk_buff, kind: EventKind, slot: u32, label: u32, receive
 #[inline(always)]
 pub fn tell(skb: *mut __sk_buff, kind: EventKind, slot: u32, cookie: u64, end: u32) {
     let length = end.saturating_sub(ETHERNET);
-    put::<SMALL>(skb, EventHeader { kind: kind as u32, slot, label: 0, length, cookie, received: 0 });
+    put::<SMALL>(
+        skb,
+        EventHeader { kind: kind as u32, slot, label: 0, length, cookie, received: 0, first: 0 },
+    );
 }
 
 #[inline(always)]

@@ -205,55 +205,62 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             read_volatile(&raw const (*socket).state),
         )
     };
+    // Where nobody diverts the destination now, or there is no agent to do so, heads are followed and no key counts.
+    let to = label(&segment.sent(), watch).filter(|(pod, _)| gate::serves(ctx, pod));
     if silent && received != 0 {
-        // The server spoke first.
+        // The server spoke first. Of HTTP/2 that says nothing, but it has greeted the client, and another would again.
+        if let Some((pod, label)) = to
+            && scan::is_http2(skb, segment.offset, segment.length)
+        {
+            maps::splice_from_now_on(&pod, label);
+        }
         watch.phase = Phase::Opaque as u32;
         return NEXT;
     }
-    let mut keys = 1;
+    // All that went before has arrived, and the client still listens: the packet can begin what is taken over.
+    let quiet = ahead == 0 && acknowledged == segment.sequence && state == ESTABLISHED;
+    if let Some((pod, label)) = to
+        && quiet
+        && !silent
+        && !maps::is_watchable(label)
+    {
+        // Its requests are to be given a key by now.
+        return take(skb, segment, watch, &pod, label, received);
+    }
     let mut at = ahead as u32;
     let mut heads = 0;
-    let mut lookup = None;
     while heads < HEADS {
         if at >= segment.length {
             watch.next = segment.sequence.wrapping_add(at);
             watch.phase = Phase::Http as u32;
             return NEXT;
         }
-        let found = scanned(scan_head(skb, segment.offset + at, segment.length - at, keys));
+        let found =
+            scanned(scan_head(skb, segment.offset + at, segment.length - at, u32::from(to.is_some())));
         if found.is(Verdict::Plain) {
             at = at.wrapping_add(found.length());
             heads += 1;
             continue;
         }
+        let Some((pod, label)) = to else { break };
         if silent && found.is(Verdict::Foreign) {
-            watch.phase = Phase::Opaque as u32;
-            return NEXT;
-        }
-        // The agent is to read it, if there is one, and somebody diverts that destination.
-        lookup = label(&segment.sent(), watch).filter(|(pod, _)| gate::serves(ctx, pod));
-        if lookup.is_some() || keys == 0 {
             break;
         }
-        if !found.is(Verdict::Keyed) {
-            break;
+        if quiet {
+            return take(skb, segment, watch, &pod, label, received);
         }
-        keys = 0;
-        heads += 1;
+        if found.is(Verdict::Keyed) {
+            count(Counter::Stuck);
+            events::send(skb, EventKind::Stuck, pod.slot, label, 0, false);
+            return swallow();
+        }
+        // Who carries no key is not reset for being hard to follow.
+        maps::splice_from_now_on(&pod, label);
+        break;
     }
-    let Some((pod, label)) = lookup else {
-        // Nobody's key could count. What comes later is not looked at either: where a head is was lost.
-        watch.phase = Phase::Opaque as u32;
-        return NEXT;
-    };
-    // All that went before has arrived, and the client still listens: the packet begins what is taken over.
-    if ahead == 0 && acknowledged == segment.sequence && state == ESTABLISHED {
-        take(skb, segment, watch, &pod, label, received)
-    } else {
-        count(Counter::Stuck);
-        events::send(skb, EventKind::Stuck, pod.slot, label, 0);
-        swallow()
-    }
+    // Where the next head begins is not known.
+    watch.phase = Phase::Opaque as u32;
+    NEXT
 }
 
 /// Hands a connection to the agent, with the packet that made it so.
@@ -272,13 +279,14 @@ fn take(
         // SAFETY: an array's element stays.
         unsafe { write_volatile(ever, 1) };
     }
-    // First, as what the server sends from now on must not arrive.
+    let first = watch.phase == Phase::Silent as u32;
+    // Before all else, as what the server sends from now on must not arrive.
     let severed = Severed { cookie, received: segment.acknowledged, slot: pod.slot };
     if SEVERED.insert(&segment.sent(), &severed, 0).is_err() {
         count(Counter::NotTaken);
         return swallow();
     }
-    if !events::send(skb, EventKind::Take, pod.slot, label, received) {
+    if !events::send(skb, EventKind::Take, pod.slot, label, received, first) {
         // TCP sends it again, and then there may be room.
         let _ = SEVERED.remove(&segment.sent());
         count(Counter::NotTaken);
@@ -300,7 +308,7 @@ fn taking(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch) -> i32 {
     }
     if segment.length != 0 || segment.flags & (FIN | RST) != 0 {
         // Where there is no room, TCP sends it again.
-        events::send(skb, EventKind::More, watch.slot, 0, 0);
+        events::send(skb, EventKind::More, watch.slot, 0, 0, false);
     }
     swallow()
 }

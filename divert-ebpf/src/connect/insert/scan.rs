@@ -127,6 +127,16 @@ pub extern "C" fn scan_head(skb: *mut __sk_buff, offset: u32, length: u32, keys:
     }
 }
 
+/// Whether a client begins HTTP/2 (RFC 9113 3.4).
+#[inline(always)]
+pub fn is_http2(skb: *mut __sk_buff, offset: u32, length: u32) -> bool {
+    let mut begin = [0_u8; 8];
+    // SAFETY: there is room for eight bytes.
+    length >= 8
+        && unsafe { bpf_skb_load_bytes(skb.cast(), offset, begin.as_mut_ptr().cast(), 8) } == 0
+        && u64::from_le_bytes(begin) == text(b"PRI * HT")
+}
+
 /// Wraps what `scan` returned; subprograms return whole words.
 #[inline(always)]
 pub fn scanned(word: u64) -> Scanned {
