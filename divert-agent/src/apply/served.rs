@@ -31,7 +31,7 @@ use crate::kernel::pod_slots::PodSlot;
 use crate::kernel::ports::{self, PortNeeds};
 use crate::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
 use crate::kernel::sock_diag::SockDiag;
-use crate::kernel::watching::Watched;
+use crate::kernel::watching::{WatchError, Watched};
 use crate::kernel::{loopback, sockets};
 use crate::splice::budget::{Account, Limits};
 use crate::splice::{Pod, Workers};
@@ -154,16 +154,19 @@ impl Served {
             .map_err(failed("attaching the socket look-up program"))?;
         common.workers.open(Arc::clone(&pod), listeners);
         let watched = match (&common.inserter, rules) {
-            (Some(inserter), Rules::None) => match hooks.watch(&pod.netns, port, families) {
-                Ok(watched) => {
-                    inserter.open(&pod);
-                    Some(watched)
+            (Some(inserter), Rules::None) => {
+                let opened = inserter.open(&pod).map_err(|source| WatchError::Namespace {
+                    doing: "opening sockets in its namespace to take connections over",
+                    source,
+                });
+                match opened.and_then(|()| hooks.watch(&pod.netns, port, families)) {
+                    Ok(watched) => Some(watched),
+                    Err(error) => {
+                        info!(pod = %pod.pod, "its connections are spliced from the start: {}", chain(&error));
+                        None
+                    }
                 }
-                Err(error) => {
-                    info!(pod = %pod.pod, "its connections are spliced from the start: {}", chain(&error));
-                    None
-                }
-            },
+            }
             _ => None,
         };
         let search = Search::new(Instant::now());

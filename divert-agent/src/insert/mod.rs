@@ -43,12 +43,14 @@ const PACE: Duration = Duration::from_secs(5);
 pub struct Inserter {
     orders: mpsc::UnboundedSender<Order>,
     watched: Arc<OwnedFd>,
+    /// SO_MARK of the agent's sockets.
+    mark: u32,
 }
 
 #[derive(Debug)]
 enum Order {
     /// Connections of a pod may be taken over.
-    Open(u32, Arc<Pod>),
+    Open(u32, Box<Place>),
     /// No more of them are.
     Close(u32),
     /// A connection that was has ended.
@@ -75,7 +77,6 @@ impl Inserter {
                 orders: own,
                 takeovers,
                 workers,
-                mark,
                 pods: HashMap::default(),
                 taken: HashMap::default(),
                 resting: VecDeque::new(),
@@ -86,7 +87,7 @@ impl Inserter {
                 );
             }
         })?;
-        Ok(Self { orders, watched: Arc::new(watched) })
+        Ok(Self { orders, watched: Arc::new(watched), mark })
     }
 
     /// The map that says which sockets' connections are watched.
@@ -95,8 +96,13 @@ impl Inserter {
     }
 
     /// Has connections of a pod taken over, when its devices' programs ask for it.
-    pub fn open(&self, pod: &Arc<Pod>) {
-        self.tell(Order::Open(pod.slot_index(), Arc::clone(pod)));
+    ///
+    /// # Errors
+    /// When what is needed for it cannot be opened: CAP_NET_RAW is needed, beside what the agent needs anyway.
+    pub fn open(&self, pod: &Arc<Pod>) -> io::Result<()> {
+        let place = Place::open(Arc::clone(pod), self.mark)?;
+        self.tell(Order::Open(pod.slot_index(), Box::new(place)));
+        Ok(())
     }
 
     /// No more.
@@ -125,8 +131,6 @@ struct Inserting {
     orders: mpsc::WeakUnboundedSender<Order>,
     takeovers: Takeovers,
     workers: Arc<Workers>,
-    /// SO_MARK of the agent's sockets.
-    mark: u32,
     /// By slot.
     pods: HashMap<u32, Place>,
     /// By the cookie of the client's socket.
@@ -159,10 +163,7 @@ impl Inserting {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Open(slot, pod) => match Place::open(pod, self.mark) {
-                Ok(place) => drop(self.pods.insert(slot, place)),
-                Err(error) => tracing::error!("connections of a pod cannot be taken over: {error}"),
-            },
+            Order::Open(slot, place) => drop(self.pods.insert(slot, *place)),
             Order::Close(slot) => drop(self.pods.remove(&slot)),
             Order::Ended(ends, cookie) => {
                 self.taken.remove(&cookie);

@@ -320,14 +320,13 @@ fn stray(skb: *mut __sk_buff) -> i32 {
     if !ever() {
         return NEXT;
     }
-    // SAFETY: the context is valid while the program runs.
-    let mark = unsafe { read_volatile(&raw const (*skb).mark) };
-    if is_own(mark) {
-        return NEXT;
-    }
     let Some(segment) = Segment::of(skb) else { return NEXT };
     if segment.flags & SYN != 0 {
         forget(&segment.sent());
+        return NEXT;
+    }
+    // SAFETY: the context is valid while the program runs.
+    if is_own(unsafe { read_volatile(&raw const (*skb).mark) }) {
         return NEXT;
     }
     if SEVERED.get_ptr(&segment.sent()).is_some() { lead(skb) } else { NEXT }
