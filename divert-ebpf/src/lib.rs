@@ -1,12 +1,13 @@
 //! What the two eBPF objects share: label addresses in the form the hooks need them, and what a
 //! program without an operating system has to bring along.
 //!
-//! - `connect`: the cgroup hooks. Captures connections by rewriting their destination to a label address.
+//! - `connect`: the cgroup hooks, which capture connections by rewriting their destination to a label address; and, for
+//!   insertion, the programs on pods' devices.
 //! - `lookup`: the socket look-up program of one network namespace. Hands connections to label addresses
 //!   to the agent's listeners.
 //!
-//! No program keeps state about a connection, and each gives way where it cannot be sure: a
-//! connection that is passed untouched is missed, never wrong. What a program may believe of its maps: `connect/maps.rs`.
+//! No hook keeps state about a connection (insertion keeps some in the socket), and each gives way where it cannot be sure:
+//! a connection that is passed untouched is missed, never wrong. What a program may believe of its maps: `connect/maps.rs`.
 #![no_std]
 
 use divert_common::label::INDEX_MASK;
