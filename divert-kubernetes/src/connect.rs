@@ -184,8 +184,11 @@ impl Cluster {
     /// deliver it when the network is back, whatever has happened meanwhile. Of what a proxy on the way does with it only the
     /// proxy knows: controllers that run in pods have none.
     ///
+    /// On Linux alone, whose kernel can be told so (TCP_USER_TIMEOUT): who writes by a lease does without it nowhere.
+    ///
     /// # Errors
     /// [`Self::client`]'s.
+    #[cfg(target_os = "linux")]
     pub fn prompt_client(&self, limit: Duration, gate: Gate) -> Result<Client, ConnectError> {
         let mut tcp = tcp();
         tcp.set_tcp_user_timeout(Some(limit / 2));
