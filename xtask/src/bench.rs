@@ -32,8 +32,8 @@ use crate::{interrupt, packages};
 use contenders::Contender;
 use figures::Figures;
 use programs::Programs;
+use rounds::Homes;
 use scenarios::{LOADS, Load};
-use town::Town;
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -127,24 +127,20 @@ fn measure(args: &Args, effort: Effort, programs: &Programs, figures: &mut Figur
     }
     let loads: Vec<&Load> = LOADS.iter().filter(|load| args.wants(load.name)).collect();
     if !loads.is_empty() || args.wants(hook::NAME) || args.wants(change::NAME) {
-        let town = Town::new(programs, &programs.agent)?;
-        let before = programs.before.as_ref().map(|agent| Town::new(programs, agent)).transpose()?;
+        let homes = Homes::new(args, programs)?;
         for load in loads {
-            rounds::measure(args, effort, load, programs, &town, before.as_ref(), figures)?;
+            rounds::measure(args, effort, load, programs, &homes, figures)?;
             report::print_scenario(load.name, load.title, figures);
         }
         if args.wants(hook::NAME) {
-            hook::measure(effort, programs, &town, figures)?;
+            hook::measure(effort, programs, &homes.town, figures)?;
             report::print_scenario(hook::NAME, hook::TITLE, figures);
         }
         if args.wants(change::NAME) {
-            change::measure(effort, &town, figures)?;
+            change::measure(effort, &homes.town, figures)?;
             report::print_scenario(change::NAME, change::TITLE, figures);
         }
-        if let Some(before) = before {
-            before.close()?;
-        }
-        town.close()?;
+        homes.close()?;
     }
     scale::measure(|name| args.wants(name), effort, programs, figures)
 }

@@ -12,9 +12,10 @@ const BAR: f64 = 13.0;
 const GAP: f64 = 14.0;
 
 /// Bars are drawn for these.
-pub(super) const SHOWN: [(Contender, &str); 6] = [
+pub(super) const SHOWN: [(Contender, &str); 7] = [
     (Contender::NotCaptured, "#7fb3a8"),
     (Contender::Divert, "#0f766e"),
+    (Contender::Insert, "#115e59"),
     (Contender::Before, "#94a3b8"),
     (Contender::Nginx, "#d97706"),
     (Contender::Haproxy, "#7c3aed"),

@@ -12,6 +12,8 @@ pub(super) enum Contender {
     NotCaptured,
     /// Captured, by the agent under test.
     Divert,
+    /// Left alone until a request is diverted, by the same agent with `--path insert`.
+    Insert,
     /// Captured, by the agent of another version.
     Before,
     /// nginx in the client's pod.
@@ -29,6 +31,7 @@ impl Contender {
             Self::Direct => "direct",
             Self::NotCaptured => "not captured",
             Self::Divert => "divert",
+            Self::Insert => "insert",
             Self::Before => "before",
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
@@ -42,6 +45,7 @@ impl Contender {
             Self::Direct => "no agent, no hooks",
             Self::NotCaptured => "agent on the node, service not diverted",
             Self::Divert => "an upstream connection for each client connection",
+            Self::Insert => "the agent with --path insert: no connection of its own until one is diverted",
             Self::Before => "another version of the agent",
             Self::Nginx | Self::Envoy => "clients share upstream connections",
             Self::Haproxy => "http-reuse never (HTTP/2: shared)",
@@ -50,5 +54,11 @@ impl Contender {
 }
 
 /// Those that route by the header.
-pub(super) const ROUTERS: [Contender; 5] =
-    [Contender::Divert, Contender::Before, Contender::Nginx, Contender::Haproxy, Contender::Envoy];
+pub(super) const ROUTERS: [Contender; 6] = [
+    Contender::Divert,
+    Contender::Insert,
+    Contender::Before,
+    Contender::Nginx,
+    Contender::Haproxy,
+    Contender::Envoy,
+];

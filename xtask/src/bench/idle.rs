@@ -30,13 +30,19 @@ fn connections() -> usize {
 /// When a connection cannot be made or held.
 pub(super) fn measure(args: &Args, programs: &Programs, figures: &mut Figures) -> Result<()> {
     let count = connections();
-    for (this, program) in
-        [(Contender::Divert, Some(&programs.agent)), (Contender::Before, programs.before.as_ref())]
-    {
-        let Some(program) = program else { continue };
-        let town = Town::new(programs, program)?;
+    for (this, program) in [
+        (Contender::Divert, Some(&programs.agent)),
+        (Contender::Insert, Some(&programs.agent)),
+        (Contender::Before, programs.before.as_ref()),
+    ] {
+        let Some(program) = program.filter(|_| this == Contender::Divert || args.runs(this)) else {
+            continue;
+        };
+        let town = Town::new(programs, program, this)?;
         figures.add(NAME, this, Metric::IdleResident, town.idle_resident as f64);
-        let others = ROUTERS.into_iter().filter(|it| !matches!(it, Contender::Divert | Contender::Before));
+        let others = ROUTERS
+            .into_iter()
+            .filter(|it| !matches!(it, Contender::Divert | Contender::Insert | Contender::Before));
         let others = others.filter(|_| this == Contender::Divert);
         for contender in std::iter::once(this).chain(others).filter(|it| args.runs(*it) && town.has(*it)) {
             hold(contender, &town, count, figures)

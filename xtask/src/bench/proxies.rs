@@ -31,7 +31,11 @@ pub(super) fn ports(proxy: Contender) -> Option<(u16, u16)> {
         Contender::Nginx => Some((8101, 8201)),
         Contender::Haproxy => Some((8102, 8202)),
         Contender::Envoy => Some((8103, 8203)),
-        Contender::Direct | Contender::NotCaptured | Contender::Divert | Contender::Before => None,
+        Contender::Direct
+        | Contender::NotCaptured
+        | Contender::Divert
+        | Contender::Insert
+        | Contender::Before => None,
     }
 }
 
@@ -71,7 +75,11 @@ pub(super) fn command(
             envoy.args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]);
             envoy
         }
-        Contender::Direct | Contender::NotCaptured | Contender::Divert | Contender::Before => {
+        Contender::Direct
+        | Contender::NotCaptured
+        | Contender::Divert
+        | Contender::Insert
+        | Contender::Before => {
             return Ok(None);
         }
     };

@@ -15,6 +15,48 @@ use super::town::{Protocol, Town};
 use super::{Args, Effort, load};
 use crate::interrupt;
 
+/// Where contenders are at home: each agent has a town of its own.
+pub(super) struct Homes {
+    pub(super) town: Town,
+    pub(super) inserting: Option<Town>,
+    pub(super) before: Option<Town>,
+}
+
+impl Homes {
+    /// Makes them, for those who take part.
+    ///
+    /// # Errors
+    /// When a part of one cannot be started.
+    pub(super) fn new(args: &Args, programs: &Programs) -> Result<Self> {
+        let before = programs.before.as_ref();
+        let inserting = args.runs(Contender::Insert);
+        Ok(Self {
+            town: Town::new(programs, &programs.agent, Contender::Divert)?,
+            inserting: inserting
+                .then(|| Town::new(programs, &programs.agent, Contender::Insert))
+                .transpose()?,
+            before: before.map(|agent| Town::new(programs, agent, Contender::Before)).transpose()?,
+        })
+    }
+
+    fn of(&self, contender: Contender) -> Option<&Town> {
+        match contender {
+            Contender::Insert => self.inserting.as_ref(),
+            Contender::Before => self.before.as_ref(),
+            _ => Some(&self.town),
+        }
+    }
+
+    /// Ends everything in order.
+    ///
+    /// # Errors
+    /// When something ended by itself, or an agent leaves anything.
+    pub(super) fn close(self) -> Result<()> {
+        let others = self.inserting.into_iter().chain(self.before);
+        std::iter::once(self.town).chain(others).try_for_each(Town::close)
+    }
+}
+
 /// Carries out one load in all rounds.
 ///
 /// # Errors
@@ -24,11 +66,10 @@ pub(super) fn measure(
     effort: Effort,
     load: &Load,
     programs: &Programs,
-    town: &Town,
-    before: Option<&Town>,
+    homes: &Homes,
     figures: &mut Figures,
 ) -> Result<()> {
-    let home = |contender| if contender == Contender::Before { before } else { Some(town) };
+    let home = |contender| homes.of(contender);
     let takes_part = |contender: &Contender| {
         args.runs(*contender) && home(*contender).is_some_and(|town| town.has(*contender))
     };

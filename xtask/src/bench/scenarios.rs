@@ -1,6 +1,8 @@
 //! The loads, one line each.
 
-use super::contenders::Contender::{self, Before, Direct, Divert, Envoy, Haproxy, Nginx, NotCaptured};
+use super::contenders::Contender::{
+    self, Before, Direct, Divert, Envoy, Haproxy, Insert, Nginx, NotCaptured,
+};
 
 /// How a load is made.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -40,8 +42,8 @@ pub(super) struct Load {
 }
 
 /// Everybody who routes, and the way without.
-const ALL: &[Contender] = &[Direct, Divert, Before, Nginx, Haproxy, Envoy];
-const ALL_AND_PASSED: &[Contender] = &[Direct, NotCaptured, Divert, Before, Nginx, Haproxy, Envoy];
+const ALL: &[Contender] = &[Direct, Divert, Insert, Before, Nginx, Haproxy, Envoy];
+const ALL_AND_PASSED: &[Contender] = &[Direct, NotCaptured, Divert, Insert, Before, Nginx, Haproxy, Envoy];
 
 pub(super) const KEEP_ALIVE_1: &str = "keep-alive-1";
 pub(super) const KEEP_ALIVE_32: &str = "keep-alive-32";

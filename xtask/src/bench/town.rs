@@ -59,11 +59,11 @@ pub(super) struct Town {
 }
 
 impl Town {
-    /// Makes it, with this agent.
+    /// Makes it, with this agent, which is one contender or another.
     ///
     /// # Errors
     /// When a part cannot be started, or a contender does not route as it should.
-    pub(super) fn new(programs: &Programs, agent: &Path) -> Result<Self> {
+    pub(super) fn new(programs: &Programs, agent: &Path, contender: Contender) -> Result<Self> {
         interrupt::check()?;
         let lab = Lab::new(&[CLIENT, SERVER, ALICES_SERVER])?;
         let outside = Cgroup::new(&RunName::next()?.to_string())?;
@@ -83,7 +83,10 @@ impl Town {
         manifests.put("alice", &[manifest::divert("alice", "staging")])?;
         let servers = [SERVER, ALICES_SERVER].map(|name| start_server(programs, &lab, name));
         let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
-        let options = agent_options(agent);
+        let mut options = agent_options(agent);
+        if contender == Contender::Insert {
+            options.arguments.extend(["--path", "insert"].map(str::to_owned));
+        }
         let agent = Agent::start(&lab, &manifests, &options)?;
         let idle_resident = usage::resident(agent.process().pid())?;
         let client = lab.pod(CLIENT);
@@ -158,7 +161,9 @@ impl Town {
     pub(super) fn connect(&self, contender: Contender, to: SocketAddr) -> Result<TcpStream> {
         let client = &self.client;
         let stream = match contender {
-            Contender::Divert | Contender::Before | Contender::NotCaptured => client.connect(to),
+            Contender::Divert | Contender::Insert | Contender::Before | Contender::NotCaptured => {
+                client.connect(to)
+            }
             _ => client
                 .netns()
                 .enter(|| TcpStream::connect_timeout(&to, wait::PATIENCE))?
@@ -178,7 +183,7 @@ impl Town {
         let (to, place) = match contender {
             Contender::Direct => (service(&self.web), outside),
             Contender::NotCaptured => (service(&self.plain), client),
-            Contender::Divert | Contender::Before => (service(&self.web), client),
+            Contender::Divert | Contender::Insert | Contender::Before => (service(&self.web), client),
             Contender::Nginx | Contender::Haproxy | Contender::Envoy => {
                 let (http1, http2) = proxies::ports(contender).unwrap_or_default();
                 let port = if protocol == Protocol::Http1 { http1 } else { http2 };
@@ -197,7 +202,7 @@ impl Town {
     /// The process that does a contender's work.
     pub(super) fn pid(&self, contender: Contender) -> Option<u32> {
         match contender {
-            Contender::Divert | Contender::Before => Some(self.agent.process().pid()),
+            Contender::Divert | Contender::Insert | Contender::Before => Some(self.agent.process().pid()),
             _ => self.proxies.iter().find(|it| it.0 == contender).map(|it| it.1.pid()),
         }
     }
