@@ -132,6 +132,8 @@ impl Agent {
             standing_by: self.is_standing_by(),
             ready: status.ready,
             served: status.served.keys().map(ToString::to_string).collect(),
+            watched: status.watched.iter().map(ToString::to_string).collect(),
+            spliced: status.spliced.iter().map(|(pod, why)| format!("{pod}: {why}")).collect(),
             full: status.full.iter().map(ToString::to_string).collect(),
             agent_full: status.agent_full,
             direct: left_direct(&status),

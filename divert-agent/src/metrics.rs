@@ -280,6 +280,14 @@ impl Collector for Sources {
         family(
             e,
             gauge,
+            "pods_watched",
+            "Pods whose connections are left alone until a request on them is diverted",
+            None,
+            &[("", apply.watched.len() as u64)],
+        )?;
+        family(
+            e,
+            gauge,
             "pods_direct",
             "Pods that should be served and are left direct",
             Some("reason"),

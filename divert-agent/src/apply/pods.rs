@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::live;
 use super::reconnect::Reconnect;
-use super::served::{Common, Served, in_label_range};
+use super::served::{Common, Served, Watching, in_label_range};
 use super::status::{Direct, Status};
 use crate::kernel::addresses::Addresses;
 use crate::kernel::hooks::{HookError, Hooks};
@@ -316,6 +316,11 @@ impl Pods {
                 State::Served { served, .. } => {
                     status.served.insert(name.clone(), served.port());
                     status.old_connections += served.old_connections();
+                    match served.watching() {
+                        Watching::Yes => drop(status.watched.insert(name.clone())),
+                        Watching::No(why) => drop(status.spliced.insert(name.clone(), why)),
+                        Watching::NotAsked => {}
+                    }
                     if served.account().is_full() {
                         status.full.insert(name.clone());
                     }

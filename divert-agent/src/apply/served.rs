@@ -52,6 +52,20 @@ pub(super) struct Common {
     pub(super) inserter: Option<Inserter>,
 }
 
+/// Whether connections of a pod are watched, to destinations that allow for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Watching {
+    /// They are.
+    Yes,
+    /// They cannot be; in a sentence.
+    No(Arc<str>),
+    /// The agent splices.
+    NotAsked,
+}
+
+/// Why a pod's connections are not watched.
+const HAS_RULES: &str = "it has packet rules of its own";
+
 /// A pod whose connections are captured.
 #[derive(Debug)]
 pub(super) struct Served {
@@ -66,8 +80,7 @@ pub(super) struct Served {
     search: Search,
     /// The last look was in vain, which was said.
     unseen: AtomicBool,
-    /// Whether connections to destinations that allow for it are watched now.
-    watching: bool,
+    watching: Watching,
     // Dropped in this order.
     watched: Option<Watched>,
     _assignment: Assignment,
@@ -153,22 +166,23 @@ impl Served {
             )
             .map_err(failed("attaching the socket look-up program"))?;
         common.workers.open(Arc::clone(&pod), listeners);
-        let watched = match (&common.inserter, rules) {
+        let (watching, watched) = match (&common.inserter, rules) {
+            (None, _) => (Watching::NotAsked, None),
+            (Some(_), Rules::Some | Rules::RoutesByHost(_)) => (Watching::No(HAS_RULES.into()), None),
             (Some(inserter), Rules::None) => {
                 let opened = inserter.open(&pod).map_err(|source| WatchError::Namespace {
                     doing: "opening sockets in its namespace to take connections over",
                     source,
                 });
                 match opened.and_then(|()| hooks.watch(&pod.netns, port, families)) {
-                    Ok(watched) => Some(watched),
-                    Err(error) => {
-                        info!(pod = %pod.pod, "its connections are spliced from the start: {}", chain(&error));
-                        None
-                    }
+                    Ok(watched) => (Watching::Yes, Some(watched)),
+                    Err(error) => (Watching::No(chain(&error).into()), None),
                 }
             }
-            _ => None,
         };
+        if let Watching::No(why) = &watching {
+            info!(pod = %pod.pod, "its connections are spliced from the start: {why}");
+        }
         let search = Search::new(Instant::now());
         let served = Self {
             cookie,
@@ -178,7 +192,7 @@ impl Served {
             listeners: inodes,
             search,
             unseen: AtomicBool::default(),
-            watching: watched.is_some(),
+            watching,
             watched,
             _assignment: assignment,
             routes,
@@ -198,7 +212,7 @@ impl Served {
 
     /// Registers the pod with the hooks, or changes its capture set.
     pub(super) fn register(&self, hooks: &mut Hooks, set: u32) -> Result<(), Direct> {
-        let entry = PodEntry { set, port: self.port, watched: self.watching };
+        let entry = PodEntry { set, port: self.port, watched: self.watching == Watching::Yes };
         hooks.register_pod(self.cookie, &self.slot, entry).map_err(failed("registering it with the hooks"))
     }
 
@@ -258,8 +272,14 @@ impl Served {
         self.routes.heed(rules)?;
         if let Some(watched) = &self.watched {
             let whole = watched.is_whole(netns).map_err(unseen("listing the devices of its namespace"))?;
-            self.watching = whole && rules == Rules::None;
-            self.slot.set_watched(self.watching);
+            self.watching = match (rules, whole) {
+                (Rules::None, true) => Watching::Yes,
+                (Rules::None, false) => {
+                    Watching::No("its namespace has other devices than when it was opened".into())
+                }
+                _ => Watching::No(HAS_RULES.into()),
+            };
+            self.slot.set_watched(self.watching == Watching::Yes);
         }
         let mut socket = RouteSocket::open(netns, &common.ranges)
             .map_err(unseen("opening a route socket in its namespace"))?;
@@ -338,6 +358,11 @@ impl Served {
     pub(super) fn families(&self) -> (bool, bool) {
         let routed = |is_v4| self.routes.routes.iter().any(|it| it.range.address.is_ipv4() == is_v4);
         (routed(true), routed(false))
+    }
+
+    /// Whether its connections are watched.
+    pub(super) fn watching(&self) -> Watching {
+        self.watching.clone()
     }
 
     /// What the pod uses of what it may.

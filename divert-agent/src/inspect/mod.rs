@@ -224,6 +224,10 @@ fn overview(statuses: &[AgentStatus]) -> String {
             let full = "the agent has as many connections as it can (--max-connections): new ones go direct";
             troubles.push_str(&format!("\n{node}: {full}\n"));
         }
+        for pod in &status.spliced {
+            troubles
+                .push_str(&format!("\n{node}: captured from the start, though to be left alone: {pod}\n"));
+        }
         for trouble in status.left_out.iter().chain(&status.troubles) {
             troubles.push_str(&format!("\n{node}: {trouble}\n"));
         }
@@ -343,6 +347,8 @@ mod tests {
             version: "0.1.0".into(),
             ready: true,
             served: vec!["staging/web".into(), "alice/web".into()],
+            watched: Vec::new(),
+            spliced: Vec::new(),
             captures: 8,
             ..AgentStatus::default()
         };

@@ -18,6 +18,12 @@ pub struct AgentStatus {
     pub ready: bool,
     /// Served pods.
     pub served: Vec<String>,
+    /// Of these, pods whose connections are left alone until a request on them is diverted.
+    #[serde(default)]
+    pub watched: Vec<String>,
+    /// Of these, pods of which that was asked and whose connections are captured all the same, and why; in sentences.
+    #[serde(default)]
+    pub spliced: Vec<String>,
     /// Of these, pods whose new connections go direct, as they have as many as they may.
     pub full: Vec<String>,
     /// Whether new connections of all pods go direct, as the agent has as many as it can.
