@@ -16,8 +16,8 @@ pub struct Watch {
     pub netns: u64,
     /// Sequence number at which the next request head begins.
     pub next: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Value of [`crate::map::PodSlot::generation`] by which it was last looked up where the connection leads.
+    pub generation: u32,
 }
 
 /// What is known of a watched connection. Only ever goes on to the next, or to `Opaque`.

@@ -31,6 +31,13 @@ pub struct PodSlot {
     pub v6: [u64; 2],
 }
 
+impl PodSlot {
+    /// Of [`AGENT_SLOT`]: another number whenever it is another where connections lead, or whether they may be watched.
+    pub const fn generation(&self) -> u32 {
+        self.v4 as u32
+    }
+}
+
 /// What a pod is registered with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PodEntry {

@@ -334,6 +334,7 @@ impl Hooks {
         entry: PodEntry,
     ) -> Result<(), HookError> {
         slot.describe(netns, entry);
+        self.slots.next_generation();
         let registering =
             |source| HookError::map("registering", format_args!("network namespace {}", netns.0), source);
         // What is there stays: a hook may be looking at it.
@@ -403,7 +404,9 @@ impl Hooks {
         let origin = Origin { address, port: original.port(), flags, set };
         self.origins
             .set(label.index(), origin, 0)
-            .map_err(|source| HookError::map("recording as the original destination", original, source))
+            .map_err(|source| HookError::map("recording as the original destination", original, source))?;
+        self.slots.next_generation();
+        Ok(())
     }
 
     /// Forgets it. No error if there was none.
@@ -426,7 +429,9 @@ impl Hooks {
             CaptureKey::V4(key) => self.capture4.insert(key, label.index(), 0),
             CaptureKey::V6(key) => self.capture6.insert(key, label.index(), 0),
         }
-        .map_err(|source| HookError::map("capturing", address, source))
+        .map_err(|source| HookError::map("capturing", address, source))?;
+        self.slots.next_generation();
+        Ok(())
     }
 
     /// Ends it, from the next connect on. No error if nothing was captured.

@@ -72,6 +72,11 @@ impl PodSlots {
         Some(PodSlot { shared: Arc::clone(&self.0), index })
     }
 
+    /// Where connections lead, or whether they may be watched, is another now.
+    pub(super) fn next_generation(&self) {
+        self.0.word(AGENT_SLOT, 3).fetch_add(1, Ordering::Release);
+    }
+
     /// Has no connection taken over any more, for good.
     pub fn stop_taking(&self) {
         self.0.word(AGENT_SLOT, 1).store(1, Ordering::Relaxed);

@@ -154,6 +154,13 @@ fn note_spliced(pod: &Pod, label: u32, seconds: u64) {
     }
 }
 
+/// The number that changes with where connections lead.
+#[inline(always)]
+pub fn generation() -> u32 {
+    // SAFETY: as in `pod`.
+    POD_SLOTS.get_ptr(AGENT_SLOT).map_or(0, |slot| unsafe { read_volatile(&raw const (*slot).v4) } as u32)
+}
+
 /// Whether the agent takes connections over.
 #[inline(always)]
 pub fn agent_takes() -> bool {

@@ -67,7 +67,7 @@ const HEADS: u32 = 4;
 #[inline(always)]
 pub fn watch(ctx: &SockAddrContext, pod: &Pod) -> bool {
     let mut fresh =
-        Watch { phase: Phase::Fresh as u32, slot: pod.slot, netns: pod.netns, next: 0, reserved: 0 };
+        Watch { phase: Phase::Fresh as u32, slot: pod.slot, netns: pod.netns, next: 0, generation: 0 };
     // SAFETY: these hooks always have a socket.
     unsafe {
         let watch = WATCHED.get_or_insert_ptr_mut(ctx, Some(&mut fresh));
@@ -177,6 +177,12 @@ fn label(ends: &Ends, watch: &Watch) -> Option<(Pod, u32)> {
     Some((pod, label))
 }
 
+/// Where a connection leads, if that is captured now and the agent there to serve it.
+#[inline(always)]
+fn served(ctx: &TcContext, segment: &Segment, watch: &Watch) -> Option<(Pod, u32)> {
+    label(&segment.sent(), watch).filter(|(pod, _)| gate::serves(ctx, pod))
+}
+
 /// Data of a client.
 #[inline(always)]
 fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut Watch) -> i32 {
@@ -205,12 +211,10 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             read_volatile(&raw const (*socket).state),
         )
     };
-    // Where nobody diverts the destination now, or there is no agent to do so, heads are followed and no key counts.
-    let to = label(&segment.sent(), watch).filter(|(pod, _)| gate::serves(ctx, pod));
     if silent && received != 0 {
         // The server spoke first. Of HTTP/2 that says nothing, but it has greeted the client, and another would again.
-        if let Some((pod, label)) = to
-            && scan::is_http2(skb, segment.offset, segment.length)
+        if scan::is_http2(skb, segment.offset, segment.length)
+            && let Some((pod, label)) = served(ctx, segment, watch)
         {
             maps::splice_from_now_on(&pod, label);
         }
@@ -219,33 +223,42 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
     }
     // All that went before has arrived, and the client still listens: the packet can begin what is taken over.
     let quiet = ahead == 0 && acknowledged == segment.sequence && state == ESTABLISHED;
-    if let Some((pod, label)) = to
-        && quiet
-        && !silent
-        && !maps::is_watchable(label)
-    {
-        // Its requests are to be given a key by now.
-        return take(skb, segment, watch, &pod, label, received);
+    let generation = maps::generation();
+    if quiet && watch.generation != generation {
+        watch.generation = generation;
+        if let Some((pod, label)) = served(ctx, segment, watch)
+            && !maps::is_watchable(label)
+        {
+            // Its requests are to be given a key by now.
+            return take(skb, segment, watch, &pod, label, received);
+        }
     }
     let mut at = ahead as u32;
-    let mut heads = 0;
-    while heads < HEADS {
+    let mut turn = 0;
+    let mut keys = 1;
+    while turn < HEADS {
         if at >= segment.length {
             watch.next = segment.sequence.wrapping_add(at);
             watch.phase = Phase::Http as u32;
             return NEXT;
         }
-        let found =
-            scanned(scan_head(skb, segment.offset + at, segment.length - at, u32::from(to.is_some())));
+        turn += 1;
+        let found = scanned(scan_head(skb, segment.offset + at, segment.length - at, keys));
         if found.is(Verdict::Plain) {
             at = at.wrapping_add(found.length());
-            heads += 1;
             continue;
         }
-        let Some((pod, label)) = to else { break };
         if silent && found.is(Verdict::Foreign) {
             break;
         }
+        let Some((pod, label)) = served(ctx, segment, watch) else {
+            if !found.is(Verdict::Keyed) {
+                break;
+            }
+            // Nobody diverts the destination now, or there is no agent to do so: no key counts.
+            keys = 0;
+            continue;
+        };
         if quiet {
             return take(skb, segment, watch, &pod, label, received);
         }
