@@ -1,6 +1,9 @@
 //! Two controllers, and the one that leads goes while it has hundreds of writes to do: the other does what is
 //! left, and nothing is written by the first once the other leads. The audit log tells.
 
+#[path = "leader/stalls.rs"]
+mod stalls;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::TcpStream;
@@ -337,81 +340,6 @@ fn asked_to_end_while_nobody_answers() -> Result<()> {
     wait_holder(stage.server.admin(), "second", TAKE_OVER)?;
     stage.wait_all_written()?;
     stage.each_was_written_once()
-}
-
-/// How long the API server does not answer, and how long after a renewal of the lease that begins, in milliseconds.
-/// A lease that is not renewed is held for ten seconds; it is renewed each two.
-const STALLS: &[(u64, u64)] = &[(8_000, 0), (10_500, 500), (12_000, 0), (12_000, 1_000), (14_000, 500)];
-/// Services that come before each: as many names in each developer's namespace take longer than a second to write.
-const COME: usize = 6;
-/// With `DIVERT_STALLS=full`, which takes five minutes.
-const ALL_STALLS: &[(u64, u64)] = &[
-    (5_000, 0),
-    (5_000, 1_500),
-    (8_000, 0),
-    (8_000, 1_500),
-    (9_000, 1_000),
-    (10_000, 0),
-    (10_000, 1_000),
-    (11_000, 500),
-    (12_000, 0),
-    (12_000, 1_000),
-    (12_000, 1_500),
-    (13_000, 500),
-    (14_000, 0),
-    (14_000, 1_000),
-    (17_000, 0),
-    (20_000, 0),
-    (20_000, 1_000),
-];
-
-#[test]
-fn what_was_begun_while_nobody_answered_is_done_in_the_end() -> Result<()> {
-    let (server, account) = nobody_controls()?;
-    let admin = server.admin();
-    let first = Contender::start(&server, &account, "first")?;
-    wait::until_within(PATIENCE, "everything to be written", || {
-        unwritten(admin).is_ok_and(|it| it.is_none())
-    })
-    .with_context(|| first.process.output())?;
-    let full = std::env::var("DIVERT_STALLS").is_ok_and(|it| it == "full");
-    for (round, (stall, phase)) in if full { ALL_STALLS } else { STALLS }.iter().enumerate() {
-        let prefix = format!("r{round}-");
-        let made = || -> Result<usize> {
-            let all = admin.list(SERVICE, "")?;
-            let is_one = |it: &&Value| {
-                is_name(it) && it["metadata"]["name"].as_str().is_some_and(|name| name.starts_with(&prefix))
-            };
-            Ok(all.iter().filter(is_one).count())
-        };
-        let renewed =
-            || admin.get(LEASE, SYSTEM, "divert-controller").map(|it| it["spec"]["renewTime"].clone());
-        let before = renewed()?;
-        wait::until("the lease to be renewed", || renewed().is_ok_and(|it| it != before))?;
-        // Not to wait for something, but for the time to be another.
-        std::thread::sleep(Duration::from_millis(*phase));
-        for number in 0..COME {
-            admin.create(&service(&format!("{prefix}{number}")))?;
-        }
-        wait::until_within(PATIENCE, "the names to be begun", || made().is_ok_and(|made| made > 0))
-            .with_context(|| first.process.output())?;
-        server.pause()?;
-        std::thread::sleep(Duration::from_millis(*stall));
-        server.resume()?;
-        let mut last = 0;
-        let done = wait::until_within(PATIENCE, "each developer to have each name", || {
-            last = made().unwrap_or(last);
-            last == DIVERTS * COME
-        });
-        done.with_context(|| {
-            format!(
-                "{last} names after {stall} ms without an answer, {phase} ms after a renewal\n{}",
-                first.process.output()
-            )
-        })?;
-        eprintln!("{stall} ms without an answer, {phase} ms after a renewal: all is done");
-    }
-    Ok(())
 }
 
 #[test]
