@@ -295,13 +295,13 @@ fn take(
     let first = watch.phase == Phase::Silent as u32;
     // Before all else, as what the server sends from now on must not arrive.
     let severed = Severed { cookie, received: segment.acknowledged, slot: pod.slot };
-    if SEVERED.insert(&segment.sent(), &severed, 0).is_err() {
+    if SEVERED.insert(segment.sent(), severed, 0).is_err() {
         count(Counter::NotTaken);
         return swallow();
     }
     if !events::send(skb, EventKind::Take, pod.slot, label, received, first) {
         // TCP sends it again, and then there may be room.
-        let _ = SEVERED.remove(&segment.sent());
+        let _ = SEVERED.remove(segment.sent());
         count(Counter::NotTaken);
         return swallow();
     }
@@ -315,7 +315,7 @@ fn take(
 fn taking(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch) -> i32 {
     // SAFETY: the helper takes the context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    if INSERTED.get_ptr(&cookie).is_some() {
+    if INSERTED.get_ptr(cookie).is_some() {
         watch.phase = Phase::Taken as u32;
         return lead(skb);
     }
@@ -342,7 +342,7 @@ fn stray(skb: *mut __sk_buff) -> i32 {
     if is_own(unsafe { read_volatile(&raw const (*skb).mark) }) {
         return NEXT;
     }
-    if SEVERED.get_ptr(&segment.sent()).is_some() { lead(skb) } else { NEXT }
+    if SEVERED.get_ptr(segment.sent()).is_some() { lead(skb) } else { NEXT }
 }
 
 /// Leads a packet to the agent's socket: over loopback, where a rule makes its destination local.
@@ -377,7 +377,7 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     if !ever() {
         return NEXT;
     }
-    let Some(severed) = SEVERED.get_ptr(&segment.received()) else { return NEXT };
+    let Some(severed) = SEVERED.get_ptr(segment.received()) else { return NEXT };
     // SAFETY: the memory stays while the program runs. What it says may be another connection's by now, which costs that one
     // a reset at worst.
     let Severed { received, slot, cookie } = unsafe { read_volatile(severed) };
