@@ -251,6 +251,21 @@ impl Collector for Sources {
         family(
             e,
             counter,
+            "unwatched",
+            "Connections that were left alone and are watched no longer, so that no request on them is diverted, by why",
+            Some("reason"),
+            &[
+                ("beginning", self.hook(Counter::LostBeginning)),
+                ("gap", self.hook(Counter::LostGap)),
+                ("server_first", self.hook(Counter::LostSpoke)),
+                ("not_http", self.hook(Counter::LostForeign)),
+                ("unserved", self.hook(Counter::LostUnserved)),
+                ("busy", self.hook(Counter::LostBusy)),
+            ],
+        )?;
+        family(
+            e,
+            counter,
             "takeovers",
             "Connections that were left alone and on which a request was to be diverted, by what became of them",
             Some("result"),

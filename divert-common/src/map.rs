@@ -137,10 +137,22 @@ pub enum Counter {
     Stuck = 10,
     /// Reset, as the server sent more after it was cut off.
     Late = 11,
+    /// Watched no longer: it did not begin with a SYN alone.
+    LostBeginning = 12,
+    /// Watched no longer: bytes went another way.
+    LostGap = 13,
+    /// Watched no longer: the server spoke first.
+    LostSpoke = 14,
+    /// Watched no longer: it is no HTTP/1.
+    LostForeign = 15,
+    /// Watched no longer: a head that cannot be followed came while nobody could take the connection over.
+    LostUnserved = 16,
+    /// Watched no longer: a head that cannot be followed came while something else was under way.
+    LostBusy = 17,
 }
 
 /// Length of `COUNTERS`.
-pub const COUNTER_COUNT: u32 = 12;
+pub const COUNTER_COUNT: u32 = 18;
 
 /// The most workers an agent can have.
 pub const MAX_WORKERS: u32 = 256;

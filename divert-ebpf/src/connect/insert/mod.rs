@@ -132,8 +132,7 @@ pub fn egress(ctx: &TcContext) -> i32 {
 fn begin(segment: &Segment, watch: &mut Watch) -> i32 {
     if segment.flags & SYN == 0 || segment.length != 0 {
         // The SYN went by another device, or has data with it (TCP Fast Open).
-        watch.phase = Phase::Opaque as u32;
-        return NEXT;
+        return lose(watch, Counter::LostBeginning);
     }
     forget(&segment.sent());
     watch.next = segment.sequence.wrapping_add(1);
@@ -194,8 +193,7 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
     }
     if ahead < 0 {
         // What was between has gone another way.
-        watch.phase = Phase::Opaque as u32;
-        return NEXT;
+        return lose(watch, Counter::LostGap);
     }
     let silent = watch.phase == Phase::Silent as u32;
     // SAFETY: a full socket; of TCP, as what was sent is.
@@ -218,8 +216,7 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
         {
             maps::splice_from_now_on(&pod, label);
         }
-        watch.phase = Phase::Opaque as u32;
-        return NEXT;
+        return lose(watch, Counter::LostSpoke);
     }
     // All that went before has arrived, and the client still listens: the packet can begin what is taken over.
     let quiet = ahead == 0 && acknowledged == segment.sequence && state == ESTABLISHED;
@@ -249,11 +246,11 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             continue;
         }
         if silent && found.is(Verdict::Foreign) {
-            break;
+            return lose(watch, Counter::LostForeign);
         }
         let Some((pod, label)) = served(ctx, segment, watch) else {
             if !found.is(Verdict::Keyed) {
-                break;
+                return lose(watch, Counter::LostUnserved);
             }
             // Nobody diverts the destination now, or there is no agent to do so: no key counts.
             keys = 0;
@@ -272,7 +269,14 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
         break;
     }
     // Where the next head begins is not known.
+    lose(watch, Counter::LostBusy)
+}
+
+/// Looks at a connection no more.
+#[inline(always)]
+fn lose(watch: &mut Watch, why: Counter) -> i32 {
     watch.phase = Phase::Opaque as u32;
+    count(why);
     NEXT
 }
 
