@@ -187,24 +187,24 @@ extern "C" fn step(index: u32, _: *mut u64) -> i64 {
 /// Looks at each byte of a word that has something in it. Not zero once there is a verdict.
 #[inline(never)]
 fn word_of(scan: *mut Scan, index: u32, word: u64) -> u64 {
-    // SAFETY: `scan` is the element that `scan` looked up, which stays.
-    let scan = unsafe { &mut *scan };
     let mut word = word;
     let mut at = index * 8;
     let end = at + 8;
     while at < end {
-        // SAFETY: a field of the element; volatile, as above.
-        let length = unsafe { read_volatile(&raw const scan.length) };
+        // SAFETY: fields of the element, which stays; by the pointer, as the functions below have it for their own meanwhile.
+        let (length, baggage) =
+            unsafe { (read_volatile(&raw const (*scan).length), read_volatile(&raw const (*scan).baggage)) };
         if at >= length {
             return 0;
         }
         let stop = match word as u8 {
             b'\r' => {
-                scan.returns += 1;
+                // SAFETY: as above.
+                unsafe { (*scan).returns += 1 };
                 0
             }
             b'\n' => scan_line_end(at),
-            b',' if scan.baggage != 0 => scan_member(at + 1),
+            b',' if baggage != 0 => scan_member(at + 1),
             _ => 0,
         };
         if stop != 0 {
