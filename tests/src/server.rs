@@ -166,7 +166,8 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Vec<u8>>
     }
     let head = String::from_utf8_lossy(&request).to_ascii_lowercase();
     let field = |name: &str| {
-        let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+        // White space behind the colon may be any, or none (RFC 9110 5.5).
+        let mut lines = head.lines().filter_map(|line| line.split_once(':'));
         lines.find(|(field, _)| *field == name).map(|(_, value)| value.trim().to_owned())
     };
     if field("transfer-encoding").is_some() {

@@ -345,7 +345,7 @@ fn whatever_a_head_looks_like_it_is_answered_by_whom_its_key_says() -> Result<()
     let agent = agent(&town)?;
     let seed =
         std::env::var("DIVERT_SEED").ok().and_then(|it| it.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
-    let (mut random, mut missed) = (fastrand::Rng::with_seed(seed), 0);
+    let mut random = fastrand::Rng::with_seed(seed);
     for connection in 0..150 {
         let mut http = town.connect_by(FAMILIES[connection % 2])?;
         for number in 0..random.usize(1..40) {
@@ -360,21 +360,19 @@ fn whatever_a_head_looks_like_it_is_answered_by_whom_its_key_says() -> Result<()
             let cut = if random.u8(..4) == 0 { random.usize(..request.len()) } else { 0 };
             http.send(&request[..cut]).and_then(|()| http.send(&request[cut..])).with_context(told)?;
             let response = http.response().with_context(told)?;
-            // Where the machine gives a worker no time for two seconds, requests go where they were sent. And a few in ten
-            // thousand were seen to go there on a machine under load, why is not known: missed, and never wrong.
-            if response.served_by().as_deref() == Some(SHARED) && by != SHARED {
-                missed += 1;
-                let next = answered(&mut http, &[ALICE])?;
-                let metrics = agent.get("/metrics")?.text();
-                let told =
-                    metrics.lines().filter(|it| it.starts_with("divert_unwatched") || it.contains("passed"));
-                eprintln!("missed, the next one is answered by {next}: {:#?}", told.collect::<Vec<_>>());
+            // Where the machine gives a worker no time for two seconds, requests go where they were sent.
+            if response.served_by().as_deref() != Some(by) && agent.passed("stale")? > 0.0 {
+                eprintln!("a heartbeat was stale; no more is tried on this connection");
                 break;
             }
             assert_eq!(response.served_by().as_deref(), Some(by), "{}", told());
         }
     }
-    assert!(missed <= 2, "{missed} requests were not diverted");
+    let lost: Vec<_> = ["beginning", "gap", "server_first", "not_http", "unserved", "busy"]
+        .into_iter()
+        .map(|why| Ok((why, agent.series(&format!("divert_unwatched_total{{reason=\"{why}\"}}"))?)))
+        .collect::<Result<_>>()?;
+    assert!(agent.passed("stale")? > 0.0 || lost.iter().all(|(_, count)| *count == 0.0), "{lost:?}");
     assert_eq!(takeovers(&agent)?.1, 0.0);
     Ok(())
 }
