@@ -16,7 +16,7 @@ pub struct Watch {
     pub netns: u64,
     /// Sequence number at which the next request head begins.
     pub next: u32,
-    /// Value of [`crate::map::PodSlot::generation`] by which it was last looked up where the connection leads.
+    /// The number of [`crate::map::AGENT_SLOT`] by which it was last looked up where the connection leads.
     pub generation: u32,
 }
 

@@ -11,8 +11,9 @@ pub const EVERYONE: u32 = 0;
 pub const POD_SLOT_COUNT: u32 = 1 << POD_SLOT_BITS;
 /// Bits of an index into `POD_SLOTS`.
 pub const POD_SLOT_BITS: u32 = 14;
-/// The slot that is no pod's: its [`PodSlot::full`] speaks for the agent as a whole, and its [`PodSlot::entry`] is not zero
-/// once no connection is to be taken over any more.
+/// The slot that is no pod's: its [`PodSlot::full`] speaks for the agent as a whole, its [`PodSlot::entry`] is not zero
+/// once no connection is to be taken over any more, and its [`PodSlot::v4`] is another number whenever it is another where
+/// connections lead, or whether they may be watched.
 pub const AGENT_SLOT: u32 = 0;
 
 /// Element of `POD_SLOTS`. Whole words, each written and read at once: the agent has the array in its memory.
@@ -29,13 +30,6 @@ pub struct PodSlot {
     pub v4: u64,
     /// The pod's own IPv6 address, likewise.
     pub v6: [u64; 2],
-}
-
-impl PodSlot {
-    /// Of [`AGENT_SLOT`]: another number whenever it is another where connections lead, or whether they may be watched.
-    pub const fn generation(&self) -> u32 {
-        self.v4 as u32
-    }
 }
 
 /// What a pod is registered with.

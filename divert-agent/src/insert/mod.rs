@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use tracing::debug;
 
 use self::segment::Segment;
-use self::takeover::Place;
+use self::takeover::PodSockets;
 use crate::kernel::watching::{Events, Takeovers};
 use crate::splice::{Ended, Handover, Pod, Workers};
 
@@ -50,7 +50,7 @@ pub struct Inserter {
 #[derive(Debug)]
 enum Order {
     /// Connections of a pod may be taken over.
-    Open(u32, Box<Place>),
+    Open(u32, Box<PodSockets>),
     /// No more of them are.
     Close(u32),
     /// A connection that was has ended.
@@ -100,8 +100,8 @@ impl Inserter {
     /// # Errors
     /// When what is needed for it cannot be opened: CAP_NET_RAW is needed, beside what the agent needs anyway.
     pub fn open(&self, pod: &Arc<Pod>) -> io::Result<()> {
-        let place = Place::open(Arc::clone(pod), self.mark)?;
-        self.tell(Order::Open(pod.slot_index(), Box::new(place)));
+        let sockets = PodSockets::open(Arc::clone(pod), self.mark)?;
+        self.tell(Order::Open(pod.slot_index(), Box::new(sockets)));
         Ok(())
     }
 
@@ -132,7 +132,7 @@ struct Inserting {
     takeovers: Takeovers,
     workers: Arc<Workers>,
     /// By slot.
-    pods: HashMap<u32, Place>,
+    pods: HashMap<u32, PodSockets>,
     /// By the cookie of the client's socket.
     taken: HashMap<u64, Taken>,
     /// What has ended, in the order in which it did.
@@ -163,7 +163,7 @@ impl Inserting {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Open(slot, place) => drop(self.pods.insert(slot, *place)),
+            Order::Open(slot, sockets) => drop(self.pods.insert(slot, *sockets)),
             Order::Close(slot) => drop(self.pods.remove(&slot)),
             Order::Ended(ends, cookie) => {
                 self.taken.remove(&cookie);
@@ -186,7 +186,7 @@ impl Inserting {
         };
         let Some(segment) = Segment::parse(packet) else { return };
         let slot = header.slot;
-        let Some(place) = self.pods.get_mut(&slot) else {
+        let Some(sockets) = self.pods.get_mut(&slot) else {
             debug!(slot, "a connection of a pod that is not served any more is left alone");
             return;
         };
@@ -194,24 +194,24 @@ impl Inserting {
             self.take(&header, &segment, packet);
         } else if header.kind == EventKind::More as u32 {
             if self.taken.contains_key(&header.cookie)
-                && let Err(error) = place.replay(packet)
+                && let Err(error) = sockets.replay(&segment, packet)
             {
-                debug!(pod = %place.pod().pod, %error, "a packet is left for TCP to send again");
+                debug!(pod = %sockets.pod().pod, %error, "a packet is left for TCP to send again");
             }
         } else if header.kind == EventKind::Late as u32 {
             if let Some(Taken { segment, label, unheard: false }) = self.taken.get(&header.cookie) {
-                place.reset(segment, Some(*label));
+                sockets.reset(segment, Some(*label));
             }
         } else if header.kind == EventKind::Closed as u32 {
-            place.acknowledge_end(&segment);
+            sockets.acknowledge_end(&segment);
         } else if header.kind == EventKind::Stuck as u32 {
-            place.reset(&segment, Label::new(header.label));
+            sockets.reset(&segment, Label::new(header.label));
         }
     }
 
     fn take(&mut self, header: &EventHeader, segment: &Segment, packet: &[u8]) {
         let (slot, cookie) = (header.slot, header.cookie);
-        let Some(place) = self.pods.get_mut(&slot) else { return };
+        let Some(sockets) = self.pods.get_mut(&slot) else { return };
         let ends = takeover::ends(segment);
         let label = Label::new(header.label);
         let orders = self.orders.clone();
@@ -221,28 +221,34 @@ impl Inserting {
             }
         });
         let taken = label.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
-        let taken = taken.and_then(|label| Ok((label, place.take(segment, header.received)?)));
+        let taken = taken.and_then(|label| Ok((label, sockets.take(segment, header.received)?)));
         match taken {
             Ok((label, Some(socket))) => {
                 let unheard = header.first != 0 && header.received == 0;
                 self.taken.insert(cookie, Taken { segment: *segment, label, unheard });
                 if let Err(error) = self.takeovers.inserted(cookie) {
-                    debug!(pod = %place.pod().pod, %error, "a connection cannot be taken over");
-                    place.reset(segment, Some(label));
+                    debug!(pod = %sockets.pod().pod, %error, "a connection cannot be taken over");
+                    sockets.reset(segment, Some(label));
                     return;
                 }
-                if let Err(error) = place.replay(packet) {
-                    debug!(pod = %place.pod().pod, %error, "a packet is left for TCP to send again");
+                if let Err(error) = sockets.replay(segment, packet) {
+                    debug!(pod = %sockets.pod().pod, %error, "a packet is left for TCP to send again");
                 }
-                place.end_server(segment);
+                sockets.end_server(segment);
                 let client = segment.from.ip();
-                self.workers.insert(Handover { pod: Arc::clone(place.pod()), label, socket, client, ended });
+                self.workers.insert(Handover {
+                    pod: Arc::clone(sockets.pod()),
+                    label,
+                    socket,
+                    client,
+                    ended,
+                });
             }
             // Gone, or not as it was: nothing is to be served, and what is left forgets itself.
             Ok((_, None)) => {}
             Err(error) => {
-                debug!(pod = %place.pod().pod, %error, "a connection cannot be taken over");
-                place.reset(segment, label);
+                debug!(pod = %sockets.pod().pod, %error, "a connection cannot be taken over");
+                sockets.reset(segment, label);
             }
         }
     }

@@ -15,9 +15,9 @@ use crate::kernel::repair;
 use crate::kernel::sock_diag::SockDiag;
 use crate::splice::Pod;
 
-/// A pod whose connections are taken over.
+/// A pod whose connections are taken over, and the sockets in its namespace by which they are.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct PodSockets {
     pod: Arc<Pod>,
     diag: SockDiag,
     /// Sends packets to inserted sockets.
@@ -28,7 +28,7 @@ pub(super) struct Place {
     mark: u32,
 }
 
-impl Place {
+impl PodSockets {
     pub(super) fn open(pod: Arc<Pod>, mark: u32) -> io::Result<Self> {
         let diag = SockDiag::open(&pod.netns)?;
         let (inward, outward) = (Raw::open(&pod, LED)?, Raw::open(&pod, mark)?);
@@ -65,11 +65,12 @@ impl Place {
     }
 
     /// Lets a packet that was kept back go to the inserted socket.
-    pub(super) fn replay(&self, packet: &[u8]) -> io::Result<()> {
+    pub(super) fn replay(&self, segment: &Segment, packet: &[u8]) -> io::Result<()> {
         let mut packet = packet.to_vec();
-        let to = Segment::parse(&packet).map(|segment| segment.to);
-        let to = to.filter(|_| segment::seal(&mut packet)).ok_or(io::ErrorKind::InvalidData)?;
-        self.inward.send(&packet, to)
+        if !segment::seal(&mut packet) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.inward.send(&packet, segment.to)
     }
 
     /// Tells the server that its client has all and will say no more.

@@ -5,11 +5,11 @@ use std::io;
 use std::net::IpAddr;
 
 use divert_common::netns::NetNs;
-use netlink_packet_core::{Emitable, Parseable};
+use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 
-use super::netlink::Netlink;
+use super::netlink::{Netlink, encode};
 
 /// The kernel gives lo this index in every namespace (LOOPBACK_IFINDEX).
 const LOOPBACK: i32 = 1;
@@ -33,9 +33,7 @@ impl Addresses {
     pub fn of(netns: &NetNs) -> io::Result<Self> {
         let mut netlink = netns.enter(|| Netlink::open(libc::NETLINK_ROUTE))??;
         let mut found = Self::default();
-        let mut request = vec![0; AddressMessage::default().buffer_len()];
-        AddressMessage::default().emit(&mut request);
-        netlink.dump(libc::RTM_GETADDR, &request, |_, payload| {
+        netlink.dump(libc::RTM_GETADDR, &encode(&AddressMessage::default()), |_, payload| {
             let message = AddressMessage::parse(payload).map_err(io::Error::other)?;
             found.add(&message);
             Ok(())

@@ -12,22 +12,16 @@ use std::io;
 
 use divert_common::insert::LED;
 use divert_common::netns::NetNs;
-use netlink_packet_core::Emitable;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage};
 
 use super::listeners::Families;
-use super::netlink::Netlink;
+use super::netlink::{Netlink, encode, with_attribute};
+use super::routes::{LOOPBACK, PROTOCOL};
 
-/// lo in every namespace (LOOPBACK_IFINDEX).
-const LOOPBACK: u32 = 1;
 /// Between the rules of every namespace, `local` (0) and `main` (32766): before the latter, which knows the server's address.
 const PRIORITY: u32 = 100;
-/// rtm_protocol of label routes as well.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(68);
 /// IFLA_AF_SPEC, and in it for AF_INET IFLA_INET_CONF (linux/if_link.h).
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
@@ -124,27 +118,13 @@ fn route(family: AddressFamily, port: u16) -> RouteMessage {
     message
 }
 
-fn encode(message: &impl Emitable) -> Vec<u8> {
-    let mut bytes = vec![0; message.buffer_len()];
-    message.emit(&mut bytes);
-    bytes
-}
-
 /// `struct ifinfomsg` of loopback, and its IPv4 settings.
 fn loopback_accepts_own_addresses() -> Vec<u8> {
     let mut message = vec![0; 16];
     message[4..8].copy_from_slice(&LOOPBACK.to_ne_bytes());
     let settings =
-        [attribute(RP_FILTER, &0_u32.to_ne_bytes()), attribute(ACCEPT_LOCAL, &1_u32.to_ne_bytes())];
-    let inet = attribute(libc::AF_INET as u16, &attribute(IFLA_INET_CONF, &settings.concat()));
-    message.extend(attribute(IFLA_AF_SPEC, &inet));
+        [with_attribute(RP_FILTER, &0_u32.to_ne_bytes()), with_attribute(ACCEPT_LOCAL, &1_u32.to_ne_bytes())];
+    let inet = with_attribute(libc::AF_INET as u16, &with_attribute(IFLA_INET_CONF, &settings.concat()));
+    message.extend(with_attribute(IFLA_AF_SPEC, &inet));
     message
-}
-
-/// A netlink attribute of whole words.
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes
 }

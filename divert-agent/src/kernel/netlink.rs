@@ -6,6 +6,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 
+use netlink_packet_core::Emitable;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Length of `struct nlmsghdr`.
@@ -121,6 +122,19 @@ pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
+/// Such an attribute, whose value is of whole words.
+pub(super) fn with_attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    debug_assert!(value.len().is_multiple_of(4), "no padding is needed");
+    [&((4 + value.len()) as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
+}
+
+/// A message as it is sent.
+pub(super) fn encode(message: &impl Emitable) -> Vec<u8> {
+    let mut bytes = vec![0; message.buffer_len()];
+    message.emit(&mut bytes);
+    bytes
+}
+
 /// NLMSG_ERROR and NLMSG_DONE begin with zero or a negated error number.
 fn status(payload: &[u8]) -> io::Result<()> {
     match payload.first_chunk().map(|it| i32::from_ne_bytes(*it)) {
@@ -183,6 +197,14 @@ mod tests {
         let bytes = [message(16, b"abc"), message(17, b"")].concat();
         let read: Vec<_> = Messages(&bytes).map(Result::unwrap).collect();
         assert_eq!(read, [(16, 7, &b"abc"[..]), (17, 7, b"")]);
+    }
+
+    #[test]
+    fn an_attribute_is_found_as_it_was_written() {
+        let inner = with_attribute(3, &7_u32.to_ne_bytes());
+        let both = [with_attribute(1, &[0; 8]), with_attribute(2, &inner)].concat();
+        assert_eq!(attribute(&both, 2).and_then(|it| attribute(it, 3)), Some(&7_u32.to_ne_bytes()[..]));
+        assert_eq!(attribute(&both, 3), None);
     }
 
     #[test]

@@ -12,21 +12,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use divert_common::label::{LabelRanges, V4_PREFIX, V6_PREFIX};
 use divert_common::netns::NetNs;
-use netlink_packet_core::{Emitable, Parseable};
+use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use super::netlink::Netlink;
+use super::netlink::{Netlink, encode};
 
-/// rtm_protocol of label routes, so that `ip route show table local proto 68` lists them. Above the
+/// rtm_protocol of all routes and rules of ours, so that `ip route show table local proto 68` lists them. Above the
 /// kernel's own numbers (RTPROT_STATIC, 4), and none that /etc/iproute2/rt_protos names.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(68);
+pub(super) const PROTOCOL: RouteProtocol = RouteProtocol::Other(68);
 /// RT_TABLE_LOCAL.
 const TABLE_LOCAL: u8 = 255;
 /// lo in every namespace (LOOPBACK_IFINDEX).
-const LOOPBACK: u32 = 1;
+pub(super) const LOOPBACK: u32 = 1;
 
 /// A network prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -245,12 +245,6 @@ fn message(route: &LabelRoute) -> RouteMessage {
     ];
     message.attributes.extend(route.source.map(|it| RouteAttribute::PrefSource(it.into())));
     message
-}
-
-fn encode(message: &RouteMessage) -> Vec<u8> {
-    let mut bytes = vec![0; message.buffer_len()];
-    message.emit(&mut bytes);
-    bytes
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use divert_common::insert::Phase;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::NetNs;
 
-use super::netlink::{Netlink, attribute};
+use super::netlink::{Netlink, attribute, with_attribute};
 
 /// SOCK_DIAG_BY_FAMILY.
 const BY_FAMILY: u16 = 20;
@@ -361,10 +361,7 @@ fn with_info(mut request: [u8; REQUEST]) -> [u8; REQUEST] {
 
 /// Asks for the value that each socket has in a map of socket storage (INET_DIAG_REQ_SK_BPF_STORAGES, Linux 5.7).
 fn with_storage(map: BorrowedFd<'_>) -> Vec<u8> {
-    let attribute = |kind: u16, value: &[u8]| {
-        [&(4 + value.len() as u16).to_ne_bytes()[..], &kind.to_ne_bytes(), value].concat()
-    };
-    attribute(REQUEST_STORAGES | NESTED, &attribute(REQUEST_MAP, &map.as_raw_fd().to_ne_bytes()))
+    with_attribute(REQUEST_STORAGES | NESTED, &with_attribute(REQUEST_MAP, &map.as_raw_fd().to_ne_bytes()))
 }
 
 fn short_row() -> io::Error {

@@ -33,12 +33,7 @@ pub(super) fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Listeners) -
         .filter_map(|listener| {
             let listener = Socket::from(listener);
             // Accepted sockets inherit the options, which spares the calls for each.
-            let tuned = listener
-                .set_tcp_nodelay(true)
-                .and_then(|()| age::keep_alive(&listener))
-                // A request is acknowledged with its answer, which mostly comes at once: a segment less.
-                .and_then(|()| Ok(rustix::net::sockopt::set_tcp_quickack(&listener, false)?));
-            let registered = tuned.and_then(|()| {
+            let registered = tune(&listener).and_then(|()| {
                 // SAFETY: a Socket owns its descriptor and lives in the AsyncFd until that is dropped.
                 Ok(unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE)? })
             });
@@ -55,6 +50,14 @@ pub(super) fn start(worker: &Rc<Worker>, pod: &Arc<Pod>, listeners: Listeners) -
             }
         })
         .collect()
+}
+
+/// Sets the options of a client's connection.
+fn tune(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    age::keep_alive(socket)?;
+    // A request is acknowledged with its answer, which mostly comes at once: a segment less.
+    Ok(rustix::net::sockopt::set_tcp_quickack(socket, false)?)
 }
 
 /// A connection, and the client's address.
@@ -150,11 +153,7 @@ fn refuse_queued(worker: &Worker, listener: &Socket) {
 /// Serves a connection that was taken over.
 pub(super) fn insert(worker: &Rc<Worker>, handover: Handover) {
     let Handover { pod, label, socket, client, ended } = handover;
-    let tuned = socket
-        .set_tcp_nodelay(true)
-        .and_then(|()| age::keep_alive(&socket))
-        .and_then(|()| Ok(rustix::net::sockopt::set_tcp_quickack(&socket, false)?));
-    if let Err(error) = tuned {
+    if let Err(error) = tune(&socket) {
         tracing::debug!(pod = %pod.pod, %error, "a connection was gone before it was served");
     }
     let conn = Conn::downstream(socket);

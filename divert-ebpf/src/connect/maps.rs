@@ -59,6 +59,11 @@ static HEARTBEATS: Array<Heartbeats> = Array::with_max_entries(1, BPF_F_MMAPABLE
 #[map]
 static REFUSALS: Array<u64> = Array::with_max_entries(REFUSAL_COUNT, BPF_F_MMAPABLE);
 
+/// Destinations, by pod and label as above, whose connections could not be taken over: new ones are led to the label
+/// from the start.
+#[map]
+static SPLICED: Array<u64> = Array::with_max_entries(REFUSAL_COUNT, BPF_F_MMAPABLE);
+
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTER_COUNT, 0);
 
@@ -116,11 +121,6 @@ pub fn is_watchable(label: u32) -> bool {
     // SAFETY: as in `pod`.
     unsafe { read_volatile(&raw const (*origin).flags) & ORIGIN_WATCHABLE != 0 }
 }
-
-/// Destinations, by pod and label as in `REFUSALS`, whose connections could not be taken over: new ones are led to the label
-/// from the start.
-#[map]
-static SPLICED: Array<u64> = Array::with_max_entries(REFUSAL_COUNT, BPF_F_MMAPABLE);
 
 /// Whether connections of a pod to the destination of a label are to be led to it from the start.
 #[inline(always)]
