@@ -83,8 +83,8 @@ pub struct RunArgs {
     /// Servers allow less (nginx and Apache 60 or below) but do not see what is held back here.
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     pub head_timeout: u64,
-    /// How connections are led to a developer's services. `insert` leaves them alone until a request on them is to be
-    /// diverted, where kernel (6.6) and pod allow for it; `splice` leads them through the agent from the start.
+    /// How connections are led to developers' services: `auto` leaves those of HTTP/1 alone until a request on them is to be
+    /// diverted, where kernel (6.6) and pod allow for it; `splice` leads all through the agent from the start.
     #[arg(long, value_name = "PATH", value_enum, default_value_t, env = "DIVERT_PATH")]
     pub path: DataPath,
     /// Seconds without traffic after which a connection made before its capture is closed, so that its client
@@ -140,11 +140,12 @@ pub struct RunArgs {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum DataPath {
     /// Insertion where it can be had, else splicing.
+    #[default]
     Auto,
     /// Through the agent from the first byte.
-    #[default]
     Splice,
-    /// Insertion, or the agent does not start.
+    /// Likewise, and the agent does not start where the kernel does not allow for it; also to ports that declare no protocol,
+    /// from their first connection on.
     Insert,
 }
 

@@ -22,7 +22,7 @@ use tokio::time::MissedTickBehavior;
 use crate::apply::driver::Driver;
 use crate::apply::{self, Applier, Status};
 use crate::cli::{DataPath, RunArgs};
-use crate::insert::Inserter;
+use crate::insert::{Inserter, Insertion};
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::pod_slots::PodSlots;
@@ -177,17 +177,18 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     hooks.attach(cgroup.as_fd())?;
     tracing::info!(cgroup = %attach_at.display(), workers = counts.len(), "attached");
 
-    let inserter = match args.path {
-        DataPath::Splice => None,
+    let insertion = match args.path {
+        DataPath::Splice => Insertion::NotAsked,
         path => match hooks.load_watching(&names) {
             Ok((events, takeovers)) => {
                 let watched = hooks.watched()?;
                 let started = Inserter::start(events, takeovers, watched, Arc::clone(&workers), args.mark);
-                Some(started.map_err(system("starting the inserter"))?)
+                Insertion::By(started.map_err(system("starting the inserter"))?)
             }
             Err(error) if path == DataPath::Auto => {
-                tracing::warn!("connections are spliced from the start: {}", apply::chain(&error));
-                None
+                let why = apply::chain(&error);
+                tracing::warn!("connections are spliced from the start: {why}");
+                Insertion::Refused(why.into())
             }
             Err(error) => return Err(error.into()),
         },
@@ -205,7 +206,8 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         },
         limits: Limits { connections: args.max_pod_connections, held: args.max_pod_held << 20 },
         agent: Arc::clone(&account),
-        inserter,
+        insertion,
+        eager: args.path == DataPath::Insert,
     };
     let applier = Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers))?;
     let driver = Driver::start(applier).map_err(system("starting the apply thread"))?;

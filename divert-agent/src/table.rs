@@ -4,13 +4,14 @@
 //! then holds its [`Slot`]; a change of routing swaps the slot's target, so the next request on a
 //! connection that is long open sees it. Readers never wait: both levels are atomic swaps.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
 use divert_common::label::Label;
-use divert_core::plan::{Hosts, Target};
+use divert_core::plan::{Declared, Hosts, Target};
 
 /// A label in use.
 #[derive(Debug)]
@@ -21,8 +22,8 @@ pub struct Slot {
     pub original: SocketAddr,
     /// Captured for pods of developers, not for everyone.
     pub from_pods: bool,
-    /// Whether the kernel was told that connections to it may be watched instead of captured.
-    watchable: AtomicBool,
+    /// A bit for each [`Version`] that a connection to it was seen to speak.
+    heard: AtomicU8,
     target: ArcSwap<Target>,
     connections: AtomicUsize,
 }
@@ -34,30 +35,31 @@ impl Slot {
             label,
             original,
             from_pods,
-            watchable: AtomicBool::new(false),
+            heard: AtomicU8::new(0),
             target: ArcSwap::new(target),
             connections: AtomicUsize::new(0),
         }
     }
 
-    /// Whether its connections may be watched: no request to it is given a key, by the pod that sends it or by one of these
-    /// hosts, and none is of HTTP/2.
-    pub fn may_be_watched(&self, hosts: &Hosts) -> bool {
+    /// Why connections to it are led through the agent from the start, and not left alone until a request on them is
+    /// diverted. `None` where they are left alone. These hosts are given keys. Where nothing is declared, the `eager` do not
+    /// wait for a response of HTTP/1.
+    pub fn spliced(&self, hosts: &Hosts, eager: bool) -> Option<Spliced> {
         let target = self.target.load();
         let namespaces = || target.services.iter().map(|it| &*it.service.namespace);
-        !self.from_pods
-            && target.watchable
-            && !hosts.iter().any(|(_, grant)| namespaces().any(|namespace| grant.extends_to(namespace)))
-    }
-
-    /// Whether the kernel was told so.
-    pub fn is_watchable(&self) -> bool {
-        self.watchable.load(Ordering::Relaxed)
-    }
-
-    /// It is told now.
-    pub fn set_watchable(&self, watchable: bool) {
-        self.watchable.store(watchable, Ordering::Relaxed);
+        let granted =
+            || hosts.iter().any(|(_, grant)| namespaces().any(|namespace| grant.extends_to(namespace)));
+        let heard = |version: Version| self.heard.load(Ordering::Relaxed) & version as u8 != 0;
+        if self.from_pods || granted() {
+            return Some(Spliced::GivenKeys);
+        }
+        if target.declared == Declared::Http2 || heard(Version::Http2) {
+            return Some(Spliced::Http2);
+        }
+        if target.declared == Declared::Nothing && !eager && !heard(Version::Http1) {
+            return Some(Spliced::Unheard);
+        }
+        (!target.answered).then_some(Spliced::Unanswered)
     }
 
     /// Who takes requests to this destination now.
@@ -73,6 +75,42 @@ impl Slot {
     /// Connections accepted on the label and still held.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Acquire)
+    }
+}
+
+/// What a connection was seen to speak; a bit each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Version {
+    /// The original destination has answered a request of HTTP/1.
+    Http1 = 1,
+    /// A client speaks HTTP/2.
+    Http2 = 2,
+}
+
+/// Why connections to a destination are led through the agent from the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spliced {
+    /// Requests to it are given a key.
+    GivenKeys,
+    /// It speaks HTTP/2, of which requests cannot be followed from outside.
+    Http2,
+    /// Its port declares nothing, and nothing was seen yet. A server of HTTP/2 may greet its clients, and then it is too late
+    /// to take a connection over.
+    Unheard,
+    /// Nobody is there to answer: who is diverted is served all the same.
+    Unanswered,
+}
+
+impl fmt::Display for Spliced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GivenKeys => "requests to it are given a key",
+            Self::Http2 => "it speaks HTTP/2",
+            Self::Unheard => "its port declares no protocol (appProtocol, or a name that begins with http), and no response \
+                              of HTTP/1 has been seen from it",
+            Self::Unanswered => "the shared service has no ready endpoint",
+        })
     }
 }
 
@@ -98,9 +136,25 @@ impl Drop for Claim {
 pub struct Table {
     slots: ArcSwap<imbl::HashMap<u32, Arc<Slot>>>,
     hosts: ArcSwap<Hosts>,
+    /// How often something new was heard of a slot.
+    heard: AtomicUsize,
 }
 
 impl Table {
+    /// A connection to a destination was seen to speak this.
+    pub fn hear(&self, slot: &Slot, version: Version) {
+        // Once for each destination: what is only read stays in every processor's cache.
+        if slot.heard.load(Ordering::Relaxed) & version as u8 == 0 {
+            slot.heard.fetch_or(version as u8, Ordering::Relaxed);
+            self.heard.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// A number that is another where something new was heard.
+    pub fn heard(&self) -> usize {
+        self.heard.load(Ordering::Acquire)
+    }
+
     /// Claims the slot of a label for a connection; `None` when the label is not live.
     pub fn claim(&self, label: Label) -> Option<Claim> {
         let slot = self.slots.load().get(&label.index()).cloned()?;

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use divert_agent::apply::driver::Driver;
 use divert_agent::apply::{Applier, Direct, Settings, StartError, Status, reconnect::Policy};
+use divert_agent::insert::Insertion;
 use divert_agent::kernel::hooks::{HookConfig, Hooks};
 use divert_agent::kernel::netns_find::NoMatch;
 use divert_agent::kernel::routes::{LabelRoute, Prefix, RouteSocket, Routes};
@@ -24,7 +25,7 @@ use divert_agent::table::Table;
 use divert_common::label::{Label, LabelRanges};
 use divert_common::netns::NetNs;
 use divert_core::plan::{
-    Capture, CaptureSet, PlanChange, PodPlan, PodRef, ServiceRef, SharedService, Target,
+    Capture, CaptureSet, Declared, PlanChange, PodPlan, PodRef, ServiceRef, SharedService, Target,
 };
 use support::{Folder, InProcess, Mounted, unique_v4, unique_v6, until};
 
@@ -65,7 +66,8 @@ fn applier(folder: &Folder, ranges: LabelRanges) -> (Result<Applier, StartError>
         pod_cgroups: None,
         limits,
         agent,
-        inserter: None,
+        insertion: Insertion::NotAsked,
+        eager: false,
     };
     (Applier::new(settings, hooks, Arc::clone(&table), Arc::clone(&workers)), table, workers)
 }
@@ -124,7 +126,8 @@ fn capture(address: SocketAddr) -> (Capture, Arc<Target>) {
         services: vec![SharedService { service, routes: BTreeMap::new() }],
         reconnect: false,
         dual_stack: false,
-        watchable: true,
+        answered: true,
+        declared: Declared::Http1,
     };
     (Capture { set: CaptureSet::default(), address }, Arc::new(target))
 }

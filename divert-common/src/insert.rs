@@ -10,9 +10,9 @@
 pub struct Watch {
     /// A [`Phase`].
     pub phase: u32,
-    /// The pod's index into `POD_SLOTS`.
+    /// The pod's index into `POD_SLOTS` by which it was taken over.
     pub slot: u32,
-    /// Cookie of the pod's network namespace, by which the slot is known to be its own still.
+    /// Cookie of the pod's network namespace.
     pub netns: u64,
     /// Sequence number at which the next request head begins.
     pub next: u32,

@@ -93,14 +93,16 @@ pub struct Origin {
     pub address: [u32; 4],
     /// Port, host byte order.
     pub port: u16,
-    /// [`ORIGIN_WATCHABLE`] or zero.
+    /// [`ORIGIN_WATCHED`] and [`ORIGIN_KEYED`], or neither.
     pub flags: u16,
     /// Capture set that the label belongs to.
     pub set: u32,
 }
 
-/// Connections to the destination may be watched instead of led to its label: no request to it is given a key.
-pub const ORIGIN_WATCHABLE: u16 = 1;
+/// New connections to the destination are watched instead of led to its label.
+pub const ORIGIN_WATCHED: u16 = 1;
+/// Requests to the destination are given keys, so that connections which are watched are taken over whatever they carry.
+pub const ORIGIN_KEYED: u16 = 2;
 
 /// Index into `COUNTERS`, a per-CPU array of u64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -86,7 +86,7 @@ fn names(host: &str, shared: &SharedService) -> bool {
 mod tests {
     use super::*;
     use crate::api::OnUnavailable;
-    use crate::plan::{Backend, Grant, ServiceRef, Unavailable};
+    use crate::plan::{Backend, Declared, Grant, ServiceRef, Unavailable};
 
     fn route(key: &str, service: &str) -> Arc<Route> {
         Arc::new(Route {
@@ -105,7 +105,8 @@ mod tests {
             services: services.iter().map(service).collect(),
             reconnect: false,
             dual_stack: false,
-            watchable: true,
+            answered: true,
+            declared: Declared::Http1,
         }
     }
 
@@ -234,7 +235,13 @@ mod tests {
         assert_eq!(asked(Some("alice"), Some("api")).unwrap(), "catalog");
         assert_eq!(asked(Some("carol"), Some("catalog")).unwrap(), "catalog");
         let (nothing, none) = (
-            Target { services: Vec::new(), reconnect: false, dual_stack: false, watchable: true },
+            Target {
+                services: Vec::new(),
+                reconnect: false,
+                dual_stack: false,
+                answered: true,
+                declared: Declared::Http1,
+            },
             Hosts::default(),
         );
         assert_eq!(decide(&nothing, &none, &Request::default()).service, None);

@@ -240,9 +240,33 @@ pub struct Target {
     pub reconnect: bool,
     /// Whether a Service here has addresses of both families: a client that one of them refuses may go on to the other.
     pub dual_stack: bool,
-    /// Whether connections may be left alone until a request on them is diverted: there is somebody to answer them, and
-    /// the port does not declare HTTP/2, whose requests are not followed.
-    pub watchable: bool,
+    /// Whether there is somebody to answer connections to it.
+    pub answered: bool,
+    /// What they speak, as far as that is declared.
+    pub declared: Declared,
+}
+
+/// What connections to a destination speak, as the authors of its ports declare by appProtocol or name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub enum Declared {
+    /// HTTP/1, whose requests can be followed on a connection that is left alone.
+    Http1,
+    /// HTTP/2, whose requests cannot.
+    Http2,
+    /// They do not say, or not the same.
+    Nothing,
+}
+
+impl Declared {
+    /// Of a destination that two ports lead to.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Http2, _) | (_, Self::Http2) => Self::Http2,
+            (Self::Http1, Self::Http1) => Self::Http1,
+            _ => Self::Nothing,
+        }
+    }
 }
 
 /// A service of a shared namespace, as seen from one of its addresses; or one of a developer's own behind

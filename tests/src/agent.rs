@@ -20,7 +20,7 @@ use crate::kube::{Client, Node};
 use crate::lab::{self, Lab, Pod};
 use crate::manifest::Manifests;
 use crate::process::{Place, Process};
-use crate::{traces, wait};
+use crate::{path, traces, wait};
 
 /// How an agent is started.
 #[derive(Clone, Debug)]
@@ -105,6 +105,7 @@ impl Agent {
     fn spawn(lab: &Lab, mut command: Command, options: &Options) -> Result<Self> {
         let admin = SocketAddr::from((options.admin_address, options.admin_port));
         command.arg("--cgroup").arg(lab.cgroup());
+        command.env(path::VARIABLE, path::chosen());
         command.args(["--workers", &options.workers.to_string(), "--admin", &admin.to_string()]);
         command.args(["--drain", &options.drain.to_string()]).args(&options.arguments);
         command.env("RUST_BACKTRACE", "1");

@@ -194,12 +194,12 @@ impl Captures {
     }
 
     /// Whether a connection of a pod of this set that leads past the agent may be closed: its next one would
-    /// be captured. Not one that is watched, and may be.
-    pub(super) fn may_reconnect(&self, set: u32, address: SocketAddr, watched: bool) -> bool {
+    /// be captured.
+    pub(super) fn may_reconnect(&self, set: u32, address: SocketAddr) -> bool {
         [set, EVERYONE].into_iter().any(|set| {
             let key = CaptureKey { set, address };
-            let asked = |slot: &Arc<Slot>| slot.target().reconnect && !(watched && slot.is_watchable());
-            !self.refused.contains(&key) && self.captured.get(&key).is_some_and(asked)
+            !self.refused.contains(&key)
+                && self.captured.get(&key).is_some_and(|slot| slot.target().reconnect)
         })
     }
 
@@ -253,14 +253,20 @@ mod tests {
 
     use divert_common::label::INDEX_COUNT;
     use divert_core::api::OnUnavailable;
-    use divert_core::plan::{Backend, CaptureSet, Route, ServiceRef, SharedService, Unavailable};
+    use divert_core::plan::{Backend, CaptureSet, Declared, Route, ServiceRef, SharedService, Unavailable};
 
     use super::super::labels::QUARANTINE;
     use super::*;
     use crate::table::Table;
 
     fn target() -> Arc<Target> {
-        Arc::new(Target { services: Vec::new(), reconnect: false, dual_stack: false, watchable: true })
+        Arc::new(Target {
+            services: Vec::new(),
+            reconnect: false,
+            dual_stack: false,
+            answered: true,
+            declared: Declared::Http1,
+        })
     }
 
     fn service(namespace: &str) -> ServiceRef {
@@ -279,7 +285,8 @@ mod tests {
             services: vec![SharedService { service: service("staging"), routes }],
             reconnect: false,
             dual_stack: false,
-            watchable: true,
+            answered: true,
+            declared: Declared::Http1,
         })
     }
 
@@ -441,8 +448,15 @@ mod tests {
     #[test]
     fn old_connections_may_be_closed_once_their_next_would_be_captured() {
         let mut captures = captures();
-        let asked =
-            || Arc::new(Target { services: Vec::new(), reconnect: true, dual_stack: false, watchable: true });
+        let asked = || {
+            Arc::new(Target {
+                services: Vec::new(),
+                reconnect: true,
+                dual_stack: false,
+                answered: true,
+                declared: Declared::Http1,
+            })
+        };
         let (everyone, own) = (capture(&[], "10.0.0.1:80"), capture(&["staging"], "10.0.0.2:80"));
         assert!(!captures.change([(everyone.clone(), target())], []).reconnect);
         assert!(captures.change([(everyone.clone(), asked())], []).reconnect, "the Service is annotated now");
@@ -456,13 +470,13 @@ mod tests {
             (set, own.address, true),
             (EVERYONE, own.address, false),
         ] {
-            assert_eq!(captures.may_reconnect(set, address, false), may, "{set} {address}");
+            assert_eq!(captures.may_reconnect(set, address), may, "{set} {address}");
         }
         captures.refused(steps.capture[0].0);
-        assert!(!captures.may_reconnect(set, own.address, false), "it would come back direct");
-        assert!(captures.retry().reconnect && captures.may_reconnect(set, own.address, false));
+        assert!(!captures.may_reconnect(set, own.address), "it would come back direct");
+        assert!(captures.retry().reconnect && captures.may_reconnect(set, own.address));
         captures.change([], [everyone.clone()]);
-        assert!(!captures.may_reconnect(EVERYONE, everyone.address, false));
+        assert!(!captures.may_reconnect(EVERYONE, everyone.address));
     }
 
     #[test]

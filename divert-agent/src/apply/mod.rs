@@ -33,8 +33,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use divert_common::label::LabelRanges;
-use divert_common::map::{Counter, EVERYONE};
-use divert_core::plan::{PlanChange, PodRef};
+use divert_common::map::{Counter, ORIGIN_KEYED, ORIGIN_WATCHED};
+use divert_core::plan::{Hosts, PlanChange, PodRef};
 use rustix::time::{ClockId, clock_gettime};
 use tracing::{error, warn};
 
@@ -46,7 +46,7 @@ use self::reconnect::Reconnect;
 use self::served::Common;
 pub(crate) use self::served::chain;
 pub use self::status::{Direct, LeftOut, Status};
-use crate::insert::Inserter;
+use crate::insert::Insertion;
 use crate::kernel::counters::Counters;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::Scanner;
@@ -54,7 +54,7 @@ use crate::kernel::pod_cgroups::PodCgroups;
 use crate::kernel::routes::{Prefix, RouteSocket};
 use crate::splice::Workers;
 use crate::splice::budget::{Account, Limits};
-use crate::table::Table;
+use crate::table::{Slot, Spliced, Table};
 
 /// Pace of thorough looks: all addresses, listeners and routes.
 const THOROUGH: Duration = Duration::from_secs(5);
@@ -83,8 +83,10 @@ pub struct Settings {
     pub limits: Limits,
     /// What all of them use of what the agent may.
     pub agent: Arc<Account>,
-    /// Takes over connections that are watched; without it, all are captured.
-    pub inserter: Option<Inserter>,
+    /// Whether connections are watched and taken over, instead of captured.
+    pub insertion: Insertion,
+    /// Also to ports that declare nothing, before a response of HTTP/1 was seen from there.
+    pub eager: bool,
 }
 
 /// Why apply cannot begin.
@@ -141,6 +143,9 @@ pub struct Applier {
     blind: bool,
     /// How many captures were not as they should be when that was last logged.
     told_unsettled: usize,
+    /// What of [`Table::heard`] the kernel was told.
+    heard: usize,
+    eager: bool,
 }
 
 impl Applier {
@@ -164,7 +169,7 @@ impl Applier {
         }
         let now = Instant::now();
         let ranges = settings.ranges;
-        let watched = settings.inserter.as_ref().map(|it| Arc::clone(it.watched()));
+        let watched = settings.insertion.inserter().map(|it| Arc::clone(it.watched()));
         Ok(Self {
             common: Common {
                 ranges,
@@ -173,7 +178,7 @@ impl Applier {
                 first_port: uptime_seconds(),
                 limits: settings.limits,
                 workers,
-                inserter: settings.inserter,
+                insertion: settings.insertion,
             },
             agent: settings.agent,
             counters: hooks.counters(),
@@ -194,6 +199,8 @@ impl Applier {
             refused: None,
             blind: false,
             told_unsettled: 0,
+            heard: 0,
+            eager: settings.eager,
         })
     }
 
@@ -230,7 +237,7 @@ impl Applier {
         let mut steps = self.captures.change(change.captures, change.released);
         let released = std::mem::take(&mut steps.release);
         let full = self.capture(steps);
-        self.tell_watchable(changed);
+        self.tell_watched(changed);
 
         let pods_changed = !change.pods.is_empty() || !change.pods_gone.is_empty();
         for name in change.pods_gone {
@@ -275,6 +282,10 @@ impl Applier {
         }
         let now = Instant::now();
         self.clock.advance(now);
+        let heard = self.table.heard();
+        if std::mem::replace(&mut self.heard, heard) != heard {
+            self.tell_watched(self.captures.addresses_of_everyone().collect());
+        }
         if now.duration_since(self.looked_thoroughly) < THOROUGH {
             self.look(Look::Quick);
         } else {
@@ -301,8 +312,7 @@ impl Applier {
             return;
         }
         let captures = &self.captures;
-        self.pods
-            .reconnect(&mut self.reconnect, |set, it| captures.may_reconnect(set, it.remote, it.watched));
+        self.pods.reconnect(&mut self.reconnect, |set, it| captures.may_reconnect(set, it.remote));
     }
 
     /// The thorough part of a tick, now: addresses, listeners and routes of every pod, labels to free.
@@ -395,19 +405,16 @@ impl Applier {
     /// Begins what is to be captured; whether some of it could not be.
     fn capture(&mut self, steps: Steps) -> bool {
         let mut failure = None;
-        let hosts = self.table.hosts();
-        let watchable: Vec<_> = steps.slots.iter().map(|it| it.may_be_watched(&hosts)).collect();
-        drop(hosts);
         let slots: Vec<_> = steps.slots.iter().map(Arc::clone).collect();
         if !steps.slots.is_empty() {
             self.table.update(steps.slots, []);
         }
+        let hosts = self.table.hosts();
         // Steps has a capture for each slot, in the same order.
-        for ((slot, watchable), (key, _)) in slots.iter().zip(watchable).zip(steps.capture) {
-            slot.set_watchable(watchable);
+        for (slot, (key, _)) in slots.iter().zip(steps.capture) {
             let done = self
                 .hooks
-                .set_origin(slot.label, key.set, slot.original, watchable)
+                .set_origin(slot.label, key.set, slot.original, flags(slot, &hosts, self.eager))
                 .and_then(|()| self.hooks.capture(key.set, key.address, slot.label));
             if let Err(error) = done {
                 self.captures.refused(key);
@@ -422,17 +429,13 @@ impl Applier {
         failed
     }
 
-    /// Tells the kernel which destinations may be watched, where that is another now.
-    fn tell_watchable(&mut self, addresses: Vec<SocketAddr>) {
+    /// Tells the kernel to which of these destinations connections are watched, where that is another now.
+    fn tell_watched(&mut self, addresses: Vec<SocketAddr>) {
         let hosts = self.table.hosts();
         for address in addresses {
             let Some(slot) = self.captures.of_everyone(address) else { continue };
-            let watchable = slot.may_be_watched(&hosts);
-            if slot.is_watchable() != watchable {
-                slot.set_watchable(watchable);
-                if let Err(error) = self.hooks.set_origin(slot.label, EVERYONE, address, watchable) {
-                    error!(%address, "whether its connections may be watched cannot be told: {}", chain(&error));
-                }
+            if let Err(error) = self.hooks.set_flags(slot.label, flags(slot, &hosts, self.eager)) {
+                error!(%address, "whether its connections are watched cannot be told: {}", chain(&error));
             }
         }
     }
@@ -540,6 +543,15 @@ impl Clock {
     fn advance(&mut self, now: Instant) {
         self.elapsed += now.saturating_duration_since(self.last).min(LONGEST_STEP);
         self.last = now;
+    }
+}
+
+/// What the kernel is to know of a destination.
+fn flags(slot: &Slot, hosts: &Hosts, eager: bool) -> u16 {
+    match slot.spliced(hosts, eager) {
+        None => ORIGIN_WATCHED,
+        Some(Spliced::GivenKeys) => ORIGIN_KEYED,
+        Some(_) => 0,
     }
 }
 

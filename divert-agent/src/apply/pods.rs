@@ -270,9 +270,12 @@ impl Pods {
                 && !served.account().is_full()
             {
                 let (v4, v6) = served.families();
+                let watching = served.watching() == Watching::Yes;
                 let may_reconnect = |connection: &Connection| {
-                    // Of a family that is not served it would come back direct, and be closed again and again.
+                    // Of a family that is not served it would come back direct, and be closed again and again. What is watched
+                    // follows a Divert as it is.
                     (if connection.remote.is_ipv4() { v4 } else { v6 })
+                        && !(watching && connection.watched)
                         && may_reconnect(entry.set, connection)
                 };
                 let (search, netns) = served.search();

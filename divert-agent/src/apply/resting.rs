@@ -83,6 +83,7 @@ fn without_routes(target: &Target) -> Target {
         services: services.map(unrouted).collect(),
         reconnect: false,
         dual_stack: target.dual_stack,
-        watchable: target.watchable,
+        answered: target.answered,
+        declared: target.declared,
     }
 }

@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::reconnect::Search;
 use super::status::Direct;
-use crate::insert::Inserter;
+use crate::insert::Insertion;
 use crate::kernel::addresses::Addresses;
 use crate::kernel::cookie::NetnsCookie;
 use crate::kernel::hooks::{HookError, Hooks};
@@ -48,8 +48,7 @@ pub(super) struct Common {
     /// What each pod may use of the data plane.
     pub(super) limits: Limits,
     pub(super) workers: Arc<Workers>,
-    /// Takes connections over that are watched; without it, all are captured.
-    pub(super) inserter: Option<Inserter>,
+    pub(super) insertion: Insertion,
 }
 
 /// Whether connections of a pod are watched, to destinations that allow for it.
@@ -166,10 +165,13 @@ impl Served {
             )
             .map_err(failed("attaching the socket look-up program"))?;
         common.workers.open(Arc::clone(&pod), listeners);
-        let (watching, watched) = match (&common.inserter, rules) {
-            (None, _) => (Watching::NotAsked, None),
-            (Some(_), Rules::Some | Rules::RoutesByHost(_)) => (Watching::No(HAS_RULES.into()), None),
-            (Some(inserter), Rules::None) => {
+        let (watching, watched) = match (&common.insertion, rules) {
+            (Insertion::NotAsked, _) => (Watching::NotAsked, None),
+            (Insertion::Refused(why), _) => (Watching::No(Arc::clone(why)), None),
+            (Insertion::By(_), Rules::Some | Rules::RoutesByHost(_)) => {
+                (Watching::No(HAS_RULES.into()), None)
+            }
+            (Insertion::By(inserter), Rules::None) => {
                 let opened = inserter.open(&pod).map_err(|source| WatchError::Namespace {
                     doing: "opening sockets in its namespace to take connections over",
                     source,
@@ -180,7 +182,8 @@ impl Served {
                 }
             }
         };
-        if let Watching::No(why) = &watching {
+        // What the kernel refuses for all was said once.
+        if let (Watching::No(why), Insertion::By(_)) = (&watching, &common.insertion) {
             info!(pod = %pod.pod, "its connections are spliced from the start: {why}");
         }
         let search = Search::new(Instant::now());
@@ -227,7 +230,7 @@ impl Served {
             // The gate finds no listener any more, so the hook passes its connections untouched.
             warn!(pod = %self.pod.pod, "a closed pod stays registered with the hooks: {}", chain(&error));
         }
-        if let Some(inserter) = &common.inserter {
+        if let Some(inserter) = common.insertion.inserter() {
             inserter.close(&self.pod);
         }
         common.workers.close(self.id());

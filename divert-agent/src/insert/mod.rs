@@ -38,6 +38,27 @@ const REST: Duration = Duration::from_secs(70);
 /// How often that is looked for.
 const PACE: Duration = Duration::from_secs(5);
 
+/// Whether connections are taken over.
+#[derive(Clone, Debug)]
+pub enum Insertion {
+    /// All are spliced from the start, as was asked for.
+    NotAsked,
+    /// They are since the kernel does not allow for more; in a sentence.
+    Refused(Arc<str>),
+    /// By this.
+    By(Inserter),
+}
+
+impl Insertion {
+    /// Who takes them over.
+    pub fn inserter(&self) -> Option<&Inserter> {
+        match self {
+            Self::By(inserter) => Some(inserter),
+            _ => None,
+        }
+    }
+}
+
 /// The inserter, from outside.
 #[derive(Clone, Debug)]
 pub struct Inserter {

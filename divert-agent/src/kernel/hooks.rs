@@ -15,7 +15,7 @@ use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
 use divert_common::map::{
-    CaptureKey4, CaptureKey6, MAX_WORKERS, ORIGIN_WATCHABLE, Origin, POD_SLOT_COUNT, PodEntry, Ranges, words,
+    CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, POD_SLOT_COUNT, PodEntry, Ranges, words,
 };
 
 use divert_common::netns::NetNs;
@@ -384,7 +384,8 @@ impl Hooks {
     }
 
     /// Says what a label means: what getpeername shows, and what the connect hooks compare before they lead a
-    /// connection to it. Not to be changed while anything may lead there.
+    /// connection to it. Not to be changed while anything may lead there, but for the `flags` ([`ORIGIN_WATCHED`] and its
+    /// like).
     ///
     /// # Errors
     /// When the kernel refuses: the label is not below [`Hooks::labels`].
@@ -393,19 +394,32 @@ impl Hooks {
         label: Label,
         set: u32,
         original: SocketAddr,
-        watchable: bool,
+        flags: u16,
     ) -> Result<(), HookError> {
         let address = match original.ip() {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,
         };
         let address = words(address.octets());
-        let flags = if watchable { ORIGIN_WATCHABLE } else { 0 };
         let origin = Origin { address, port: original.port(), flags, set };
         self.origins
             .set(label.index(), origin, 0)
             .map_err(|source| HookError::map("recording as the original destination", original, source))?;
         self.slots.next_generation();
+        Ok(())
+    }
+
+    /// Changes the flags of a label, if they are others.
+    ///
+    /// # Errors
+    /// When the kernel refuses; it has no reason to.
+    pub fn set_flags(&mut self, label: Label, flags: u16) -> Result<(), HookError> {
+        let failed = |source| HookError::map("changing the flags of label", label.index(), source);
+        let origin = self.origins.get(&label.index(), 0).map_err(failed)?;
+        if origin.flags != flags {
+            self.origins.set(label.index(), Origin { flags, ..origin }, 0).map_err(failed)?;
+            self.slots.next_generation();
+        }
         Ok(())
     }
 

@@ -28,6 +28,7 @@ use super::routing::{Decided, in_turn};
 use super::session::{End, Session};
 use super::tally::{Fate, Tally};
 use super::upstream::{Idle, Kept, poll_idle};
+use crate::table::Version;
 
 /// A step that the client's bytes ask for.
 enum Step {
@@ -258,6 +259,9 @@ impl Session {
         wanted.outgoing.target = wanted.asked.take();
         wanted.outgoing.diverted = false;
         let outcome = self.exchange(&conn, &wanted.outgoing).await;
+        if matches!(outcome, Ok(Outcome::Complete | Outcome::Last(..))) {
+            self.worker.table.hear(&self.captured.claim, Version::Http1);
+        }
         match self.settle(&conn, outcome).await? {
             Settled::Reusable => self.original.put_back(conn),
             // It has carried a request: its end is the client's.

@@ -30,7 +30,7 @@ use super::original::Original;
 use super::owner::Came;
 use super::upstream::KeptList;
 use super::worker::{Seat, Worker};
-use crate::table::Claim;
+use crate::table::{Claim, Version};
 
 /// How long a client that was answered and is not read any more may go on sending before it is cut off.
 const LINGER: Duration = Duration::from_secs(2);
@@ -160,6 +160,7 @@ impl Session {
         match self.open().await? {
             Opened::Http => self.http().await,
             Opened::Http2 { server } => {
+                self.worker.table.hear(&self.captured.claim, Version::Http2);
                 self.client.conn.ack_at_once();
                 Err(Box::pin(self.http2(server)).await)
             }

@@ -112,7 +112,7 @@ fn a_pods_own_set_comes_before_everyones() {
     let netns = NetnsCookie::of_netns(&lab.pod).unwrap();
     let everyones = agent.capture(TO_V4, 1);
     let own = Label::new(2).unwrap();
-    agent.hooks.set_origin(own, 9, TO_V4, false).unwrap();
+    agent.hooks.set_origin(own, 9, TO_V4, 0).unwrap();
     agent.hooks.capture(9, TO_V4, own).unwrap();
     for (set, label) in [(EVERYONE, everyones), (9, own), (8, everyones)] {
         agent.hooks.register_pod(netns, &agent.slot, PodEntry { set, port: PORT, watched: false }).unwrap();
@@ -144,7 +144,7 @@ fn a_label_of_another_destination_or_set_is_not_followed() {
     .enumerate()
     {
         let label = Label::new(1 + number as u32).unwrap();
-        agent.hooks.set_origin(label, set, of, false).unwrap();
+        agent.hooks.set_origin(label, set, of, 0).unwrap();
         agent.hooks.capture(EVERYONE, to, label).unwrap();
         accept(&server, &mut lab.connect(to));
         assert_eq!(passed(&agent), 1 + number as u64, "{to} by a label of {of}");
@@ -223,7 +223,7 @@ fn under_churn_a_connection_is_led_by_its_own_label_or_not_at_all() {
         for round in (0..ROUNDS).cycle() {
             for n in 0..DESTINATIONS {
                 let label = Label::new(round * u32::from(DESTINATIONS) + u32::from(n)).unwrap();
-                hooks.set_origin(label, EVERYONE, to(n), false).unwrap();
+                hooks.set_origin(label, EVERYONE, to(n), 0).unwrap();
                 hooks.capture(EVERYONE, to(n), label).unwrap();
             }
             for n in 0..DESTINATIONS {
@@ -453,7 +453,7 @@ fn a_hundred_thousand_captures_are_quickly_there_and_a_full_map_says_so() {
     let begin = cpu_time();
     for index in 0..CAPTURES {
         let label = Label::new(index).unwrap();
-        hooks.set_origin(label, EVERYONE, address(index), false).unwrap();
+        hooks.set_origin(label, EVERYONE, address(index), 0).unwrap();
         hooks.capture(EVERYONE, address(index), label).unwrap();
     }
     let taken = cpu_time() - begin;

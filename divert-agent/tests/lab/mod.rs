@@ -129,7 +129,7 @@ impl Agent {
     /// Captures a destination for everyone.
     pub(crate) fn capture(&mut self, to: SocketAddr, label: u32) -> Label {
         let label = Label::new(label).unwrap();
-        self.hooks.set_origin(label, EVERYONE, to, false).unwrap();
+        self.hooks.set_origin(label, EVERYONE, to, 0).unwrap();
         self.hooks.capture(EVERYONE, to, label).unwrap();
         label
     }

@@ -277,12 +277,19 @@ fn merge(shares: &[Share], set: &CaptureSet) -> Option<Arc<Target>> {
     if rest.peek().is_none() {
         return Some(first.target.clone());
     }
-    let mut merged = Target { services: Vec::new(), reconnect: false, dual_stack: false, watchable: true };
+    let mut merged = Target {
+        services: Vec::new(),
+        reconnect: false,
+        dual_stack: false,
+        answered: true,
+        declared: first.target.declared,
+    };
     for share in std::iter::once(first).chain(rest) {
         merged.services.extend(share.target.services.iter().cloned());
         merged.reconnect |= share.target.reconnect;
         merged.dual_stack |= share.target.dual_stack;
-        merged.watchable &= share.target.watchable;
+        merged.answered &= share.target.answered;
+        merged.declared = merged.declared.and(share.target.declared);
     }
     Some(Arc::new(merged))
 }

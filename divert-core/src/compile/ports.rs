@@ -1,6 +1,7 @@
 //! Which ports may speak HTTP, and which port of a developer's service stands for one of the shared one.
 
 use super::Settings;
+use crate::plan::Declared;
 use crate::world::{Service, ServicePort};
 
 /// Values of appProtocol that are HTTP in clear text. Any other is not.
@@ -68,11 +69,16 @@ pub(super) fn declares_http(port: &ServicePort) -> bool {
 const HTTP2_PROTOCOLS: &[&str] = &["http2", "h2c", "grpc", "kubernetes.io/h2c"];
 const HTTP2_PREFIXES: &[&str] = &["http2", "h2c", "grpc"];
 
-/// Whether its author says that it is HTTP/2.
-pub(super) fn declares_http2(port: &ServicePort) -> bool {
-    match &port.app_protocol {
+/// Which HTTP its author says it is.
+pub(super) fn declared_version(port: &ServicePort) -> Declared {
+    let http2 = match &port.app_protocol {
         Some(protocol) => HTTP2_PROTOCOLS.iter().any(|http| protocol.eq_ignore_ascii_case(http)),
         None => HTTP2_PREFIXES.iter().any(|prefix| port.name.starts_with(prefix)),
+    };
+    match (http2, declares_http(port)) {
+        (true, _) => Declared::Http2,
+        (false, true) => Declared::Http1,
+        (false, false) => Declared::Nothing,
     }
 }
 

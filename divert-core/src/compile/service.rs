@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::Settings;
 use super::endpoints::{Available, available, endpoints};
-use super::ports::{declares_http, declares_http2, may_be_http};
+use super::ports::{declared_version, declares_http, may_be_http};
 use crate::api::OnUnavailable;
-use crate::plan::{Backend, Route, SharedService, Target, Unavailable};
+use crate::plan::{Backend, Declared, Route, SharedService, Target, Unavailable};
 use crate::world::{Service, ServiceKind, ServicePort, World};
 
 /// A developer's service in the shared one's place.
@@ -69,7 +69,7 @@ pub(super) fn compile(
     for (address, sort) in addresses {
         let target = plan.targets.entry(sort).or_insert_with_key(|sort| {
             let target = routes.target(sort);
-            let target = Target { dual_stack, watchable: target.watchable && ready, ..target };
+            let target = Target { dual_stack, answered: ready, ..target };
             match old.targets.get(sort) {
                 Some(same) if **same == target => same.clone(),
                 _ => Arc::new(target),
@@ -155,7 +155,13 @@ impl<'a> Routes<'a> {
             services: vec![SharedService { service: self.shared.service.clone(), routes }],
             reconnect: self.shared.reconnect || sort.ports.iter().any(declared),
             dual_stack: false,
-            watchable: !sort.ports.iter().any(|&port| declares_http2(&self.shared.ports[port])),
+            answered: true,
+            declared: sort
+                .ports
+                .iter()
+                .map(|&port| declared_version(&self.shared.ports[port]))
+                .reduce(Declared::and)
+                .unwrap_or(Declared::Nothing),
         }
     }
 

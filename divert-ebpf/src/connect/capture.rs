@@ -3,14 +3,14 @@
 use aya_ebpf::Global;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
-use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE};
+use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE, ORIGIN_WATCHED};
 use divert_ebpf::{TARGET, mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
 
 use crate::RANGES;
 use crate::address::Address;
 use crate::gate;
 use crate::insert;
-use crate::maps::{Pod, captured4, captured6, count, goes_spliced, is_own_address, is_watchable, means, pod};
+use crate::maps::{Pod, captured4, captured6, count, goes_spliced, is_own_address, means, origin_is, pod};
 
 /// Mark of the agent's own sockets, and the bits of a mark that count.
 #[unsafe(no_mangle)]
@@ -36,7 +36,9 @@ pub fn v4(ctx: &SockAddrContext) {
         return;
     }
     let destination = address.v4();
-    let Some(label) = label_v4(&pod, destination, address.port()) else { return };
+    let Some(label) = label_v4(&pod, destination, address.port()) else {
+        return foresee(ctx, &pod, mapped_of_v4(destination));
+    };
     if watched(ctx, &pod, label, mapped_of_v4(destination)) {
         return;
     }
@@ -60,7 +62,9 @@ pub fn v6(ctx: &SockAddrContext) {
     let destination = address.v6();
     let port = address.port();
     let (to, label) = if let Some(destination) = v4_of_mapped(destination) {
-        let Some(label) = label_v4(&pod, destination, port) else { return };
+        let Some(label) = label_v4(&pod, destination, port) else {
+            return foresee(ctx, &pod, mapped_of_v4(destination));
+        };
         if watched(ctx, &pod, label, mapped_of_v4(destination)) {
             return;
         }
@@ -70,7 +74,7 @@ pub fn v6(ctx: &SockAddrContext) {
         }
         (mapped_of_v4(to), label)
     } else {
-        let Some(label) = label_v6(&pod, destination, port) else { return };
+        let Some(label) = label_v6(&pod, destination, port) else { return foresee(ctx, &pod, destination) };
         if watched(ctx, &pod, label, destination) {
             return;
         }
@@ -90,10 +94,31 @@ pub fn v6(ctx: &SockAddrContext) {
 #[inline(always)]
 fn watched(ctx: &SockAddrContext, pod: &Pod, label: u32, destination: [u32; 4]) -> bool {
     pod.entry.watched
-        && is_watchable(label)
+        && origin_is(label, ORIGIN_WATCHED)
         && !is_own_address(pod, destination)
         && !goes_spliced(pod, label)
         && insert::watch(ctx, pod)
+        && {
+            count(Counter::Watched);
+            true
+        }
+}
+
+/// Watches a connection that is nobody's to divert now, so that it follows when it is.
+#[inline(always)]
+fn foresee(ctx: &SockAddrContext, pod: &Pod, destination: [u32; 4]) {
+    if pod.entry.watched && !is_loopback(destination) && !is_own_address(pod, destination) {
+        insert::watch(ctx, pod);
+    }
+}
+
+/// Whether an address, IPv4 as v4-mapped, is of loopback, which is not watched.
+#[inline(always)]
+fn is_loopback(address: [u32; 4]) -> bool {
+    match v4_of_mapped(address) {
+        Some(address) => u32::from_be(address) >> 24 == 127,
+        None => address == [0, 0, 0, 1_u32.to_be()],
+    }
 }
 
 /// Whether this kind of socket is captured at all: TCP, not the agent's own, and not bound to a

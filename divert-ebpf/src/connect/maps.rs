@@ -27,8 +27,8 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use aya_ebpf::programs::SockAddrContext;
 use divert_common::label::INDEX_COUNT;
 use divert_common::map::{
-    AGENT_SLOT, COUNTER_COUNT, CaptureKey4, CaptureKey6, Counter, Heartbeats, ORIGIN_WATCHABLE, Origin,
-    POD_SLOT_COUNT, PodEntry, PodSlot,
+    AGENT_SLOT, COUNTER_COUNT, CaptureKey4, CaptureKey6, Counter, Heartbeats, Origin, POD_SLOT_COUNT,
+    PodEntry, PodSlot,
 };
 use divert_common::refusal::{self, NOT_TAKEN_SECONDS, REFUSAL_COUNT, UNANSWERED_SECONDS};
 use divert_ebpf::v4_of_mapped;
@@ -81,15 +81,14 @@ pub struct Pod {
 #[inline(always)]
 pub fn pod(ctx: &SockAddrContext) -> Option<Pod> {
     // SAFETY: the helper takes the context of any of these hooks (kernel 5.7).
-    let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    // SAFETY: the memory stays while the program runs; what it says is checked below.
-    let slot = unsafe { read_volatile(PODS.get_ptr(cookie)?) };
-    pod_of(cookie, slot)
+    pod_in(unsafe { bpf_get_netns_cookie(ctx.as_ptr()) })
 }
 
-/// The registration of a network namespace in a slot, if that is its own.
+/// The registration of the network namespace with a cookie.
 #[inline(always)]
-pub fn pod_of(cookie: u64, slot: u32) -> Option<Pod> {
+pub fn pod_in(cookie: u64) -> Option<Pod> {
+    // SAFETY: the memory stays while the program runs; what it says is checked below.
+    let slot = unsafe { read_volatile(PODS.get_ptr(cookie)?) };
     let found = POD_SLOTS.get_ptr(slot)?;
     // SAFETY: an array's element stays; volatile, as user space writes it meanwhile.
     let (of, entry) =
@@ -114,12 +113,12 @@ pub fn agent_is_full() -> bool {
     is_full(AGENT_SLOT)
 }
 
-/// Whether connections to the destination of a label may be watched instead of led to it.
+/// Whether the destination of a label has a flag: [`divert_common::map::ORIGIN_WATCHED`] or its like.
 #[inline(always)]
-pub fn is_watchable(label: u32) -> bool {
+pub fn origin_is(label: u32, flag: u16) -> bool {
     let Some(origin) = ORIGINS.get_ptr(label) else { return false };
     // SAFETY: as in `pod`.
-    unsafe { read_volatile(&raw const (*origin).flags) & ORIGIN_WATCHABLE != 0 }
+    unsafe { read_volatile(&raw const (*origin).flags) & flag != 0 }
 }
 
 /// Whether connections of a pod to the destination of a label are to be led to it from the start.

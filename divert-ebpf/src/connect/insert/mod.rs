@@ -27,7 +27,7 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use divert_common::insert::{Ends, EventKind, LED, Phase, SEVERED_COUNT, Severed, Watch};
-use divert_common::map::Counter;
+use divert_common::map::{Counter, ORIGIN_KEYED};
 use divert_ebpf::v4_of_mapped;
 
 use crate::capture::{self, is_own};
@@ -66,8 +66,7 @@ const HEADS: u32 = 4;
 /// Watches a connection from its SYN on. False where there is no memory for it.
 #[inline(always)]
 pub fn watch(ctx: &SockAddrContext, pod: &Pod) -> bool {
-    let mut fresh =
-        Watch { phase: Phase::Fresh as u32, slot: pod.slot, netns: pod.netns, next: 0, generation: 0 };
+    let mut fresh = Watch { phase: Phase::Fresh as u32, slot: 0, netns: pod.netns, next: 0, generation: 0 };
     // SAFETY: these hooks always have a socket.
     unsafe {
         let watch = WATCHED.get_or_insert_ptr_mut(ctx, Some(&mut fresh));
@@ -77,7 +76,6 @@ pub fn watch(ctx: &SockAddrContext, pod: &Pod) -> bool {
         // A socket may connect again after it was refused.
         *watch = fresh;
     }
-    count(Counter::Watched);
     true
 }
 
@@ -167,7 +165,7 @@ fn unanswered(ends: &Ends, watch: &Watch) {
 /// The label of a destination that is captured now.
 #[inline(always)]
 fn label(ends: &Ends, watch: &Watch) -> Option<(Pod, u32)> {
-    let pod = maps::pod_of(watch.netns, watch.slot)?;
+    let pod = maps::pod_in(watch.netns)?;
     let port = u16::from_be(ends.server_port);
     let label = match v4_of_mapped(ends.server) {
         Some(address) => capture::label_v4(&pod, address, port)?,
@@ -210,11 +208,11 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
         )
     };
     if silent && received != 0 {
-        // The server spoke first. Of HTTP/2 that says nothing, but it has greeted the client, and another would again.
+        // The server spoke first. In HTTP/2 that is a greeting, which the client would be given twice.
         if scan::is_http2(skb, segment.offset, segment.length)
             && let Some((pod, label)) = served(ctx, segment, watch)
         {
-            maps::splice_from_now_on(&pod, label);
+            return stick(skb, &pod, label);
         }
         return lose(watch, Counter::LostSpoke);
     }
@@ -224,7 +222,7 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
     if quiet && watch.generation != generation {
         watch.generation = generation;
         if let Some((pod, label)) = served(ctx, segment, watch)
-            && !maps::is_watchable(label)
+            && maps::origin_is(label, ORIGIN_KEYED)
         {
             // Its requests are to be given a key by now.
             return take(skb, segment, watch, &pod, label, received);
@@ -260,9 +258,7 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             return take(skb, segment, watch, &pod, label, received);
         }
         if found.is(Verdict::Keyed) {
-            count(Counter::Stuck);
-            events::send(skb, EventKind::Stuck, pod.slot, label, 0, false);
-            return swallow();
+            return stick(skb, &pod, label);
         }
         // Who carries no key is not reset for being hard to follow.
         maps::splice_from_now_on(&pod, label);
@@ -270,6 +266,14 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
     }
     // Where the next head begins is not known.
     lose(watch, Counter::LostBusy)
+}
+
+/// Has a client reset: requests of its may be diverted, and the connection cannot be taken over.
+#[inline(always)]
+fn stick(skb: *mut __sk_buff, pod: &Pod, label: u32) -> i32 {
+    count(Counter::Stuck);
+    events::send(skb, EventKind::Stuck, pod.slot, label, 0, false);
+    swallow()
 }
 
 /// Looks at a connection no more.
@@ -309,6 +313,7 @@ fn take(
         count(Counter::NotTaken);
         return swallow();
     }
+    watch.slot = pod.slot;
     watch.phase = Phase::Taking as u32;
     count(Counter::Taken);
     swallow()

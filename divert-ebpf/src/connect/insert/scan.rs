@@ -319,12 +319,15 @@ fn field(scan: &mut Scan, at: u32) -> u64 {
             scan.baggage = u64::MAX;
             return scan_member(at + 8);
         }
+        // With something between name and colon.
+        if name & 0x00ff_ffff_ffff_ffff == text(b"baggage\0") {
+            return set(scan, Verdict::Irregular);
+        }
         if name == text(b"x-divert") || named(name, fields()) {
             return set(scan, Verdict::Keyed);
         }
     }
     match first {
-        b'b' if name & 0x00ff_ffff_ffff_ffff == text(b"baggage\0") => set(scan, Verdict::Irregular),
         b'c' if name == text(b"content-") => content(scan, at),
         b'e' if name & 0x0000_ffff_ffff_ffff == text(b"expect\0\0") => set(scan, Verdict::Irregular),
         b't' if name == text(b"transfer") => set(scan, Verdict::Irregular),

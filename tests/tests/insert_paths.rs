@@ -1,0 +1,176 @@
+//! Which connections are left alone until a request on them is diverted, and which go through the agent from the start.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use divert_tests::agent::{Agent, Options};
+use divert_tests::fixture::{ALICE, Fixture, PORT};
+use divert_tests::h2::frame::PREFACE;
+use divert_tests::http::Http;
+use divert_tests::lab::{FAMILIES, Family};
+use divert_tests::manifest::Port;
+use divert_tests::script::kernel_peer;
+use divert_tests::server;
+use divert_tests::wait;
+
+const SHARED: &str = "staging/web";
+const ALICES: &str = "alice/web";
+/// SETTINGS without any: length 0, type 4, no flags, stream 0.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+fn agent(town: &Fixture, path: &str) -> Result<Agent> {
+    let arguments = ["--path", path].map(str::to_owned).into();
+    Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })
+}
+
+fn declares(town: &Fixture, name: &str) -> Result<()> {
+    town.put_town(&[Port::from(PORT).named(name)]).map(drop)
+}
+
+fn answered(http: &mut Http, fields: &[(&str, &str)]) -> Result<String> {
+    let response = http.get("/", fields)?;
+    response.served_by().with_context(|| format!("answered by the agent: {}", response.text()))
+}
+
+/// Whether the kernel has the client connected to its server, and not to a label.
+fn is_left_alone(town: &Fixture, stream: &TcpStream, family: Family) -> Result<bool> {
+    let peer = kernel_peer(stream, &town.client())?.context("a connection")?;
+    Ok(peer.ip().to_canonical() == town.address(family).ip())
+}
+
+#[test]
+fn a_port_that_declares_http_is_left_alone_from_its_first_connection_on() -> Result<()> {
+    let town = Fixture::new()?;
+    declares(&town, "http")?;
+    let _servers = town.servers()?;
+    let _agent = agent(&town, "auto")?;
+    for family in FAMILIES {
+        let mut http = town.connect_by(family)?;
+        assert!(is_left_alone(&town, http.stream(), family)?);
+        assert_eq!(answered(&mut http, &[])?, SHARED);
+        assert_eq!(answered(&mut http, &[ALICE])?, ALICES);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_port_that_declares_nothing_is_left_alone_once_it_has_answered_in_http1() -> Result<()> {
+    let town = Fixture::new()?;
+    declares(&town, "main")?;
+    let _servers = town.servers()?;
+    let agent = agent(&town, "auto")?;
+    for family in FAMILIES {
+        let mut first = town.connect_by(family)?;
+        assert!(!is_left_alone(&town, first.stream(), family)?, "it may speak HTTP/2");
+        // What alice's copy speaks says nothing of the shared one.
+        assert_eq!(answered(&mut first, &[ALICE])?, ALICES);
+        assert!(!is_left_alone(&town, town.connect_by(family)?.stream(), family)?);
+        assert_eq!(answered(&mut first, &[])?, SHARED);
+        wait::until("it to be left alone", || {
+            town.connect_by(family).and_then(|it| is_left_alone(&town, it.stream(), family)).unwrap_or(false)
+        })?;
+        let mut next = town.connect_by(family)?;
+        assert_eq!(answered(&mut next, &[])?, SHARED);
+        assert_eq!(answered(&mut next, &[ALICE])?, ALICES);
+        assert_eq!(answered(&mut first, &[ALICE])?, ALICES, "as it was");
+    }
+    assert_eq!(agent.series("divert_takeovers_total{result=\"taken\"}")?, 2.0);
+    Ok(())
+}
+
+/// A client of HTTP/2 that has said its first words: at once, or when its server has greeted it.
+fn speaks_http2(town: &Fixture, greeted: bool) -> Result<TcpStream> {
+    let mut stream = town.client().connect(town.address(Family::V4))?;
+    if greeted {
+        ensure!(stream.peek(&mut [0; 1])? == 1, "the server's SETTINGS come first");
+    }
+    stream.write_all(&[&PREFACE[..], &SETTINGS].concat())?;
+    Ok(stream)
+}
+
+/// A server of HTTP/2 that speaks first, as far as its greeting.
+fn greets(town: &Fixture) -> Result<()> {
+    let listener = town.server().listen(PORT)?;
+    thread::spawn(move || {
+        let mut held = Vec::new();
+        // Until nobody comes any more.
+        while let Ok((mut stream, _)) = server::accept(&listener) {
+            let _ = stream.write_all(&SETTINGS);
+            held.push(stream);
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn http2_on_a_port_that_declares_nothing_is_spliced_from_its_first_connection_on() -> Result<()> {
+    let town = Fixture::new()?;
+    declares(&town, "main")?;
+    greets(&town)?;
+    let agent = agent(&town, "auto")?;
+    for _ in 0..3 {
+        let mut stream = speaks_http2(&town, false)?;
+        assert!(!is_left_alone(&town, &stream, Family::V4)?);
+        stream.read_exact(&mut [0; SETTINGS.len()])?;
+    }
+    assert_eq!(agent.series("divert_takeovers_total{result=\"reset_busy\"}")?, 0.0);
+    Ok(())
+}
+
+#[test]
+fn http2_on_a_port_that_declares_http1_is_reset_once_where_its_server_greets() -> Result<()> {
+    let town = Fixture::new()?;
+    declares(&town, "http")?;
+    greets(&town)?;
+    let agent = agent(&town, "auto")?;
+    let mut first = speaks_http2(&town, true)?;
+    let end = first.read(&mut [0; 100]).and_then(|_| first.read(&mut [0; 100])).map_err(|error| error.kind());
+    assert!(matches!(end, Err(ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted)), "{end:?}");
+    assert_eq!(agent.series("divert_takeovers_total{result=\"reset_busy\"}")?, 1.0);
+    let mut next = speaks_http2(&town, false)?;
+    assert!(!is_left_alone(&town, &next, Family::V4)?);
+    next.read_exact(&mut [0; SETTINGS.len()])?;
+    assert_eq!(agent.series("divert_takeovers_total{result=\"reset_busy\"}")?, 1.0);
+    Ok(())
+}
+
+/// A connection in use is never idle, and so is never closed for its client to connect anew: it follows as it is.
+#[test]
+fn a_connection_that_is_older_than_a_divert_follows_it_with_its_next_request() -> Result<()> {
+    const ROUNDS: usize = 20;
+    let town = Fixture::new()?;
+    declares(&town, "http")?;
+    let _servers = town.servers()?;
+    town.undivert("alice")?;
+    let agent = agent(&town, "auto")?;
+    let captures = |count: f64| agent.metric("divert_captures").is_ok_and(|it| (it > 0.0) == (count > 0.0));
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let family = FAMILIES[round % 2];
+        let mut http = town.connect_by(family)?;
+        assert_eq!(answered(&mut http, &[ALICE])?, SHARED, "nobody diverts it");
+        let begun = Instant::now();
+        town.divert("alice")?;
+        while answered(&mut http, &[ALICE])? == SHARED {
+            ensure!(begun.elapsed() < wait::PATIENCE, "the Divert is not followed");
+        }
+        times.push(begun.elapsed());
+        assert_eq!(answered(&mut http, &[])?, SHARED);
+        town.undivert("alice")?;
+        wait::until("the Divert to have ended", || captures(0.0))?;
+        assert_eq!(answered(&mut http, &[ALICE])?, SHARED);
+    }
+    times.sort();
+    eprintln!(
+        "from a Divert's file to the first request that it steers: {:?} to {:?}",
+        times[0],
+        times[ROUNDS - 1]
+    );
+    assert!(times[ROUNDS - 1] < Duration::from_secs(5), "{times:?}");
+    assert_eq!(agent.series("divert_takeovers_total{result=\"taken\"}")?, ROUNDS as f64);
+    assert_eq!(agent.series("divert_reconnects_total{result=\"closed\"}")?, 0.0);
+    Ok(())
+}
