@@ -1,21 +1,24 @@
 //! What an agent answers on its admin address.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use divert_admin::Answer;
-use divert_core::admin::agent::{AgentStatus, LeftDirect};
+use divert_core::admin::agent::{AgentStatus, PodNote};
 use divert_core::admin::programmed::{self, Programmed, TakenUp};
 use divert_core::explain::Question;
+use divert_core::plan::PodRef;
 use divert_core::plan_view::View;
 use hyper::StatusCode;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use crate::apply::Status;
+use crate::apply::watching::Unwatchable;
+use crate::apply::{Direct, Status};
 use crate::explain::{self, ExplainError};
 use crate::metrics::{self, Sources};
 use crate::node_lock::Place;
@@ -133,10 +136,10 @@ impl Agent {
             ready: status.ready,
             served: status.served.keys().map(ToString::to_string).collect(),
             watched: status.watched.iter().map(ToString::to_string).collect(),
-            spliced: status.spliced.iter().map(|(pod, why)| format!("{pod}: {why}")).collect(),
+            spliced: notes(&status.spliced, Unwatchable::reason),
             full: status.full.iter().map(ToString::to_string).collect(),
             agent_full: status.agent_full,
-            direct: left_direct(&status),
+            direct: notes(&status.direct, Direct::reason),
             captures: status.captures,
             left_out: status.left_out.iter().map(ToString::to_string).collect(),
             unsettled: status.unsettled,
@@ -179,18 +182,19 @@ fn in_effect(
     for pod in status.served.keys() {
         served.entry(pod.namespace.to_string()).or_default().insert(pod.name.to_string());
     }
-    let (direct, unsettled) = (left_direct(status), status.unsettled);
+    let (direct, unsettled) = (notes(&status.direct, Direct::reason), status.unsettled);
     let revision = String::new();
     Programmed { revision, standing_by, planned, diverts, served, direct, unsettled, stale }.revised()
 }
 
-fn left_direct(status: &Status) -> Vec<LeftDirect> {
-    let direct = status.direct.iter().map(|(pod, why)| LeftDirect {
+/// Pods and what is to be said of them, the reason in one word as well.
+fn notes<T: Display>(pods: &BTreeMap<PodRef, T>, reason: impl Fn(&T) -> &'static str) -> Vec<PodNote> {
+    let note = |(pod, why): (&PodRef, &T)| PodNote {
         pod: pod.to_string(),
-        reason: why.reason().to_owned(),
+        reason: reason(why).to_owned(),
         why: why.to_string(),
-    });
-    direct.collect()
+    };
+    pods.iter().map(note).collect()
 }
 
 /// Gives an answer while no other is given. It is made to its end also if whoever asked has gone: what it asks of

@@ -14,6 +14,7 @@ use divert_http::baggage::find_key;
 
 use crate::apply::driver;
 use crate::apply::live::{Found, Live, Served};
+use crate::apply::watching::Watching;
 use crate::control;
 
 /// Why there is no answer.
@@ -151,6 +152,9 @@ impl Path<'_> {
             return Some(Unanswered { about: About::Captured, key: None });
         };
         self.step(About::Captured, true, captured(found, pod));
+        if let Some(Served::Yes { watching, .. }) = &live.pod {
+            self.step(About::Path, None, path(watching, found));
+        }
         self.decide(found, live, names)
     }
 
@@ -167,10 +171,17 @@ impl Path<'_> {
         let target = found.slot.target();
         let decision = decide(&target, &live.hosts, &request);
         self.step(About::Key, None, whose(&decision, &request, &live.hosts));
-        self.target(found, &target, &decision)
+        let left_alone = own.is_none() && is_left_alone(live, found);
+        self.target(found, &target, &decision, left_alone)
     }
 
-    fn target(&mut self, found: &Found, target: &Target, decision: &Decision<'_>) -> Option<Unanswered> {
+    fn target(
+        &mut self,
+        found: &Found,
+        target: &Target,
+        decision: &Decision<'_>,
+        left_alone: bool,
+    ) -> Option<Unanswered> {
         if let Some(route) = decision.route {
             let (says, verdict) = to_route(route, found);
             self.step(About::Target, true, says);
@@ -193,7 +204,8 @@ impl Path<'_> {
             .key
             .filter(|_| decision.inject)
             .map_or(String::new(), |key| format!(", with the key {key}"));
-        self.verdict(format!("{service} answers it, at {original}, through the agent{with}"));
+        let way = if left_alone { "on the pod's own connection" } else { "through the agent" };
+        self.verdict(format!("{service} answers it, at {original}, {way}{with}"));
         unanswered
     }
 }
@@ -207,6 +219,29 @@ fn captured(found: &Found, pod: &divert_core::plan::PodRef) -> String {
         )
     } else {
         format!("connections to {address} are captured for everyone")
+    }
+}
+
+/// Whether a new connection of the pod to the destination is.
+fn is_left_alone(live: &Live, found: &Found) -> bool {
+    matches!(live.pod, Some(Served::Yes { watching: Watching::Yes, .. })) && found.spliced.is_none()
+}
+
+/// Which of the two data paths a new connection takes, and why.
+fn path(watching: &Watching, found: &Found) -> String {
+    match (watching, found.spliced) {
+        (Watching::Yes, None) => {
+            "insertion: a new connection is left alone until a request on it is to be diverted".into()
+        }
+        (Watching::Yes, Some(why)) => {
+            format!("splicing: a new connection goes through the agent from the start, as {why}")
+        }
+        (Watching::No(why), _) => {
+            format!("splicing: a new connection of this pod goes through the agent from the start: {why}")
+        }
+        (Watching::NotAsked, _) => {
+            "splicing: a new connection goes through the agent from the start (--path splice)".into()
+        }
     }
 }
 

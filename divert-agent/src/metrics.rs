@@ -15,7 +15,8 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use crate::apply::Status;
+use crate::apply::watching::Unwatchable;
+use crate::apply::{Direct, Status};
 use crate::control;
 use crate::kernel::counters::Counters;
 use crate::splice::budget::Account;
@@ -109,6 +110,15 @@ impl Sources {
     }
 }
 
+/// How many there are of each reason.
+fn by_reason(reasons: impl Iterator<Item = &'static str>) -> Vec<(&'static str, u64)> {
+    let mut counts: BTreeMap<&'static str, u64> = BTreeMap::new();
+    for reason in reasons {
+        *counts.entry(reason).or_default() += 1;
+    }
+    counts.into_iter().collect()
+}
+
 /// Samples of one counter or gauge; with a label name, the first of each pair is its value.
 fn family(
     encoder: &mut DescriptorEncoder<'_>,
@@ -179,7 +189,7 @@ impl Collector for Sources {
             "HTTP requests by what became of them",
             Some("result"),
             &[
-                ("shared", count(C::RequestsOriginal)),
+                ("shared", count(C::RequestsOriginal) + self.hook(Counter::Followed)),
                 ("diverted", count(C::RequestsDiverted)),
                 ("unavailable", count(C::RequestsUnavailable)),
                 ("refused", count(C::RequestsRefused)),
@@ -279,11 +289,8 @@ impl Collector for Sources {
 
         self.encode_services(e)?;
         let apply = self.apply.borrow().clone();
-        let mut direct: BTreeMap<&'static str, u64> = BTreeMap::new();
-        for why in apply.direct.values() {
-            *direct.entry(why.reason()).or_default() += 1;
-        }
-        let direct: Vec<_> = direct.into_iter().collect();
+        let direct = by_reason(apply.direct.values().map(Direct::reason));
+        let spliced = by_reason(apply.spliced.values().map(Unwatchable::reason));
         family(
             e,
             gauge,
@@ -299,6 +306,14 @@ impl Collector for Sources {
             "Pods whose connections are left alone until a request on them is diverted",
             None,
             &[("", apply.watched.len() as u64)],
+        )?;
+        family(
+            e,
+            gauge,
+            "pods_spliced",
+            "Pods whose connections were to be left alone and go through the agent from the start",
+            Some("reason"),
+            &spliced,
         )?;
         family(
             e,

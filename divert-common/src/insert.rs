@@ -18,7 +18,14 @@ pub struct Watch {
     pub next: u32,
     /// The number of [`crate::map::AGENT_SLOT`] by which it was last looked up where the connection leads.
     pub generation: u32,
+    /// The label of that destination, or [`NOT_CAPTURED`].
+    pub label: u32,
+    /// Zero.
+    pub reserved: u32,
 }
+
+/// No label's index: the destination is nobody's to divert.
+pub const NOT_CAPTURED: u32 = u32::MAX;
 
 /// What is known of a watched connection. Only ever goes on to the next, or to `Opaque`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -167,7 +174,7 @@ mod pod {
 
 /// A size that is the sum of its fields' sizes leaves no room for padding.
 const _: () = {
-    assert!(size_of::<Watch>() == 4 + 4 + 8 + 4 + 4);
+    assert!(size_of::<Watch>() == 4 + 4 + 8 + 4 + 4 + 4 + 4);
     assert!(size_of::<Ends>() == 16 + 16 + 2 + 2);
     assert!(size_of::<Severed>() == 8 + 4 + 4);
     assert!(size_of::<EventHeader>() == 4 * 4 + 8 + 8 + 8);

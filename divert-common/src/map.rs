@@ -145,10 +145,12 @@ pub enum Counter {
     LostUnserved = 16,
     /// Watched no longer: a head that cannot be followed came while something else was under way.
     LostBusy = 17,
+    /// Requests to captured destinations on watched connections that were left alone.
+    Followed = 18,
 }
 
 /// Length of `COUNTERS`.
-pub const COUNTER_COUNT: u32 = 18;
+pub const COUNTER_COUNT: u32 = 19;
 
 /// The most workers an agent can have.
 pub const MAX_WORKERS: u32 = 256;

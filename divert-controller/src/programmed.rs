@@ -223,7 +223,7 @@ impl Wrong<'_> {
             named(&self.pods),
             divert_core::api::CAPTURE
         );
-        add("PodsLeftDirect", !self.pods.is_empty(), pods);
+        add("PodsPodNote", !self.pods.is_empty(), pods);
         let unattended: Vec<_> = self.unattended.iter().map(|node| (*node).to_owned()).collect();
         if reason.is_none() {
             sentences.push("the agent of every node serves it".to_owned());

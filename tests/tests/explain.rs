@@ -139,7 +139,7 @@ fn status_tells_what_is_served_and_what_is_not() -> Result<()> {
     let _agent = town.agent()?;
     let text = divert(&town, &["status", "--agent", "127.0.0.1:9464", "--plan"])?;
     for words in [
-        "serving  3       1",
+        "serving  3       0        1",
         "staging/client  not_found  no network namespace",
         "alice/staging  staging  yes",
     ] {

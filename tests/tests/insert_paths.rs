@@ -15,6 +15,7 @@ use divert_tests::manifest::Port;
 use divert_tests::script::kernel_peer;
 use divert_tests::server;
 use divert_tests::wait;
+use serde_json::Value;
 
 const SHARED: &str = "staging/web";
 const ALICES: &str = "alice/web";
@@ -173,4 +174,46 @@ fn a_connection_that_is_older_than_a_divert_follows_it_with_its_next_request() -
     assert_eq!(agent.series("divert_takeovers_total{result=\"taken\"}")?, ROUNDS as f64);
     assert_eq!(agent.series("divert_reconnects_total{result=\"closed\"}")?, 0.0);
     Ok(())
+}
+
+/// What `explain` says of the path that a new connection takes.
+fn path(agent: &Agent) -> Result<String> {
+    let said = agent.get("/explain?pod=staging/client&to=web:8080")?.text();
+    let said: Value = serde_json::from_str(&said).with_context(|| said.clone())?;
+    let steps = said["steps"].as_array().context("steps")?;
+    let step = steps.iter().find(|step| step["about"] == "path").with_context(|| format!("{said:#}"))?;
+    Ok(step["says"].as_str().context("words")?.to_owned())
+}
+
+#[test]
+fn status_explain_and_a_metric_say_which_path_and_why() -> Result<()> {
+    let town = Fixture::new()?;
+    declares(&town, "http")?;
+    let servers = town.servers()?;
+    let agent = agent(&town, "auto")?;
+    let says = |words: &str| {
+        wait::until(&format!("{words:?} to be said"), || path(&agent).is_ok_and(|said| said.contains(words)))
+    };
+    says("insertion: a new connection is left alone")?;
+    declares(&town, "main")?;
+    says("its port declares no protocol")?;
+    answered(&mut town.connect()?, &[])?;
+    says("insertion: a new connection is left alone")?;
+    declares(&town, "grpc")?;
+    says("it speaks HTTP/2")?;
+    declares(&town, "http")?;
+    drop(servers);
+    says("insertion: a new connection is left alone")?;
+    assert_eq!(agent.metric("divert_pods_spliced")?, 0.0);
+    town.client()
+        .named_netns()
+        .nft("table ip t { chain c { type filter hook output priority 0; accept; }; }")?;
+    says(
+        "splicing: a new connection of this pod goes through the agent from the start: it has packet rules",
+    )?;
+    assert_eq!(agent.series("divert_pods_spliced{reason=\"packet_rules\"}")?, 1.0);
+    let status: Value = serde_json::from_str(&agent.get("/status")?.text())?;
+    assert_eq!(status["spliced"][0]["pod"], "staging/client", "{status:#}");
+    town.client().named_netns().nft("flush ruleset")?;
+    says("insertion: a new connection is left alone")
 }

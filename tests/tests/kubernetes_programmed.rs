@@ -173,7 +173,7 @@ fn a_pod_that_is_left_direct_is_named_until_it_is_labelled() -> Result<()> {
     stage.admin().create_idle_pod("staging", "ghost", &stage.town.node.name, "10.77.9.9", true)?;
     let divert = stage.admin().get(DIVERT, "alice", "staging")?;
     let ghost = "staging/ghost-10-77-9-9 on";
-    let seen = stage.admin().wait_condition(&divert, "Programmed", "PodsLeftDirect", ghost)?;
+    let seen = stage.admin().wait_condition(&divert, "Programmed", "PodsPodNote", ghost)?;
     let says = condition(&seen, "Programmed")["message"].as_str().unwrap_or_default();
     ensure!(says.contains("divert.dev/capture=false") && says.contains("holds its address"), "{says}");
     let (done, said) = stage.run(&["up", "--wait", "--timeout", "3"])?;

@@ -7,8 +7,9 @@ use divert_core::plan::{Hosts, PodRef, Sender};
 
 use super::Applier;
 use super::status::Direct;
+use super::watching::Watching;
 use crate::kernel::hooks::HookError;
-use crate::table::Slot;
+use crate::table::{Slot, Spliced};
 
 /// One pod, and the first of some destinations that is captured for it.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub enum Served {
         registered: bool,
         /// Whose key its requests get.
         sender: Option<Sender>,
+        /// Whether its connections are left alone, where their destination allows for it.
+        watching: Watching,
         /// It has as many connections as it may, this number: new ones go direct.
         full: Option<u64>,
     },
@@ -48,6 +51,8 @@ pub struct Found {
     pub address: SocketAddr,
     /// What the routing table has for it.
     pub slot: Arc<Slot>,
+    /// Why new connections are led here from the start. `None` where they are left alone, if the pod's are.
+    pub spliced: Option<Spliced>,
 }
 
 impl Applier {
@@ -66,7 +71,8 @@ impl Applier {
             for set in [set, divert_common::map::EVERYONE] {
                 let label = self.hooks.captured(set, *address)?;
                 if let Some(slot) = label.and_then(|label| self.table.get(label)) {
-                    found.get_or_insert(Found { address: *address, slot });
+                    let spliced = slot.spliced(&hosts, self.eager);
+                    found.get_or_insert(Found { address: *address, slot, spliced });
                 }
             }
         }

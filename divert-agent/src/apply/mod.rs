@@ -24,6 +24,7 @@ mod resting;
 mod served;
 mod sets;
 pub mod status;
+pub mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -12,8 +12,9 @@ use tracing::{debug, info, warn};
 
 use super::live;
 use super::reconnect::Reconnect;
-use super::served::{Common, Served, Watching, in_label_range};
+use super::served::{Common, Served, in_label_range};
 use super::status::{Direct, Status};
+use super::watching::Watching;
 use crate::kernel::addresses::Addresses;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::netns_find::{self, Candidates, NoMatch, Processes, Scanner, Sought};
@@ -305,6 +306,7 @@ impl Pods {
                 port: served.port(),
                 registered: served.is_registered(hooks)?,
                 sender: entry.plan.sender(),
+                watching: served.watching(),
                 full: served.account().is_full().then(|| served.account().limits().connections),
             },
             State::Direct { why, .. } => live::Served::No(why.clone()),

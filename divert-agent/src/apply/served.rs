@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::reconnect::Search;
 use super::status::Direct;
+use super::watching::{Unwatchable, Watching};
 use crate::insert::Insertion;
 use crate::kernel::addresses::Addresses;
 use crate::kernel::cookie::NetnsCookie;
@@ -50,20 +51,6 @@ pub(super) struct Common {
     pub(super) workers: Arc<Workers>,
     pub(super) insertion: Insertion,
 }
-
-/// Whether connections of a pod are watched, to destinations that allow for it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Watching {
-    /// They are.
-    Yes,
-    /// They cannot be; in a sentence.
-    No(Arc<str>),
-    /// The agent splices.
-    NotAsked,
-}
-
-/// Why a pod's connections are not watched.
-const HAS_RULES: &str = "it has packet rules of its own";
 
 /// A pod whose connections are captured.
 #[derive(Debug)]
@@ -167,9 +154,9 @@ impl Served {
         common.workers.open(Arc::clone(&pod), listeners);
         let (watching, watched) = match (&common.insertion, rules) {
             (Insertion::NotAsked, _) => (Watching::NotAsked, None),
-            (Insertion::Refused(why), _) => (Watching::No(Arc::clone(why)), None),
+            (Insertion::Refused(why), _) => (Watching::No(Unwatchable::Kernel(Arc::clone(why))), None),
             (Insertion::By(_), Rules::Some | Rules::RoutesByHost(_)) => {
-                (Watching::No(HAS_RULES.into()), None)
+                (Watching::No(Unwatchable::PacketRules), None)
             }
             (Insertion::By(inserter), Rules::None) => {
                 let opened = inserter.open(&pod).map_err(|source| WatchError::Namespace {
@@ -178,7 +165,7 @@ impl Served {
                 });
                 match opened.and_then(|()| hooks.watch(&pod.netns, port, families)) {
                     Ok(watched) => (Watching::Yes, Some(watched)),
-                    Err(error) => (Watching::No(chain(&error).into()), None),
+                    Err(error) => (Watching::No(error.into()), None),
                 }
             }
         };
@@ -277,10 +264,8 @@ impl Served {
             let whole = watched.is_whole(netns).map_err(unseen("listing the devices of its namespace"))?;
             self.watching = match (rules, whole) {
                 (Rules::None, true) => Watching::Yes,
-                (Rules::None, false) => {
-                    Watching::No("its namespace has other devices than when it was opened".into())
-                }
-                _ => Watching::No(HAS_RULES.into()),
+                (Rules::None, false) => Watching::No(Unwatchable::Devices),
+                _ => Watching::No(Unwatchable::PacketRules),
             };
             self.slot.set_watched(self.watching == Watching::Yes);
         }

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use divert_core::plan::{PodRef, ServiceRef};
 
+use super::watching::Unwatchable;
 use crate::kernel::netns_find::NoMatch;
 use crate::kernel::routes::Prefix;
 
@@ -21,7 +21,7 @@ pub struct Status {
     /// Served pods whose connections are watched, where that can be, and captured only when a request is diverted.
     pub watched: BTreeSet<PodRef>,
     /// Served pods whose connections are captured from the start though they were to be watched, and why.
-    pub spliced: BTreeMap<PodRef, Arc<str>>,
+    pub spliced: BTreeMap<PodRef, Unwatchable>,
     /// Served pods whose new connections go direct, as they have as many as they may.
     pub full: BTreeSet<PodRef>,
     /// Whether new connections of all pods go direct, as the agent has as many as it can.

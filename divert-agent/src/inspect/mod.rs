@@ -193,9 +193,12 @@ fn table(told: &[Told]) -> String {
 }
 
 fn overview(statuses: &[AgentStatus]) -> String {
-    let mut agents =
-        Columns::new("Agents", &["NODE", "AGENT", "VERSION", "STATE", "SERVED", "DIRECT", "CAPTURES"]);
+    let mut agents = Columns::new(
+        "Agents",
+        &["NODE", "AGENT", "VERSION", "STATE", "SERVED", "WATCHED", "DIRECT", "CAPTURES"],
+    );
     let mut direct = Columns::new("Pods left direct", &["NODE", "POD", "REASON", "WHY"]);
+    let mut spliced = Columns::new("Pods spliced, not watched", &["NODE", "POD", "REASON", "WHY"]);
     let mut troubles = String::new();
     for status in statuses {
         let node = status.node.clone().unwrap_or_else(|| "-".to_owned());
@@ -210,11 +213,15 @@ fn overview(statuses: &[AgentStatus]) -> String {
             status.version.clone(),
             state.to_owned(),
             status.served.len().to_string(),
+            status.watched.len().to_string(),
             status.direct.len().to_string(),
             status.captures.to_string(),
         ]);
         for pod in &status.direct {
             direct.row([node.clone(), pod.pod.clone(), pod.reason.clone(), pod.why.clone()]);
+        }
+        for pod in &status.spliced {
+            spliced.row([node.clone(), pod.pod.clone(), pod.reason.clone(), pod.why.clone()]);
         }
         for pod in &status.full {
             let why = "it has as many connections as it may (--max-pod-connections): new ones go direct";
@@ -224,15 +231,11 @@ fn overview(statuses: &[AgentStatus]) -> String {
             let full = "the agent has as many connections as it can (--max-connections): new ones go direct";
             troubles.push_str(&format!("\n{node}: {full}\n"));
         }
-        for pod in &status.spliced {
-            troubles
-                .push_str(&format!("\n{node}: captured from the start, though to be left alone: {pod}\n"));
-        }
         for trouble in status.left_out.iter().chain(&status.troubles) {
             troubles.push_str(&format!("\n{node}: {trouble}\n"));
         }
     }
-    format!("{}\n{}{troubles}", agents.print(), direct.print())
+    format!("{}\n{}\n{}{troubles}", agents.print(), direct.print(), spliced.print())
 }
 
 fn told(question: &Question, agent: &str, explanation: &Explanation) -> String {
@@ -264,7 +267,7 @@ mod tests {
     use std::sync::Arc;
 
     use divert_admin::{Answer, bind};
-    use divert_core::admin::agent::LeftDirect;
+    use divert_core::admin::agent::PodNote;
     use divert_core::explain::{About, Step};
     use hyper::StatusCode;
     use tokio::sync::Barrier;
@@ -347,8 +350,12 @@ mod tests {
             version: "0.1.0".into(),
             ready: true,
             served: vec!["staging/web".into(), "alice/web".into()],
-            watched: Vec::new(),
-            spliced: Vec::new(),
+            watched: vec!["staging/web".into()],
+            spliced: vec![PodNote {
+                pod: "alice/web".into(),
+                reason: "packet_rules".into(),
+                why: "it has packet rules of its own".into(),
+            }],
             captures: 8,
             ..AgentStatus::default()
         };
@@ -356,7 +363,7 @@ mod tests {
             identity: "divert-agent-x2".into(),
             node: Some("n2".into()),
             version: "0.1.0".into(),
-            direct: vec![LeftDirect {
+            direct: vec![PodNote {
                 pod: "staging/db".into(),
                 reason: "not_found".into(),
                 why: "no network namespace on this node holds its address".into(),
@@ -368,13 +375,17 @@ mod tests {
             overview(&[first, second]),
             "\
 Agents
-  NODE  AGENT            VERSION  STATE      SERVED  DIRECT  CAPTURES
-  n1    divert-agent-x1  0.1.0    serving    2       0       8
-  n2    divert-agent-x2  0.1.0    not ready  0       1       0
+  NODE  AGENT            VERSION  STATE      SERVED  WATCHED  DIRECT  CAPTURES
+  n1    divert-agent-x1  0.1.0    serving    2       1        0       8
+  n2    divert-agent-x2  0.1.0    not ready  0       0        1       0
 
 Pods left direct
   NODE  POD         REASON     WHY
   n2    staging/db  not_found  no network namespace on this node holds its address
+
+Pods spliced, not watched
+  NODE  POD        REASON        WHY
+  n1    alice/web  packet_rules  it has packet rules of its own
 
 n2: the API server is away
 "

@@ -384,7 +384,7 @@ impl Hooks {
     }
 
     /// Says what a label means: what getpeername shows, and what the connect hooks compare before they lead a
-    /// connection to it. Not to be changed while anything may lead there, but for the `flags` ([`ORIGIN_WATCHED`] and its
+    /// connection to it. Not to be changed while anything may lead there, but for the `flags` ([`divert_common::map::ORIGIN_WATCHED`] and its
     /// like).
     ///
     /// # Errors
@@ -457,7 +457,9 @@ impl Hooks {
             CaptureKey::V4(key) => self.capture4.remove(&key),
             CaptureKey::V6(key) => self.capture6.remove(&key),
         })
-        .map_err(|source| HookError::map("releasing", address, source))
+        .map_err(|source| HookError::map("releasing", address, source))?;
+        self.slots.next_generation();
+        Ok(())
     }
 
     /// What the workers write their heartbeats with.

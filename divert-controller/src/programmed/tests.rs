@@ -119,13 +119,13 @@ fn it_is_true_when_each_agent_has_all_of_it_and_else_the_node_is_named_and_why()
         (|it| it["planned"] = json!(false), "AgentsNotReady", &["n2 (a2 has not listed", SEE]),
         (|it| it["stale"] = json!(["watching Divert: refused"]), "AgentsStale", &["n2 (watching Divert"]),
         (|it| it["unsettled"] = json!(3), "CapturesRefused", &["n2 (3)", "--max-captures"]),
-        (|it| it["served"] = json!({}), "PodsLeftDirect", &["alice/web on n2 (its agent does not know"]),
+        (|it| it["served"] = json!({}), "PodsPodNote", &["alice/web on n2 (its agent does not know"]),
         (
             |it| {
                 it["served"] = json!({});
                 it["direct"] = json!([{"pod": "alice/web", "reason": "filtered", "why": "packet rules"}]);
             },
-            "PodsLeftDirect",
+            "PodsPodNote",
             &["alice/web on n2 (packet rules)", "divert.dev/capture=false"],
         ),
     ];

@@ -21,15 +21,15 @@ pub struct AgentStatus {
     /// Of these, pods whose connections are left alone until a request on them is diverted.
     #[serde(default)]
     pub watched: Vec<String>,
-    /// Of these, pods of which that was asked and whose connections are captured all the same, and why; in sentences.
+    /// Of these, pods of which that was asked and whose connections are captured all the same.
     #[serde(default)]
-    pub spliced: Vec<String>,
+    pub spliced: Vec<PodNote>,
     /// Of these, pods whose new connections go direct, as they have as many as they may.
     pub full: Vec<String>,
     /// Whether new connections of all pods go direct, as the agent has as many as it can.
     pub agent_full: bool,
     /// Pods that are left direct.
-    pub direct: Vec<LeftDirect>,
+    pub direct: Vec<PodNote>,
     /// Captured destinations.
     pub captures: usize,
     /// Captures that are not yet as they should be.
@@ -42,9 +42,9 @@ pub struct AgentStatus {
     pub troubles: Vec<String>,
 }
 
-/// A pod whose connections are not captured though they should be.
+/// A pod whose connections are not served as they should be.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct LeftDirect {
+pub struct PodNote {
     /// Namespace and name.
     pub pod: String,
     /// In one word.

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use serde::{Deserialize, Serialize};
 
-use super::agent::LeftDirect;
+use super::agent::PodNote;
 use crate::compile::{HostReason, Planner, RowReason};
 use crate::world::DivertApi;
 
@@ -28,7 +28,7 @@ pub struct Programmed {
     /// Served pods, by namespace.
     pub served: BTreeMap<String, BTreeSet<String>>,
     /// Pods that are left direct.
-    pub direct: Vec<LeftDirect>,
+    pub direct: Vec<PodNote>,
     /// Captures that the kernel has refused, or not let go.
     pub unsettled: usize,
     /// Watches that fail, so that the plan may be older than the cluster.

@@ -40,6 +40,8 @@ pub enum About {
     Destination,
     /// Whether the hooks lead it to the agent.
     Captured,
+    /// By which data path.
+    Path,
     /// Whose request it is.
     Key,
     /// To where.

@@ -3,6 +3,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::programs::SockAddrContext;
 use aya_log_ebpf::debug;
+use divert_common::insert::NOT_CAPTURED;
 use divert_common::map::{CaptureKey4, CaptureKey6, Counter, EVERYONE, ORIGIN_WATCHED};
 use divert_ebpf::{TARGET, mapped_of_v4, v4_of_label, v4_of_mapped, v6_of_label};
 
@@ -10,7 +11,9 @@ use crate::RANGES;
 use crate::address::Address;
 use crate::gate;
 use crate::insert;
-use crate::maps::{Pod, captured4, captured6, count, goes_spliced, is_own_address, means, origin_is, pod};
+use crate::maps::{
+    Pod, captured4, captured6, count, generation, goes_spliced, is_own_address, means, origin_is, pod,
+};
 
 /// Mark of the agent's own sockets, and the bits of a mark that count.
 #[unsafe(no_mangle)]
@@ -35,11 +38,13 @@ pub fn v4(ctx: &SockAddrContext) {
     if !eligible(address) {
         return;
     }
+    // Before the maps: what changes meanwhile is looked up once more.
+    let generation = generation();
     let destination = address.v4();
     let Some(label) = label_v4(&pod, destination, address.port()) else {
-        return foresee(ctx, &pod, mapped_of_v4(destination));
+        return foresee(ctx, &pod, mapped_of_v4(destination), generation);
     };
-    if watched(ctx, &pod, label, mapped_of_v4(destination)) {
+    if watched(ctx, &pod, label, mapped_of_v4(destination), generation) {
         return;
     }
     let to = v4_of_label(&RANGES.load(), label);
@@ -59,13 +64,15 @@ pub fn v6(ctx: &SockAddrContext) {
     if !eligible(address) {
         return;
     }
+    // Before the maps: what changes meanwhile is looked up once more.
+    let generation = generation();
     let destination = address.v6();
     let port = address.port();
     let (to, label) = if let Some(destination) = v4_of_mapped(destination) {
         let Some(label) = label_v4(&pod, destination, port) else {
-            return foresee(ctx, &pod, mapped_of_v4(destination));
+            return foresee(ctx, &pod, mapped_of_v4(destination), generation);
         };
-        if watched(ctx, &pod, label, mapped_of_v4(destination)) {
+        if watched(ctx, &pod, label, mapped_of_v4(destination), generation) {
             return;
         }
         let to = v4_of_label(&RANGES.load(), label);
@@ -74,8 +81,10 @@ pub fn v6(ctx: &SockAddrContext) {
         }
         (mapped_of_v4(to), label)
     } else {
-        let Some(label) = label_v6(&pod, destination, port) else { return foresee(ctx, &pod, destination) };
-        if watched(ctx, &pod, label, destination) {
+        let Some(label) = label_v6(&pod, destination, port) else {
+            return foresee(ctx, &pod, destination, generation);
+        };
+        if watched(ctx, &pod, label, destination, generation) {
             return;
         }
         let to = v6_of_label(&RANGES.load(), label);
@@ -92,12 +101,12 @@ pub fn v6(ctx: &SockAddrContext) {
 
 /// Whether the connection is watched from its SYN on, instead of being led to its label.
 #[inline(always)]
-fn watched(ctx: &SockAddrContext, pod: &Pod, label: u32, destination: [u32; 4]) -> bool {
+fn watched(ctx: &SockAddrContext, pod: &Pod, label: u32, destination: [u32; 4], generation: u32) -> bool {
     pod.entry.watched
         && origin_is(label, ORIGIN_WATCHED)
         && !is_own_address(pod, destination)
         && !goes_spliced(pod, label)
-        && insert::watch(ctx, pod)
+        && insert::watch(ctx, pod, label, generation)
         && {
             count(Counter::Watched);
             true
@@ -106,9 +115,9 @@ fn watched(ctx: &SockAddrContext, pod: &Pod, label: u32, destination: [u32; 4]) 
 
 /// Watches a connection that is nobody's to divert now, so that it follows when it is.
 #[inline(always)]
-fn foresee(ctx: &SockAddrContext, pod: &Pod, destination: [u32; 4]) {
+fn foresee(ctx: &SockAddrContext, pod: &Pod, destination: [u32; 4], generation: u32) {
     if pod.entry.watched && !is_loopback(destination) && !is_own_address(pod, destination) {
-        insert::watch(ctx, pod);
+        insert::watch(ctx, pod, NOT_CAPTURED, generation);
     }
 }
 

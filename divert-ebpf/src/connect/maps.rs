@@ -250,9 +250,14 @@ pub fn heartbeats() -> Option<&'static Heartbeats> {
 
 #[inline(always)]
 pub fn count(counter: Counter) {
+    add(counter, 1);
+}
+
+#[inline(always)]
+pub fn add(counter: Counter, number: u64) {
     if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
         // SAFETY: the element is this CPU's and outlives the program. A kernel that preempts the hook in favour of
         // one on the same CPU can lose a count, which is no reason for an atomic that the target has not.
-        unsafe { *value += 1 };
+        unsafe { *value += number };
     }
 }

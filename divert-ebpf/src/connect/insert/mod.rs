@@ -26,13 +26,13 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
-use divert_common::insert::{Ends, EventKind, LED, Phase, SEVERED_COUNT, Severed, Watch};
+use divert_common::insert::{Ends, EventKind, LED, NOT_CAPTURED, Phase, SEVERED_COUNT, Severed, Watch};
 use divert_common::map::{Counter, ORIGIN_KEYED};
 use divert_ebpf::v4_of_mapped;
 
 use crate::capture::{self, is_own};
 use crate::gate;
-use crate::maps::{self, Pod, count};
+use crate::maps::{self, Pod, add, count};
 use packet::{FIN, RST, SYN, Segment};
 use scan::{Verdict, scan_head, scanned};
 
@@ -63,10 +63,12 @@ const SYN_SENT: u32 = 2;
 /// Heads that one packet is scanned for.
 const HEADS: u32 = 4;
 
-/// Watches a connection from its SYN on. False where there is no memory for it.
+/// Watches a connection from its SYN on, which leads to a label by this generation, or to none. False where there is no
+/// memory for it.
 #[inline(always)]
-pub fn watch(ctx: &SockAddrContext, pod: &Pod) -> bool {
-    let mut fresh = Watch { phase: Phase::Fresh as u32, slot: 0, netns: pod.netns, next: 0, generation: 0 };
+pub fn watch(ctx: &SockAddrContext, pod: &Pod, label: u32, generation: u32) -> bool {
+    let phase = Phase::Fresh as u32;
+    let mut fresh = Watch { phase, slot: 0, netns: pod.netns, next: 0, generation, label, reserved: 0 };
     // SAFETY: these hooks always have a socket.
     unsafe {
         let watch = WATCHED.get_or_insert_ptr_mut(ctx, Some(&mut fresh));
@@ -118,7 +120,7 @@ pub fn egress(ctx: &TcContext) -> i32 {
     if segment.length == 0 {
         if segment.flags & SYN != 0 {
             // Sent again: nobody has answered.
-            unanswered(&segment.sent(), watch);
+            unanswered(watch);
         }
         return NEXT;
     }
@@ -156,28 +158,42 @@ fn ever() -> bool {
 /// A server that does not answer, or refuses, gets its next connections by way of the agent, which serves who is diverted
 /// all the same.
 #[inline(always)]
-fn unanswered(ends: &Ends, watch: &Watch) {
-    if let Some((pod, label)) = label(ends, watch) {
-        maps::splice_for_a_while(&pod, label);
+fn unanswered(watch: &Watch) {
+    if watch.label != NOT_CAPTURED
+        && let Some(pod) = maps::pod_in(watch.netns)
+    {
+        maps::splice_for_a_while(&pod, watch.label);
     }
 }
 
-/// The label of a destination that is captured now.
+/// Looks up where a connection leads, if that may be another by now.
 #[inline(always)]
-fn label(ends: &Ends, watch: &Watch) -> Option<(Pod, u32)> {
-    let pod = maps::pod_in(watch.netns)?;
-    let port = u16::from_be(ends.server_port);
-    let label = match v4_of_mapped(ends.server) {
-        Some(address) => capture::label_v4(&pod, address, port)?,
-        None => capture::label_v6(&pod, ends.server, port)?,
-    };
-    Some((pod, label))
+fn look_up(segment: &Segment, watch: &mut Watch) {
+    // Before the maps: what changes meanwhile is looked up once more.
+    let generation = maps::generation();
+    if watch.generation != generation {
+        watch.generation = generation;
+        watch.label = label(&segment.sent(), watch).unwrap_or(NOT_CAPTURED);
+    }
 }
 
-/// Where a connection leads, if that is captured now and the agent there to serve it.
 #[inline(always)]
-fn served(ctx: &TcContext, segment: &Segment, watch: &Watch) -> Option<(Pod, u32)> {
-    label(&segment.sent(), watch).filter(|(pod, _)| gate::serves(ctx, pod))
+fn label(ends: &Ends, watch: &Watch) -> Option<u32> {
+    let pod = maps::pod_in(watch.netns)?;
+    let port = u16::from_be(ends.server_port);
+    match v4_of_mapped(ends.server) {
+        Some(address) => capture::label_v4(&pod, address, port),
+        None => capture::label_v6(&pod, ends.server, port),
+    }
+}
+
+/// Whose connection it is, where the agent is there to serve it.
+#[inline(always)]
+fn served(ctx: &TcContext, watch: &Watch) -> Option<Pod> {
+    if watch.label == NOT_CAPTURED {
+        return None;
+    }
+    maps::pod_in(watch.netns).filter(|pod| gate::serves(ctx, pod))
 }
 
 /// Data of a client.
@@ -193,6 +209,7 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
         // What was between has gone another way.
         return lose(watch, Counter::LostGap);
     }
+    look_up(segment, watch);
     let silent = watch.phase == Phase::Silent as u32;
     // SAFETY: a full socket; of TCP, as what was sent is.
     let tcp = unsafe { bpf_tcp_sock(socket) };
@@ -210,43 +227,45 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
     if silent && received != 0 {
         // The server spoke first. In HTTP/2 that is a greeting, which the client would be given twice.
         if scan::is_http2(skb, segment.offset, segment.length)
-            && let Some((pod, label)) = served(ctx, segment, watch)
+            && let Some(pod) = served(ctx, watch)
         {
-            return stick(skb, &pod, label);
+            return stick(skb, &pod, watch.label);
         }
         return lose(watch, Counter::LostSpoke);
     }
     // All that went before has arrived, and the client still listens: the packet can begin what is taken over.
     let quiet = ahead == 0 && acknowledged == segment.sequence && state == ESTABLISHED;
-    let generation = maps::generation();
-    if quiet && watch.generation != generation {
-        watch.generation = generation;
-        if let Some((pod, label)) = served(ctx, segment, watch)
-            && maps::origin_is(label, ORIGIN_KEYED)
-        {
-            // Its requests are to be given a key by now.
-            return take(skb, segment, watch, &pod, label, received);
-        }
+    if quiet
+        && watch.label != NOT_CAPTURED
+        && maps::origin_is(watch.label, ORIGIN_KEYED)
+        && let Some(pod) = served(ctx, watch)
+    {
+        // Its requests are to be given a key by now.
+        return take(skb, segment, watch, &pod, received);
     }
     let mut at = ahead as u32;
-    let mut turn = 0;
+    let (mut turn, mut heads) = (0, 0);
     let mut keys = 1;
     while turn < HEADS {
         if at >= segment.length {
             watch.next = segment.sequence.wrapping_add(at);
             watch.phase = Phase::Http as u32;
+            if watch.label != NOT_CAPTURED {
+                add(Counter::Followed, heads);
+            }
             return NEXT;
         }
         turn += 1;
         let found = scanned(scan_head(skb, segment.offset + at, segment.length - at, keys));
         if found.is(Verdict::Plain) {
             at = at.wrapping_add(found.length());
+            heads += 1;
             continue;
         }
         if silent && found.is(Verdict::Foreign) {
             return lose(watch, Counter::LostForeign);
         }
-        let Some((pod, label)) = served(ctx, segment, watch) else {
+        let Some(pod) = served(ctx, watch) else {
             if !found.is(Verdict::Keyed) {
                 return lose(watch, Counter::LostUnserved);
             }
@@ -255,13 +274,13 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             continue;
         };
         if quiet {
-            return take(skb, segment, watch, &pod, label, received);
+            return take(skb, segment, watch, &pod, received);
         }
         if found.is(Verdict::Keyed) {
-            return stick(skb, &pod, label);
+            return stick(skb, &pod, watch.label);
         }
         // Who carries no key is not reset for being hard to follow.
-        maps::splice_from_now_on(&pod, label);
+        maps::splice_from_now_on(&pod, watch.label);
         break;
     }
     // Where the next head begins is not known.
@@ -286,14 +305,7 @@ fn lose(watch: &mut Watch, why: Counter) -> i32 {
 
 /// Hands a connection to the agent, with the packet that made it so.
 #[inline(always)]
-fn take(
-    skb: *mut __sk_buff,
-    segment: &Segment,
-    watch: &mut Watch,
-    pod: &Pod,
-    label: u32,
-    received: u64,
-) -> i32 {
+fn take(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch, pod: &Pod, received: u64) -> i32 {
     // SAFETY: the helper takes the context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
     if let Some(ever) = EVER.get_ptr_mut(0) {
@@ -307,7 +319,7 @@ fn take(
         count(Counter::NotTaken);
         return swallow();
     }
-    if !events::send(skb, EventKind::Take, pod.slot, label, received, first) {
+    if !events::send(skb, EventKind::Take, pod.slot, watch.label, received, first) {
         // TCP sends it again, and then there may be room.
         let _ = SEVERED.remove(segment.sent());
         count(Counter::NotTaken);
@@ -420,7 +432,7 @@ fn refused(skb: *mut __sk_buff, segment: &Segment) {
         let watch: *mut Watch =
             bpf_sk_storage_get((&raw const WATCHED).cast_mut().cast(), socket.cast(), null_mut(), 0).cast();
         if !watch.is_null() && (*watch).phase == Phase::Silent as u32 && (*socket).state == SYN_SENT {
-            unanswered(&segment.received(), &*watch);
+            unanswered(&*watch);
         }
         bpf_sk_release(socket.cast());
     }
