@@ -84,9 +84,12 @@ pub struct RunArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     pub head_timeout: u64,
     /// How connections are led to developers' services: `auto` leaves those of HTTP/1 alone until a request on them is to be
-    /// diverted, where kernel (6.6) and pod allow for it; `splice` leads all through the agent from the start.
+    /// diverted, where kernel (6.1) and pod allow for it; `splice` leads all through the agent from the start.
     #[arg(long, value_name = "PATH", value_enum, default_value_t, env = "DIVERT_PATH")]
     pub path: DataPath,
+    /// Attach the programs of insertion as on a kernel before 6.6, for tests.
+    #[arg(long, hide = true)]
+    pub clsact: bool,
     /// Seconds without traffic after which a connection made before its capture is closed, so that its client
     /// connects anew; only on ports that declare HTTP and for Services annotated divert.dev/reconnect.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]

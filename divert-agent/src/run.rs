@@ -23,6 +23,7 @@ use crate::apply::driver::Driver;
 use crate::apply::{self, Applier, Status};
 use crate::cli::{DataPath, RunArgs};
 use crate::insert::{Inserter, Insertion};
+use crate::kernel::attachment::Means;
 use crate::kernel::hooks::{HookConfig, HookError, Hooks};
 use crate::kernel::netns_find::NETNS_FOLDERS;
 use crate::kernel::pod_slots::PodSlots;
@@ -177,9 +178,10 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     hooks.attach(cgroup.as_fd())?;
     tracing::info!(cgroup = %attach_at.display(), workers = counts.len(), "attached");
 
+    let means = if args.clsact { Some(Means::Clsact) } else { Means::of_kernel() };
     let insertion = match args.path {
         DataPath::Splice => Insertion::NotAsked,
-        path => match hooks.load_watching(&names) {
+        path => match hooks.load_watching(&names, means) {
             Ok((events, takeovers)) => {
                 let watched = hooks.watched()?;
                 let started = Inserter::start(events, takeovers, watched, Arc::clone(&workers), args.mark);

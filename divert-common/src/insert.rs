@@ -71,6 +71,18 @@ pub struct Severed {
     pub slot: u32,
 }
 
+/// Value of `CLAIMS`: who has a connection that was to be taken over, the agent or its server. Whoever is first has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Claim {
+    /// The agent, which makes a socket for it.
+    Claimed = 1,
+    /// The agent, whose socket is there.
+    Inserted = 2,
+    /// The server again, as the agent was not seen to be there.
+    Returned = 3,
+}
+
 /// The most connections that can be severed at a time.
 pub const SEVERED_COUNT: u32 = 1 << 16;
 /// Size of the ring buffer `EVENTS`, in bytes.

@@ -23,6 +23,7 @@ use super::status::Direct;
 use super::watching::{Unwatchable, Watching};
 use crate::insert::Insertion;
 use crate::kernel::addresses::Addresses;
+use crate::kernel::attachment::Neighbours;
 use crate::kernel::cookie::NetnsCookie;
 use crate::kernel::hooks::{HookError, Hooks};
 use crate::kernel::listeners::{self, Families, PortListeners};
@@ -131,6 +132,9 @@ impl Served {
         let first = listeners.first().ok_or(Direct::NoFreePort)?;
         let families = Families { v4: first.v4.is_some(), v6: first.v6.is_some() };
 
+        // One that cannot be asked about may live.
+        let lives = |other: &u16| *other != port && listeners::is_taken(&netns, *other).unwrap_or(true);
+        let neighbours = if predecessors.iter().any(lives) { Neighbours::Alive } else { Neighbours::Dead };
         let slot = Arc::new(hooks.pod_slot().map_err(failed("registering it with the hooks"))?);
         slot.set_addresses(sources.v4.into_iter().chain(sources.v6));
         let pod = Arc::new(Pod::new(name.clone(), netns, plan.sender(), common.limits, Arc::clone(&slot)));
@@ -163,7 +167,7 @@ impl Served {
                     doing: "opening sockets in its namespace to take connections over",
                     source,
                 });
-                match opened.and_then(|()| hooks.watch(&pod.netns, port, families)) {
+                match opened.and_then(|()| hooks.watch(&pod.netns, port, families, neighbours)) {
                     Ok(watched) => (Watching::Yes, Some(watched)),
                     Err(error) => (Watching::No(error.into()), None),
                 }

@@ -233,6 +233,18 @@ impl Inserting {
     fn take(&mut self, header: &EventHeader, segment: &Segment, packet: &[u8]) {
         let (slot, cookie) = (header.slot, header.cookie);
         let Some(sockets) = self.pods.get_mut(&slot) else { return };
+        match self.takeovers.claim(cookie) {
+            Ok(true) => {}
+            Ok(false) => {
+                debug!(pod = %sockets.pod().pod, "a connection is its server's again: it was not taken over in time");
+                return;
+            }
+            Err(error) => {
+                // TCP sends what was kept back again, and then there may be room; or it goes to the server.
+                debug!(pod = %sockets.pod().pod, %error, "a connection cannot be claimed");
+                return;
+            }
+        }
         let ends = takeover::ends(segment);
         let label = Label::new(header.label);
         let orders = self.orders.clone();

@@ -11,7 +11,6 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
 use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
-use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
 use divert_common::map::{
@@ -21,6 +20,7 @@ use divert_common::map::{
 use divert_common::netns::NetNs;
 use divert_http::KeyNames;
 
+use super::attachment::{Means, Neighbours};
 use super::cookie::NetnsCookie;
 use super::counters::Counters;
 use super::heartbeat::Heartbeat;
@@ -31,8 +31,6 @@ use super::object::CONNECT;
 use super::pod_slots::{PodSlot, PodSlots};
 use super::watching::{self, Events, Takeovers, WatchError, Watched};
 
-/// The first kernel with tcx links.
-const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 /// Programs of the object `connect` that capture.
 const CONNECTS: [&str; 2] = ["divert_connect4", "divert_connect6"];
 /// Those that tell the application what was captured.
@@ -175,6 +173,8 @@ pub struct Hooks {
     ranges: Ranges,
     pods: HashMap<MapData, u64, u32>,
     slots: PodSlots,
+    /// How programs are attached to devices.
+    means: Means,
     capture4: HashMap<MapData, CaptureKey4, u32>,
     capture6: HashMap<MapData, CaptureKey6, u32>,
     origins: Array<MapData, Origin>,
@@ -224,6 +224,7 @@ impl Hooks {
             ranges,
             pods: take(&mut ebpf, "PODS")?,
             slots,
+            means: Means::Tcx,
             capture4: take(&mut ebpf, "CAPTURE4")?,
             capture6: take(&mut ebpf, "CAPTURE6")?,
             origins: take(&mut ebpf, "ORIGINS")?,
@@ -240,13 +241,14 @@ impl Hooks {
     /// these names. What comes back is for who takes connections over.
     ///
     /// # Errors
-    /// When the kernel refuses: it is to be 6.6 or newer.
-    pub fn load_watching(&mut self, names: &KeyNames) -> Result<(Events, Takeovers), HookError> {
-        if !KernelVersion::current().is_ok_and(|kernel| kernel >= TCX) {
-            return Err(HookError::Config {
-                reason: "the kernel is older than 6.6 and has no tcx: use --path splice",
-            });
-        }
+    /// When the kernel refuses: it is to be 6.1 or newer.
+    pub fn load_watching(
+        &mut self,
+        names: &KeyNames,
+        means: Option<Means>,
+    ) -> Result<(Events, Takeovers), HookError> {
+        let too_old = "the kernel is older than 6.1: use --path splice";
+        self.means = means.ok_or(HookError::Config { reason: too_old })?;
         watching::load(&mut self.ebpf, names)?;
         Ok((Events::take(&mut self.ebpf)?, Takeovers::take(&mut self.ebpf)?))
     }
@@ -266,8 +268,14 @@ impl Hooks {
     ///
     /// # Errors
     /// Why they cannot be.
-    pub fn watch(&mut self, netns: &NetNs, port: u16, families: Families) -> Result<Watched, WatchError> {
-        Watched::open(&mut self.ebpf, netns, port, families)
+    pub fn watch(
+        &mut self,
+        netns: &NetNs,
+        port: u16,
+        families: Families,
+        neighbours: Neighbours,
+    ) -> Result<Watched, WatchError> {
+        Watched::open(&mut self.ebpf, (self.means, neighbours), netns, port, families)
     }
 
     /// Attaches the four hooks to a cgroup2 directory: sockets made in there, or below, are seen.

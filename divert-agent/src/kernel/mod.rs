@@ -5,6 +5,7 @@
 //! when the agent dies, so do its programs, links and maps, and connections go where they were meant to.
 
 pub mod addresses;
+pub mod attachment;
 pub mod cgroup;
 pub mod clock;
 pub mod cookie;

@@ -6,17 +6,19 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
-use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use divert_common::insert::{Ends, NAME_COUNT, Names, Prefix, Severed};
+use aya::programs::{SchedClassifier, TcAttachType};
+use divert_common::insert::{Claim, Ends, NAME_COUNT, Names, Prefix, Severed};
 use divert_common::netns::NetNs;
 use divert_http::KeyNames;
 
+use super::attachment::{Attachment, Means, Neighbours};
 use super::devices;
 use super::hooks::{HookError, absent_is_fine, take};
 use super::led::Way;
 use super::listeners::Families;
 
+/// BPF_NOEXIST.
+const NOEXIST: u64 = 1;
 const EGRESS: &str = "divert_egress";
 const INGRESS: &str = "divert_ingress";
 
@@ -80,7 +82,7 @@ pub enum WatchError {
 /// A pod whose connections are watched, until this is dropped.
 pub struct Watched {
     // Dropped in this order: first nothing is led any more.
-    _links: Vec<SchedClassifierLink>,
+    _attached: Vec<Attachment>,
     _way: Way,
     devices: Vec<devices::Device>,
 }
@@ -89,6 +91,7 @@ impl Watched {
     /// Attaches the programs to all devices of the namespace.
     pub(super) fn open(
         ebpf: &mut Ebpf,
+        how: (Means, Neighbours),
         netns: &NetNs,
         port: u16,
         families: Families,
@@ -103,21 +106,14 @@ impl Watched {
         }
         let way = Way::open(netns, port, families)
             .map_err(system("adding a rule and a route for packets that are led to the agent"))?;
-        let mut links = Vec::new();
+        let mut attached = Vec::new();
         for device in &devices {
             for (name, kind) in [(INGRESS, TcAttachType::Ingress), (EGRESS, TcAttachType::Egress)] {
-                let program = program(ebpf, name)?;
-                let order = TcAttachOptions::TcxOrder(LinkOrder::default());
-                let attached = netns
-                    .enter(|| program.attach_with_options(&device.name, kind, order))
-                    .map_err(system("entering its namespace"))?;
-                let link = attached
-                    .and_then(|id| program.take_link(id))
-                    .map_err(|source| HookError::program(name, source))?;
-                links.push(link);
+                let one = Attachment::new(how, netns, program(ebpf, name)?, name, &device.name, kind);
+                attached.push(one.map_err(|source| HookError::program(name, source))?);
             }
         }
-        Ok(Self { _links: links, _way: way, devices })
+        Ok(Self { _attached: attached, _way: way, devices })
     }
 
     /// Whether the namespace has the devices that it had.
@@ -165,12 +161,26 @@ impl fmt::Debug for Events {
 /// The maps in which the agent notes what it has taken over.
 pub struct Takeovers {
     severed: HashMap<MapData, Ends, Severed>,
-    inserted: HashMap<MapData, u64, u32>,
+    claims: HashMap<MapData, u64, u32>,
 }
 
 impl Takeovers {
     pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, HookError> {
-        Ok(Self { severed: take(ebpf, "SEVERED")?, inserted: take(ebpf, "INSERTED")? })
+        Ok(Self { severed: take(ebpf, "SEVERED")?, claims: take(ebpf, "CLAIMS")? })
+    }
+
+    /// Claims a connection. False where the programs have given it back to its server, as the agent was not seen to be
+    /// there.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn claim(&mut self, cookie: u64) -> Result<bool, MapError> {
+        match self.claims.insert(cookie, Claim::Claimed as u32, NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(false)
+            }
+            other => other.map(|()| true),
+        }
     }
 
     /// From now on what the client sends is led to the agent's socket.
@@ -178,7 +188,7 @@ impl Takeovers {
     /// # Errors
     /// When the map is full.
     pub fn inserted(&mut self, cookie: u64) -> Result<(), MapError> {
-        self.inserted.insert(cookie, 1, 0)
+        self.claims.insert(cookie, Claim::Inserted as u32, 0)
     }
 
     /// Forgets a connection: its server can be heard again, which by now has nothing to say.
@@ -188,7 +198,7 @@ impl Takeovers {
             let gone = absent_is_fine(self.severed.remove(ends));
             debug_assert!(gone.is_ok(), "an element can be removed");
         }
-        let gone = absent_is_fine(self.inserted.remove(&cookie));
+        let gone = absent_is_fine(self.claims.remove(&cookie));
         debug_assert!(gone.is_ok(), "an element can be removed");
     }
 }

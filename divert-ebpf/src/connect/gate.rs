@@ -98,6 +98,13 @@ pub fn serves(ctx: &impl EbpfContext, pod: &Pod) -> bool {
     agent_takes() && has_room(ctx, pod, unsafe { bpf_ktime_get_ns() })
 }
 
+/// Whether the agent is seen to be there.
+#[inline(always)]
+pub fn is_there() -> bool {
+    // SAFETY: the helper takes nothing. CLOCK_MONOTONIC.
+    agent_takes() && alive(unsafe { bpf_ktime_get_ns() })
+}
+
 /// Whether every worker has turned its event loop of late: the kernel chooses among their listeners, so
 /// one that hangs would keep the connections it is given.
 #[inline(always)]

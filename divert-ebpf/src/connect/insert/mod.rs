@@ -14,9 +14,10 @@ mod scan;
 use core::ptr::{null_mut, read_volatile, write_volatile};
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_NO_PREALLOC, BPF_SK_STORAGE_GET_F_CREATE,
-    TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_F_NO_PREALLOC, BPF_NOEXIST,
+    BPF_SK_STORAGE_GET_F_CREATE, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_sock, bpf_sock_tuple,
+    bpf_sock_tuple__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
 };
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::{
@@ -26,7 +27,9 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
-use divert_common::insert::{Ends, EventKind, LED, NOT_CAPTURED, Phase, SEVERED_COUNT, Severed, Watch};
+use divert_common::insert::{
+    Claim, Ends, EventKind, LED, NOT_CAPTURED, Phase, SEVERED_COUNT, Severed, Watch,
+};
 use divert_common::map::{Counter, ORIGIN_KEYED};
 use divert_ebpf::v4_of_mapped;
 
@@ -44,9 +47,9 @@ static WATCHED: SkStorage<Watch> = SkStorage::new();
 #[map]
 static SEVERED: HashMap<Ends, Severed> = HashMap::with_max_entries(SEVERED_COUNT, BPF_F_NO_PREALLOC);
 
-/// Clients' sockets, by cookie, for which the agent's are there.
+/// Clients' sockets, by cookie, and who has their connections since they were to be taken over: a [`Claim`].
 #[map]
-static INSERTED: HashMap<u64, u32> = HashMap::with_max_entries(SEVERED_COUNT, BPF_F_NO_PREALLOC);
+static CLAIMS: HashMap<u64, u32> = HashMap::with_max_entries(SEVERED_COUNT, BPF_F_NO_PREALLOC);
 
 /// Not zero once a connection was ever severed: before that, no other packet needs a look at `SEVERED`.
 #[map]
@@ -336,9 +339,20 @@ fn take(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch, pod: &Pod, re
 fn taking(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch) -> i32 {
     // SAFETY: the helper takes the context.
     let cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
-    if INSERTED.get_ptr(cookie).is_some() {
+    // SAFETY: the memory stays while the program runs.
+    let claim = CLAIMS.get_ptr(cookie).map_or(0, |claim| unsafe { read_volatile(claim) });
+    if claim == Claim::Inserted as u32 {
         watch.phase = Phase::Taken as u32;
         return lead(skb);
+    }
+    // An agent that has died or hangs is not waited for: what was kept back is sent again by TCP, to the server, which was
+    // told nothing yet. Whoever is first in the map has it.
+    if claim == 0
+        && !gate::is_there()
+        && CLAIMS.insert(cookie, Claim::Returned as u32, BPF_NOEXIST.into()).is_ok()
+    {
+        let _ = SEVERED.remove(segment.sent());
+        return lose(watch, Counter::LostUnserved);
     }
     if segment.length != 0 || segment.flags & (FIN | RST) != 0 {
         // Where there is no room, TCP sends it again.
