@@ -97,6 +97,8 @@ pub extern "C" fn scan_head(skb: *mut __sk_buff, offset: u32, length: u32, keys:
     if length == 0 {
         return 0;
     }
+    // From one to HEAD_BYTES, in a form that shows it to the verifier of Linux 6.1 as well.
+    let length = (black_box(length - 1) & (HEAD_BYTES - 1)) + 1;
     // SAFETY: the element is this CPU's, and no other packet is looked at on it meanwhile: a device's egress runs with
     // soft interrupts off. It has room for HEAD_BYTES.
     unsafe {
