@@ -2,9 +2,12 @@
 
 use serde::Serialize;
 
-use super::contenders::Contender::{self, Direct, Divert, Envoy, Haproxy, Nginx, NotCaptured};
+use super::contenders::Contender::{self, Direct, Divert, Envoy, Haproxy, Insert, Nginx, NotCaptured};
 use super::figures::{Figures, Metric, Spread, spread};
-use super::scenarios::{CONNECT, DOWN_10M, KEEP_ALIVE_32, LATENCY_1, NEW_CONNECTION, UNARY, UP_10M};
+use super::scenarios::{
+    CONNECT, DOWN_10M, KEEP_ALIVE_1, KEEP_ALIVE_32, KEEP_ALIVE_256, KEYED_100, LATENCY_1, NEW_CONNECTION,
+    TRACED, UNARY, UP_10M,
+};
 use super::{idle, scale};
 
 /// A bound on a value.
@@ -77,6 +80,12 @@ fn added_latency(figures: &Figures) -> Option<Vec<f64>> {
     Some(each.map(ratio).collect())
 }
 
+/// What insertion adds to the median latency on one connection, in microseconds.
+fn added_by_insertion(figures: &Figures) -> Option<Vec<f64>> {
+    let get = |contender| figures.get(KEEP_ALIVE_1, contender, Metric::P50);
+    Some(get(Direct)?.iter().zip(get(Insert)?).map(|(direct, insert)| insert - direct).collect())
+}
+
 fn scaled(figures: &Figures, scenario: &str, metric: Metric, by: f64) -> Option<Vec<f64>> {
     Some(figures.get(scenario, Divert, metric)?.iter().map(|value| value * by).collect())
 }
@@ -135,6 +144,48 @@ const GOALS: &[Goal] = &[
         bound: Bound::AtLeast(1.2),
         decimals: 2,
         values: |it| rate(it, UP_10M, Divert, Haproxy),
+    },
+    Goal {
+        what: "inserted, not diverted, 1 connection: added p50, µs",
+        bound: Bound::AtMost(2.0),
+        decimals: 1,
+        values: added_by_insertion,
+    },
+    Goal {
+        what: "inserted, not diverted, 32 connections: of direct",
+        bound: Bound::AtLeast(0.95),
+        decimals: 3,
+        values: |it| rate(it, KEEP_ALIVE_32, Insert, Direct),
+    },
+    Goal {
+        what: "inserted, not diverted, 256 connections: of direct",
+        bound: Bound::AtLeast(0.95),
+        decimals: 3,
+        values: |it| rate(it, KEEP_ALIVE_256, Insert, Direct),
+    },
+    Goal {
+        what: "inserted, not diverted, 32 connections: against splicing",
+        bound: Bound::AtLeast(1.85),
+        decimals: 2,
+        values: |it| rate(it, KEEP_ALIVE_32, Insert, Divert),
+    },
+    Goal {
+        what: "inserted, with others' baggage: of direct",
+        bound: Bound::AtLeast(0.93),
+        decimals: 3,
+        values: |it| rate(it, TRACED, Insert, Direct),
+    },
+    Goal {
+        what: "inserted, a new connection for each request: of direct",
+        bound: Bound::AtLeast(0.95),
+        decimals: 3,
+        values: |it| rate(it, NEW_CONNECTION, Insert, Direct),
+    },
+    Goal {
+        what: "all requests diverted, on connections taken over: against splicing",
+        bound: Bound::AtLeast(0.98),
+        decimals: 3,
+        values: |it| rate(it, KEYED_100, Insert, Divert),
     },
     Goal {
         what: "resident memory of an idle agent that follows a folder, MB",

@@ -98,6 +98,7 @@ fn wrk(connections: u32, request: Request, aim: Aim<'_>, seconds: u32) -> Result
             std::fs::write(&script, keyed_script(keyed_of)).context("writing a script for wrk")?;
             wrk.arg("--script").arg(script);
         }
+        Request::Traced(length) => drop(wrk.args(["--header", &others_baggage(length)])),
         Request::NewConnection => drop(wrk.args(["--header", "Connection: close"])),
         Request::Download(length) => path = format!("{BYTES}{length}"),
         Request::Upload(length) => {
@@ -109,6 +110,15 @@ fn wrk(connections: u32, request: Request, aim: Aim<'_>, seconds: u32) -> Result
     }
     wrk.arg(format!("http://{}{path}", aim.to));
     Ok(wrk)
+}
+
+/// A field as tracing makes it: many short members, in all this many bytes.
+fn others_baggage(length: usize) -> String {
+    let members: Vec<_> =
+        (10..99).map(|number| format!("trace.attribute{number}=0123456789abcdef")).collect();
+    let mut field = format!("baggage: {}", members.join(","));
+    field.truncate(length);
+    field
 }
 
 /// Both requests are made once: what is called for each request is as short as can be.

@@ -22,7 +22,9 @@ pub(super) enum Kind {
 pub(super) enum Request {
     /// A GET with a small answer; one of `0` has alice's key, of no requests if zero.
     Small { keyed_of: u32 },
-    /// The same, each on a connection of its own.
+    /// A GET with a small answer, with members of others' in `baggage`, this many bytes.
+    Traced(usize),
+    /// The same as `Small`, each on a connection of its own.
     NewConnection,
     /// A GET whose answer has this many bytes.
     Download(u32),
@@ -47,6 +49,9 @@ const ALL_AND_PASSED: &[Contender] = &[Direct, NotCaptured, Divert, Insert, Befo
 
 pub(super) const KEEP_ALIVE_1: &str = "keep-alive-1";
 pub(super) const KEEP_ALIVE_32: &str = "keep-alive-32";
+pub(super) const KEEP_ALIVE_256: &str = "keep-alive-256";
+pub(super) const KEYED_100: &str = "keyed-100";
+pub(super) const TRACED: &str = "traced-32";
 pub(super) const NEW_CONNECTION: &str = "new-connection";
 pub(super) const UNARY: &str = "h2-unary";
 pub(super) const DOWN_10M: &str = "down-10m";
@@ -73,9 +78,15 @@ pub(super) const LOADS: &[Load] = &[
         contenders: ALL_AND_PASSED,
         ..http1(KEEP_ALIVE_32, "HTTP/1 keep-alive, 32 connections", 32, small(0))
     },
-    http1("keep-alive-256", "HTTP/1 keep-alive, 256 connections", 256, small(0)),
+    http1(KEEP_ALIVE_256, "HTTP/1 keep-alive, 256 connections", 256, small(0)),
+    http1(
+        TRACED,
+        "the same, 32 connections, with 600 bytes of baggage that is no key",
+        32,
+        Request::Traced(600),
+    ),
     http1("keyed-10", "HTTP/1 keep-alive, 32 connections, 10 % of requests diverted", 32, small(10)),
-    http1("keyed-100", "HTTP/1 keep-alive, 32 connections, all requests diverted", 32, small(1)),
+    http1(KEYED_100, "HTTP/1 keep-alive, 32 connections, all requests diverted", 32, small(1)),
     http1(
         NEW_CONNECTION,
         "HTTP/1, a new connection for each request, 32 at once",
