@@ -261,6 +261,14 @@ impl Collector for Sources {
         family(
             e,
             counter,
+            "watched_older",
+            "Connections older than the agent that are watched since one of their requests",
+            None,
+            &[("", self.hook(Counter::Adopted))],
+        )?;
+        family(
+            e,
+            counter,
             "unwatched",
             "Connections that were left alone and are watched no longer, so that no request on them is diverted, by why",
             Some("reason"),

@@ -20,14 +20,17 @@ pub struct Watch {
     pub generation: u32,
     /// The label of that destination, or [`NOT_CAPTURED`].
     pub label: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Bytes that the client had received when it last sent some, in `Older`.
+    pub received: u32,
 }
+
+/// The most addresses of pods of which older connections are sought at a time.
+pub const SEEKING_COUNT: u32 = 1 << 12;
 
 /// No label's index: the destination is nobody's to divert.
 pub const NOT_CAPTURED: u32 = u32::MAX;
 
-/// What is known of a watched connection. Only ever goes on to the next, or to `Opaque`.
+/// What is known of a watched connection. Only ever goes on to the next, or to `Opaque`; from `Older` to `Http`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Phase {
@@ -43,6 +46,8 @@ pub enum Phase {
     Taking = 4,
     /// The agent's socket is there: what the client sends is led to it.
     Taken = 5,
+    /// It is older than the programs: where a request begins is not known.
+    Older = 6,
 }
 
 /// A connection by its addresses as the client sees them; key of `SEVERED`.

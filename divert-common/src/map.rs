@@ -147,10 +147,12 @@ pub enum Counter {
     LostBusy = 17,
     /// Requests to captured destinations on watched connections that were left alone.
     Followed = 18,
+    /// Connections older than the programs that are watched since one of their requests.
+    Adopted = 19,
 }
 
 /// Length of `COUNTERS`.
-pub const COUNTER_COUNT: u32 = 19;
+pub const COUNTER_COUNT: u32 = 20;
 
 /// The most workers an agent can have.
 pub const MAX_WORKERS: u32 = 256;

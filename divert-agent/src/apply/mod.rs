@@ -293,6 +293,7 @@ impl Applier {
             self.check();
         }
         self.ask_to_reconnect();
+        self.pods.seek(&mut self.hooks);
     }
 
     fn ask_to_reconnect(&mut self) {

@@ -285,6 +285,16 @@ impl Pods {
         }
     }
 
+    /// Has connections watched that are older than the programs, where there may be some.
+    pub(super) fn seek(&mut self, hooks: &mut Hooks) {
+        let now = Instant::now();
+        for entry in self.pods.values_mut() {
+            if let State::Served { served, .. } = &mut entry.state {
+                served.seek(hooks, now);
+            }
+        }
+    }
+
     /// Labels that sockets in served pods are connected, or connecting, to at this agent's port.
     pub(super) fn labels_under_way(&self, common: &Common) -> HashSet<Label> {
         let served = self.pods.values().filter_map(|entry| match &entry.state {

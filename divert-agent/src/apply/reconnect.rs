@@ -28,6 +28,10 @@ use crate::kernel::sockets;
 /// have to show up.
 const PACE: Duration = Duration::from_secs(1);
 
+/// How long connections that are in use, which are never closed, are sought to be watched as they are. A connection pool has
+/// used all of its own by then, or closed them.
+const SEEKING: Duration = Duration::from_secs(300);
+
 /// What is closed, and what never is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
@@ -107,6 +111,11 @@ impl Search {
     pub(super) fn again(&mut self, now: Instant) {
         self.begun = now;
         self.due = Some(self.looked.map_or(now, |looked| now.max(looked + PACE)));
+    }
+
+    /// Whether there may be connections that are older than what watches them, in use or idle.
+    pub(super) fn may_find(&self, now: Instant) -> bool {
+        now < self.begun + SEEKING || self.left > 0
     }
 
     /// Old connections that are left.

@@ -68,6 +68,8 @@ pub(super) struct Served {
     /// The last look was in vain, which was said.
     unseen: AtomicBool,
     watching: Watching,
+    /// Connections that are older than the programs are sought.
+    seeking: bool,
     // Dropped in this order.
     watched: Option<Watched>,
     _assignment: Assignment,
@@ -187,6 +189,7 @@ impl Served {
             search,
             unseen: AtomicBool::default(),
             watching,
+            seeking: false,
             watched,
             _assignment: assignment,
             routes,
@@ -215,6 +218,19 @@ impl Served {
         Ok(hooks.registered(self.cookie, &self.slot)?.is_some_and(|entry| entry.port == self.port))
     }
 
+    /// Has connections that are older than the programs watched, while there may be some.
+    pub(super) fn seek(&mut self, hooks: &mut Hooks, now: Instant) {
+        let seek = self.watching == Watching::Yes && self.search.may_find(now);
+        if self.seeking != seek {
+            self.seeking = seek;
+            for address in self.sources.v4.into_iter().chain(self.sources.v6) {
+                if let Err(error) = hooks.seek(address, self.cookie, seek) {
+                    debug!(pod = %self.pod.pod, "older connections stay as they are: {}", chain(&error));
+                }
+            }
+        }
+    }
+
     /// Stops capturing, resets the connections that are spliced, closes and removes all that was opened.
     pub(super) fn close(self, common: &Common, hooks: &mut Hooks) {
         if let Err(error) = hooks.unregister_pod(self.cookie) {
@@ -223,6 +239,11 @@ impl Served {
         }
         if let Some(inserter) = common.insertion.inserter() {
             inserter.close(&self.pod);
+        }
+        for address in self.sources.v4.into_iter().chain(self.sources.v6).filter(|_| self.seeking) {
+            if let Err(error) = hooks.seek(address, self.cookie, false) {
+                debug!(pod = %self.pod.pod, "{}", chain(&error));
+            }
         }
         common.workers.close(self.id());
     }

@@ -29,6 +29,7 @@ use super::log::{self, KernelLog};
 use super::lookup::{Assignment, LookupLoader};
 use super::object::CONNECT;
 use super::pod_slots::{PodSlot, PodSlots};
+use super::seeking::Seeking;
 use super::watching::{self, Events, Takeovers, WatchError, Watched};
 
 /// Programs of the object `connect` that capture.
@@ -175,6 +176,7 @@ pub struct Hooks {
     slots: PodSlots,
     /// How programs are attached to devices.
     means: Means,
+    seeking: Seeking,
     capture4: HashMap<MapData, CaptureKey4, u32>,
     capture6: HashMap<MapData, CaptureKey6, u32>,
     origins: Array<MapData, Origin>,
@@ -225,6 +227,7 @@ impl Hooks {
             pods: take(&mut ebpf, "PODS")?,
             slots,
             means: Means::Tcx,
+            seeking: Seeking::take(&mut ebpf)?,
             capture4: take(&mut ebpf, "CAPTURE4")?,
             capture6: take(&mut ebpf, "CAPTURE6")?,
             origins: take(&mut ebpf, "ORIGINS")?,
@@ -276,6 +279,15 @@ impl Hooks {
         neighbours: Neighbours,
     ) -> Result<Watched, WatchError> {
         Watched::open(&mut self.ebpf, (self.means, neighbours), netns, port, families)
+    }
+
+    /// Has connections from an address, of the pod in this namespace, watched that are older than the programs, from now on or
+    /// no longer.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn seek(&mut self, address: IpAddr, netns: NetnsCookie, seek: bool) -> Result<(), HookError> {
+        self.seeking.set(address, netns, seek)
     }
 
     /// Attaches the four hooks to a cgroup2 directory: sockets made in there, or below, are seen.

@@ -31,6 +31,7 @@ pub mod ports;
 pub mod preflight;
 pub mod repair;
 pub mod routes;
+mod seeking;
 pub mod sock_diag;
 pub mod sockets;
 pub mod watching;

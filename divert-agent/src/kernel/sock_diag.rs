@@ -435,13 +435,13 @@ fn connection(payload: &[u8]) -> Option<Connection> {
     })
 }
 
-/// Whether a socket has a [`divert_common::insert::Watch`] whose phase, its first word, is not the last.
+/// Whether a socket has a [`divert_common::insert::Watch`] whose phase, its first word, says that its requests are followed.
 fn is_watched(attributes: &[u8]) -> bool {
     let value = attribute(attributes, STORAGES | NESTED)
         .and_then(|it| attribute(it, STORAGE | NESTED))
         .and_then(|it| attribute(it, STORAGE_VALUE));
     let phase = value.and_then(|it| it.first_chunk()).map(|it| u32::from_ne_bytes(*it));
-    phase.is_some_and(|it| it != Phase::Opaque as u32)
+    phase.is_some_and(|it| it != Phase::Opaque as u32 && it != Phase::Older as u32)
 }
 
 /// `struct inet_diag_msg`: family, state, timer, retrans, then `struct inet_diag_sockid` (both ports,

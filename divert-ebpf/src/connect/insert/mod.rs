@@ -7,6 +7,7 @@
 //! A device's egress runs in the context of the socket that sends, under its lock: two packets of one connection are never
 //! looked at at the same time.
 
+mod adopt;
 mod events;
 mod packet;
 mod scan;
@@ -71,7 +72,7 @@ const HEADS: u32 = 4;
 #[inline(always)]
 pub fn watch(ctx: &SockAddrContext, pod: &Pod, label: u32, generation: u32) -> bool {
     let phase = Phase::Fresh as u32;
-    let mut fresh = Watch { phase, slot: 0, netns: pod.netns, next: 0, generation, label, reserved: 0 };
+    let mut fresh = Watch { phase, slot: 0, netns: pod.netns, next: 0, generation, label, received: 0 };
     // SAFETY: these hooks always have a socket.
     unsafe {
         let watch = WATCHED.get_or_insert_ptr_mut(ctx, Some(&mut fresh));
@@ -101,6 +102,7 @@ pub fn egress(ctx: &TcContext) -> i32 {
         bpf_sk_storage_get((&raw const WATCHED).cast_mut().cast(), socket.cast(), null_mut(), 0).cast()
     };
     if watch.is_null() {
+        adopt::begin(ctx, socket);
         return stray(skb);
     }
     // SAFETY: the storage stays as long as the socket, and only this program changes it, under the socket's lock.
@@ -125,6 +127,9 @@ pub fn egress(ctx: &TcContext) -> i32 {
             // Sent again: nobody has answered.
             unanswered(watch);
         }
+        return NEXT;
+    }
+    if phase == Phase::Older as u32 && !adopt::is_request(ctx, socket, &segment, watch) {
         return NEXT;
     }
     follow(ctx, socket, &segment, watch)
