@@ -5,7 +5,7 @@
 //! of HTTP/1 sends is the rest of a body, of which the server has no answer yet. So a connection in use is followed from its
 //! second request on. One that is idle is asked to reconnect, as where nothing is watched.
 
-use core::ptr::{null_mut, read_volatile};
+use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{BPF_SK_STORAGE_GET_F_CREATE, bpf_sock};
 use aya_ebpf::helpers::generated::{bpf_sk_storage_get, bpf_tcp_sock};
@@ -82,7 +82,7 @@ fn state(socket: *mut bpf_sock) -> Option<(u32, u32)> {
     // SAFETY: a full socket; what the helper returns is read within it.
     unsafe {
         let tcp = bpf_tcp_sock(socket);
-        if tcp == null_mut() || read_volatile(&raw const (*socket).state) != ESTABLISHED {
+        if tcp.is_null() || read_volatile(&raw const (*socket).state) != ESTABLISHED {
             return None;
         }
         Some((
