@@ -4,14 +4,13 @@
 //! before the capture that leads to it, and go after; a pod's listeners come before its registration.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
 use aya::programs::cgroup_sock_addr::CgroupSockAddrLinkId;
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, ProgramError};
-use aya::{Ebpf, EbpfError, EbpfLoader};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::{Ebpf, EbpfLoader};
 use divert_common::label::{INDEX_COUNT, Label, LabelRanges};
 use divert_common::map::{
     CaptureKey4, CaptureKey6, MAX_WORKERS, Origin, POD_SLOT_COUNT, PodEntry, Ranges, words,
@@ -24,6 +23,7 @@ use super::attachment::{Means, Neighbours};
 use super::cookie::NetnsCookie;
 use super::counters::Counters;
 use super::heartbeat::Heartbeat;
+pub use super::hook_error::HookError;
 use super::listeners::Families;
 use super::log::{self, KernelLog};
 use super::lookup::{Assignment, LookupLoader};
@@ -74,97 +74,6 @@ impl HookConfig {
                 wrong("the number of captures is not between 1 and 4194304")
             }
             _ => Ok(()),
-        }
-    }
-}
-
-/// Why a hook or its maps could not be set up or changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HookError {
-    /// A setting cannot be.
-    #[error("the eBPF hooks cannot be set up so: {reason}")]
-    Config {
-        /// What is wrong and what to do.
-        reason: &'static str,
-    },
-    /// An object was refused.
-    #[error(
-        "loading the eBPF object `{object}`: is the kernel 5.15 or newer, built with CONFIG_BPF_SYSCALL, CONFIG_CGROUP_BPF and CONFIG_NETFILTER?"
-    )]
-    Load {
-        /// Which.
-        object: &'static str,
-        /// Why.
-        source: Box<EbpfError>,
-    },
-    /// The object was built from other sources.
-    #[error("the embedded eBPF object has no {what}: build it anew with `cargo xtask build`")]
-    Missing {
-        /// What is not there.
-        what: &'static str,
-    },
-    /// A program was refused by the verifier, or could not be attached.
-    #[error("loading or attaching the eBPF program `{program}`")]
-    Program {
-        /// Which.
-        program: &'static str,
-        /// Why.
-        source: Box<ProgramError>,
-    },
-    /// A map is full.
-    #[error("{doing} {what}: the map is full; capture fewer destinations or raise --max-captures")]
-    Full {
-        /// What was being done.
-        doing: &'static str,
-        /// To what.
-        what: String,
-    },
-    /// A map could not be read or changed.
-    #[error("{doing} {what}")]
-    Map {
-        /// What was being done.
-        doing: &'static str,
-        /// To what.
-        what: String,
-        /// Why not.
-        source: Box<MapError>,
-    },
-    /// The programs' log could not be read.
-    #[error("starting to read what the eBPF programs log; without debug logging it is not needed")]
-    Log(#[source] io::Error),
-    /// There is no descriptor left.
-    #[error("sharing a map of the eBPF programs")]
-    Descriptor(#[source] io::Error),
-    /// There is no slot left for a pod.
-    #[error("the hooks have room for {most} pods and no more")]
-    TooManyPods {
-        /// How many.
-        most: u32,
-    },
-    /// An array could not be mapped into memory.
-    #[error("mapping {what} into memory")]
-    Mmap {
-        /// Which.
-        what: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-impl HookError {
-    pub(super) fn program(program: &'static str, source: ProgramError) -> Self {
-        Self::Program { program, source: Box::new(source) }
-    }
-
-    pub(super) fn map(doing: &'static str, what: impl fmt::Display, source: MapError) -> Self {
-        let what = what.to_string();
-        match &source {
-            // E2BIG is a hash map's word for full.
-            MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
-                Self::Full { doing, what }
-            }
-            _ => Self::Map { doing, what, source: Box::new(source) },
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod counters;
 pub mod credentials;
 pub mod devices;
 pub mod heartbeat;
+mod hook_error;
 pub mod hooks;
 pub mod led;
 pub mod listeners;
