@@ -23,7 +23,11 @@ const ALICES: &str = "alice/web";
 const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 fn agent(town: &Fixture, path: &str) -> Result<Agent> {
-    let arguments = ["--path", path].map(str::to_owned).into();
+    agent_with(town, &["--path", path])
+}
+
+fn agent_with(town: &Fixture, arguments: &[&str]) -> Result<Agent> {
+    let arguments = arguments.iter().copied().map(str::to_owned).collect();
     Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })
 }
 
@@ -216,4 +220,30 @@ fn status_explain_and_a_metric_say_which_path_and_why() -> Result<()> {
     assert_eq!(status["spliced"][0]["pod"], "staging/client", "{status:#}");
     town.client().named_netns().nft("flush ruleset")?;
     says("insertion: a new connection is left alone")
+}
+
+/// As on a kernel that refuses the programs.
+#[test]
+fn where_insertion_cannot_be_had_all_is_spliced_and_that_is_said_once() -> Result<()> {
+    let town = Fixture::new()?;
+    declares(&town, "http")?;
+    let _servers = town.servers()?;
+    // One more name of keys than the programs have room for.
+    let keys: Vec<_> = (0..8).map(|number| format!("--key=team{number}")).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_str).chain(["--key=okteto-divert"]).collect();
+    let mut agent = agent_with(&town, &[&["--path", "auto"], &keys[..]].concat())?;
+    for family in FAMILIES {
+        let mut http = town.connect_by(family)?;
+        assert!(!is_left_alone(&town, http.stream(), family)?);
+        assert_eq!(answered(&mut http, &[])?, SHARED);
+        assert_eq!(answered(&mut http, &[ALICE])?, ALICES);
+    }
+    assert_eq!(agent.series("divert_pods_spliced{reason=\"unavailable\"}")?, 4.0);
+    assert!(path(&agent)?.contains("more than eight names"), "{}", path(&agent)?);
+    let said = agent.process().output();
+    assert_eq!(said.matches("more than eight names").count(), 1, "{said}");
+    agent.stop()?;
+    let refused = agent_with(&town, &[&["--path", "insert"], &keys[..]].concat());
+    assert!(refused.is_err(), "who insists is told");
+    Ok(())
 }

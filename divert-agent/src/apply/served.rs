@@ -160,7 +160,7 @@ impl Served {
         common.workers.open(Arc::clone(&pod), listeners);
         let (watching, watched) = match (&common.insertion, rules) {
             (Insertion::NotAsked, _) => (Watching::NotAsked, None),
-            (Insertion::Refused(why), _) => (Watching::No(Unwatchable::Kernel(Arc::clone(why))), None),
+            (Insertion::Refused(why), _) => (Watching::No(Unwatchable::Unavailable(Arc::clone(why))), None),
             (Insertion::By(_), Rules::Some | Rules::RoutesByHost(_)) => {
                 (Watching::No(Unwatchable::PacketRules), None)
             }

@@ -20,8 +20,8 @@ pub enum Watching {
 /// Why connections of a pod are spliced though they were to be left alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Unwatchable {
-    /// The kernel does not allow for it, in any pod. Why, in words for people.
-    Kernel(Arc<str>),
+    /// Not in any pod: the kernel is too old or refuses, or the agent is set up so. Why, in words for people.
+    Unavailable(Arc<str>),
     /// Packet rules of its own could lead packets elsewhere that a socket of the agent's is to have.
     PacketRules,
     /// One of its devices has none of the frames that the programs read.
@@ -36,7 +36,7 @@ impl Unwatchable {
     /// One word for a metric's label.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Kernel(_) => "kernel",
+            Self::Unavailable(_) => "unavailable",
             Self::PacketRules => "packet_rules",
             Self::Device(_) | Self::Devices => "device",
             Self::Failed(_) => "failed",
@@ -47,7 +47,7 @@ impl Unwatchable {
 impl fmt::Display for Unwatchable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Kernel(why) | Self::Device(why) | Self::Failed(why) => f.write_str(why),
+            Self::Unavailable(why) | Self::Device(why) | Self::Failed(why) => f.write_str(why),
             Self::PacketRules => f.write_str("it has packet rules of its own"),
             Self::Devices => f.write_str("its namespace has other devices than when it was opened"),
         }
