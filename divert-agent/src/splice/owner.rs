@@ -31,7 +31,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use divert_common::netns::NetNsId;
@@ -39,7 +39,7 @@ use tracing::{debug, info, warn};
 
 use super::captured::Captured;
 use super::conn::{Conn, tcp_info};
-use super::dial::From;
+use super::dial::{From, SERVICE_TIMEOUT};
 use crate::kernel::credentials::{group_of, in_the_name_of};
 use crate::kernel::sock_diag::{Row, SockDiag};
 
@@ -59,8 +59,8 @@ pub struct Rules {
     present: AtomicBool,
     /// A connection of the agent's came back in the name that it was made in.
     endless: AtomicBool,
-    /// One was led to a proxy that did not connect to where it was sent.
-    elsewhere: AtomicBool,
+    /// Since when one is known to have been led to a proxy that did not connect to where it was sent.
+    elsewhere: OnceLock<Instant>,
     /// One was led to a proxy that did.
     forwards: AtomicBool,
     /// When one was last seen to be led to nobody.
@@ -104,7 +104,7 @@ impl Default for Rules {
         Self {
             present: AtomicBool::default(),
             endless: AtomicBool::default(),
-            elsewhere: AtomicBool::default(),
+            elsewhere: OnceLock::default(),
             forwards: AtomicBool::default(),
             straight: Mutex::default(),
             many: AtomicU64::new(MANY),
@@ -125,9 +125,14 @@ impl Rules {
         self.endless.load(Ordering::Relaxed)
     }
 
-    /// Whether a proxy in the pod sends what the agent sends somewhere else.
+    /// Whether a proxy in the pod sends what the agent sends somewhere else, and the request that has shown it had the time
+    /// to be answered: who lets the pod go resets it. Until then each connection is in doubt by itself.
     pub fn lead_elsewhere(&self) -> bool {
-        self.elsewhere.load(Ordering::Relaxed)
+        self.led_elsewhere_by(Instant::now())
+    }
+
+    fn led_elsewhere_by(&self, now: Instant) -> bool {
+        self.elsewhere.get().is_some_and(|since| now.duration_since(*since) >= SERVICE_TIMEOUT)
     }
 
     /// Whether what is sent arrives where it was sent, as far as is known: once a proxy was seen to forward it, and for a
@@ -306,7 +311,8 @@ impl Doubt {
                     return true;
                 }
                 Led::Elsewhere if Instant::now() >= end => {
-                    from.rules.elsewhere.store(true, Ordering::Relaxed);
+                    // The first time counts.
+                    let _ = from.rules.elsewhere.set(Instant::now());
                     return false;
                 }
                 Led::Elsewhere => tokio::time::sleep(AT_ONCE / 20).await,
@@ -527,6 +533,15 @@ mod tests {
         // A look at the pod begins anew, above what is usual there.
         rules.set_present(false, 32);
         assert_eq!(so_many(0, 200), [64, 128]);
+    }
+
+    #[test]
+    fn a_pod_is_let_go_once_the_request_is_answered_that_was_led_elsewhere() {
+        let (rules, now) = (Rules::default(), Instant::now());
+        assert!(!rules.led_elsewhere_by(now));
+        rules.elsewhere.set(now).unwrap();
+        assert!(!rules.led_elsewhere_by(now) && !rules.led_elsewhere_by(now + SERVICE_TIMEOUT / 2));
+        assert!(rules.led_elsewhere_by(now + SERVICE_TIMEOUT));
     }
 
     #[test]
