@@ -292,6 +292,7 @@ impl Collector for Sources {
                 ("tried_again", self.hook(Counter::NotTaken)),
                 ("reset_busy", self.hook(Counter::Stuck)),
                 ("reset_late", self.hook(Counter::Late)),
+                ("reset_failed", count(C::NotTakenOver)),
             ],
         )?;
 

@@ -74,7 +74,18 @@ pub struct Severed {
     pub received: u32,
     /// The pod's index into `POD_SLOTS`.
     pub slot: u32,
+    /// Sequence number up to which the server had the client's: that of the FIN which the agent sends it.
+    pub sent: u32,
+    /// [`SEVERED_HEARD`] and its like.
+    pub flags: u32,
 }
+
+/// Flag of [`Severed`]: the client had heard something of the server, so what that says more is missed.
+pub const SEVERED_HEARD: u32 = 1;
+/// The server has said more, which was counted.
+pub const SEVERED_LATE: u32 = 2;
+/// The server has acknowledged the FIN, or reset the connection.
+pub const SEVERED_TOLD: u32 = 4;
 
 /// Value of `CLAIMS`: who has a connection that was to be taken over, the agent or its server. Whoever is first has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,10 +112,12 @@ pub enum EventKind {
     Take = 1,
     /// A later packet of the client's on it. It was not sent either.
     More = 2,
-    /// The server has sent bytes after it was cut off, which are lost.
+    /// The server has sent bytes after it was cut off, which are lost, and its client misses them.
     Late = 3,
-    /// The server has closed its end after it was cut off.
-    Closed = 4,
+    /// The server has sent something else that wants an answer: its end of the connection, what the client has, or a probe.
+    Unanswered = 4,
+    /// The server has sent bytes after it was cut off, and nobody misses them.
+    Unheard = 6,
     /// A head that may carry a key, on a connection that cannot be taken over there. It was not sent.
     Stuck = 5,
 }
@@ -123,10 +136,8 @@ pub struct EventHeader {
     pub length: u32,
     /// Cookie of the client's socket.
     pub cookie: u64,
-    /// Bytes that the client's socket has received so far, with `Take`.
+    /// Bytes that the client's socket has received so far, with `Take`; [`Severed::sent`], with what servers send.
     pub received: u64,
-    /// Not zero with `Take` where the packet is the first that the client says, and it has heard nothing.
-    pub first: u64,
 }
 
 /// Room for a packet in an event. A longer one is in the next larger.
@@ -193,8 +204,8 @@ mod pod {
 const _: () = {
     assert!(size_of::<Watch>() == 4 + 4 + 8 + 4 + 4 + 4 + 4);
     assert!(size_of::<Ends>() == 16 + 16 + 2 + 2);
-    assert!(size_of::<Severed>() == 8 + 4 + 4);
-    assert!(size_of::<EventHeader>() == 4 * 4 + 8 + 8 + 8);
+    assert!(size_of::<Severed>() == 8 + 4 * 4);
+    assert!(size_of::<EventHeader>() == 4 * 4 + 8 + 8);
     assert!(size_of::<Names>() == 16 * 2 * NAME_COUNT);
 };
 

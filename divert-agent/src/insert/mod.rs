@@ -9,10 +9,10 @@
 //! Who has what of a connection's state: the programs its phase (in the storage of the client's socket), the kernel the
 //! rest of that end (asked for by sock_diag), the inserter what is to be forgotten once it has ended.
 
+mod resting;
 mod segment;
 mod takeover;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,16 +27,16 @@ use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use self::resting::Resting;
 use self::segment::Segment;
 use self::takeover::PodSockets;
 use crate::kernel::watching::{Events, Takeovers};
 use crate::splice::{Ended, Handover, Pod, Workers};
 
-/// How long after its end a connection's server stays unheard. What is left of it in the kernel is gone by then
-/// (TCP_TIMEWAIT_LEN is 60 s).
-const REST: Duration = Duration::from_secs(70);
-/// How often that is looked for.
-const PACE: Duration = Duration::from_secs(5);
+/// How often it is looked who has rested, and which servers have not heard that their clients have gone.
+const PACE: Duration = Duration::from_secs(1);
+/// A server is told so again at growing intervals, as TCP does with what is lost; after these many it has gone itself.
+const TELLINGS: u32 = 6;
 
 /// Whether connections are taken over.
 #[derive(Clone, Debug)]
@@ -100,7 +100,8 @@ impl Inserter {
                 workers,
                 pods: HashMap::default(),
                 taken: HashMap::default(),
-                resting: VecDeque::new(),
+                resting: Resting::default(),
+                untold: Vec::new(),
             };
             if let Err(error) = runtime.block_on(inserting.run(events, receiver)) {
                 tracing::error!(
@@ -144,8 +145,18 @@ struct Taken {
     segment: Segment,
     /// To what it leads.
     label: Label,
-    /// Whether its client had heard nothing of the server by then: what that still says is nobody's loss.
-    unheard: bool,
+}
+
+/// A server that is to hear that its client has gone.
+#[derive(Clone, Copy, Debug)]
+struct Untold {
+    /// When it is looked whether it has.
+    due: Instant,
+    /// How often it was told.
+    tellings: u32,
+    slot: u32,
+    cookie: u64,
+    segment: Segment,
 }
 
 struct Inserting {
@@ -156,8 +167,10 @@ struct Inserting {
     pods: HashMap<u32, PodSockets>,
     /// By the cookie of the client's socket.
     taken: HashMap<u64, Taken>,
-    /// What has ended, in the order in which it did.
-    resting: VecDeque<(Instant, Ends, u64)>,
+    /// What has ended.
+    resting: Resting,
+    /// Servers that may not have heard, in no order.
+    untold: Vec<Untold>,
 }
 
 impl Inserting {
@@ -177,7 +190,10 @@ impl Inserting {
                     while ready.get_inner_mut().next(|event| self.heed(event)) {}
                     ready.clear_ready();
                 }
-                _ = pace.tick() => self.forget_rested(Instant::now()),
+                _ = pace.tick() => {
+                    self.forget_rested();
+                    self.tell_again(Instant::now());
+                }
             }
         }
     }
@@ -188,15 +204,32 @@ impl Inserting {
             Order::Close(slot) => drop(self.pods.remove(&slot)),
             Order::Ended(ends, cookie) => {
                 self.taken.remove(&cookie);
-                self.resting.push_back((Instant::now(), ends, cookie));
+                self.resting.add(Instant::now(), ends, cookie);
+                self.forget_rested();
             }
         }
     }
 
-    fn forget_rested(&mut self, now: Instant) {
-        while let Some((_, ends, cookie)) = self.resting.pop_front_if(|(since, ..)| *since + REST <= now) {
+    fn forget_rested(&mut self) {
+        while let Some((ends, cookie)) = self.resting.next(Instant::now(), self.taken.len()) {
             self.takeovers.forget(&ends, cookie);
         }
+    }
+
+    /// Tells servers again that their clients have gone, as long as they do not acknowledge it.
+    fn tell_again(&mut self, now: Instant) {
+        let Self { untold, takeovers, pods, .. } = self;
+        untold.retain_mut(|it| {
+            if it.due > now {
+                return true;
+            }
+            let told = takeovers.is_told(&takeover::ends(&it.segment), it.cookie);
+            let Some(sockets) = pods.get(&it.slot).filter(|_| told == Some(false)) else { return false };
+            sockets.end_server(&it.segment);
+            it.tellings += 1;
+            it.due = now + PACE * (1 << it.tellings);
+            it.tellings < TELLINGS
+        });
     }
 
     /// What the programs say.
@@ -209,6 +242,9 @@ impl Inserting {
         let slot = header.slot;
         let Some(sockets) = self.pods.get_mut(&slot) else {
             debug!(slot, "a connection of a pod that is not served any more is left alone");
+            if header.kind == EventKind::Take as u32 {
+                self.takeovers.forget(&takeover::ends(&segment), header.cookie);
+            }
             return;
         };
         if header.kind == EventKind::Take as u32 {
@@ -220,11 +256,14 @@ impl Inserting {
                 debug!(pod = %sockets.pod().pod, %error, "a packet is left for TCP to send again");
             }
         } else if header.kind == EventKind::Late as u32 {
-            if let Some(Taken { segment, label, unheard: false }) = self.taken.get(&header.cookie) {
-                sockets.reset(segment, Some(*label));
+            if let Some(taken) = self.taken.get(&header.cookie) {
+                sockets.reset(&taken.segment, Some(taken.label));
             }
-        } else if header.kind == EventKind::Closed as u32 {
-            sockets.acknowledge_end(&segment);
+            sockets.refuse_server(&segment);
+        } else if header.kind == EventKind::Unheard as u32 {
+            sockets.refuse_server(&segment);
+        } else if header.kind == EventKind::Unanswered as u32 {
+            sockets.answer_server(&segment, header.received as u32);
         } else if header.kind == EventKind::Stuck as u32 {
             sockets.reset(&segment, Label::new(header.label));
         }
@@ -254,36 +293,36 @@ impl Inserting {
             }
         });
         let taken = label.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData));
-        let taken = taken.and_then(|label| Ok((label, sockets.take(segment, header.received)?)));
-        match taken {
-            Ok((label, Some(socket))) => {
-                let unheard = header.first != 0 && header.received == 0;
-                self.taken.insert(cookie, Taken { segment: *segment, label, unheard });
-                if let Err(error) = self.takeovers.inserted(cookie) {
+        let taken = taken.and_then(|label| {
+            let Some(socket) = sockets.take(segment, header.received)? else { return Ok(None) };
+            self.takeovers.inserted(cookie).map_err(io::Error::other)?;
+            Ok(Some((label, socket)))
+        });
+        let (label, socket) = match taken {
+            Ok(Some(taken)) => taken,
+            failed => {
+                // Where one end has gone, nothing is to be said of the destination.
+                let label = label.filter(|_| failed.is_err());
+                if let Err(error) = failed {
                     debug!(pod = %sockets.pod().pod, %error, "a connection cannot be taken over");
-                    sockets.reset(segment, Some(label));
-                    return;
                 }
-                if let Err(error) = sockets.replay(segment, packet) {
-                    debug!(pod = %sockets.pod().pod, %error, "a packet is left for TCP to send again");
+                if sockets.reset(segment, label) {
+                    self.workers.count_not_taken_over();
                 }
-                sockets.end_server(segment);
-                let client = segment.from.ip();
-                self.workers.insert(Handover {
-                    pod: Arc::clone(sockets.pod()),
-                    label,
-                    socket,
-                    client,
-                    ended,
-                });
+                // Nothing of the client's has reached it since, its reset neither.
+                sockets.reset_server(segment);
+                self.takeovers.forget(&ends, cookie);
+                return;
             }
-            // Gone, or not as it was: nothing is to be served, and what is left forgets itself.
-            Ok((_, None)) => {}
-            Err(error) => {
-                debug!(pod = %sockets.pod().pod, %error, "a connection cannot be taken over");
-                sockets.reset(segment, label);
-            }
+        };
+        self.taken.insert(cookie, Taken { segment: *segment, label });
+        if let Err(error) = sockets.replay(segment, packet) {
+            debug!(pod = %sockets.pod().pod, %error, "a packet is left for TCP to send again");
         }
+        sockets.end_server(segment);
+        self.untold.push(Untold { due: Instant::now() + PACE, tellings: 0, slot, cookie, segment: *segment });
+        let client = segment.from.ip();
+        self.workers.insert(Handover { pod: Arc::clone(sockets.pod()), label, socket, client, ended });
     }
 }
 
@@ -298,7 +337,6 @@ fn parse(event: &[u8]) -> Option<(EventHeader, &[u8])> {
         length: u32_at(12)?,
         cookie: u64_at(16)?,
         received: u64_at(24)?,
-        first: u64_at(32)?,
     };
     let packet = event.get(size_of::<EventHeader>()..)?.get(..header.length as usize)?;
     Some((header, packet))

@@ -5,8 +5,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// FIN and ACK: flags of a segment.
+/// FIN, RST and ACK: flags of a segment.
 pub(super) const FIN: u8 = 0x01;
+pub(super) const RST: u8 = 0x04;
 pub(super) const ACK: u8 = 0x10;
 
 const IPV4: usize = 20;

@@ -10,7 +10,7 @@ use divert_common::map::words;
 use socket2::{Domain, Protocol, Socket, Type};
 use tracing::debug;
 
-use super::segment::{self, ACK, FIN, Segment};
+use super::segment::{self, ACK, FIN, RST, Segment};
 use crate::kernel::repair;
 use crate::kernel::sock_diag::SockDiag;
 use crate::splice::Pod;
@@ -39,13 +39,15 @@ impl PodSockets {
         &self.pod
     }
 
-    /// A socket in the server's place, for a client whose next segment is to be `segment`. `None` where the client has gone.
+    /// A socket in the server's place, for a client whose next segment is to be `segment`. `None` where the client has gone, or
+    /// the server has closed its end.
     ///
     /// # Errors
     /// When the kernel refuses, or the client has heard from the server meanwhile: it had `received` so many bytes when the
     /// server was cut off.
     pub(super) fn take(&mut self, segment: &Segment, received: u64) -> io::Result<Option<Socket>> {
-        let Some(client) = self.diag.details(segment.from, segment.to)? else { return Ok(None) };
+        let client = self.diag.details(segment.from, segment.to)?.filter(|client| client.listens);
+        let Some(client) = client else { return Ok(None) };
         if client.received != received {
             return Err(io::Error::other("the server has sent something meanwhile"));
         }
@@ -61,7 +63,22 @@ impl PodSockets {
             selective: client.selective,
             timestamp: segment.timestamps.map(|(_, echo)| echo),
         };
-        repair::socket(&self.pod.netns, self.mark, &state).map(Some)
+        match repair::socket(&self.pod.netns, self.mark, &state) {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && self.is_over(segment)? => {
+                repair::socket(&self.pod.netns, self.mark, &state)
+            }
+            made => made,
+        }
+        .map(Some)
+    }
+
+    /// Whether there was a socket in the server's place, of an earlier connection from the same port: nobody holds it any more,
+    /// and it only waits (TIME_WAIT), which it does no longer. Its client would not be using the port again if it were not over.
+    fn is_over(&mut self, segment: &Segment) -> io::Result<bool> {
+        match self.diag.socket(segment.to, segment.from)? {
+            Some(row) if row.inode == 0 => self.diag.destroy_between(segment.to, segment.from),
+            _ => Ok(false),
+        }
     }
 
     /// Lets a packet that was kept back go to the inserted socket.
@@ -78,18 +95,21 @@ impl PodSockets {
         self.tell_server(&Segment { flags: FIN | ACK, length: 0, ..*segment });
     }
 
-    /// The server has closed its end, too.
-    pub(super) fn acknowledge_end(&self, end: &Segment) {
-        self.tell_server(&Segment {
-            from: end.to,
-            to: end.from,
-            sequence: end.acknowledged,
-            acknowledged: end.end(),
-            flags: ACK,
-            window: end.window,
-            timestamps: end.timestamps.map(|(value, echo)| (echo, value)),
-            length: 0,
-        });
+    /// Answers a server that has the client's bytes up to `sent`, and says something of which the client has all.
+    pub(super) fn answer_server(&self, end: &Segment, sent: u32) {
+        // It has not heard that the client has gone.
+        let flags = if end.acknowledged == sent { FIN | ACK } else { ACK };
+        self.tell_server(&answer(end, flags));
+    }
+
+    /// Refuses what a server says, as the kernel does for a client that has closed its socket.
+    pub(super) fn refuse_server(&self, end: &Segment) {
+        self.tell_server(&answer(end, RST | ACK));
+    }
+
+    /// Resets the server's end of a connection whose client's next segment would be `segment`.
+    pub(super) fn reset_server(&self, segment: &Segment) {
+        self.tell_server(&Segment { flags: RST | ACK, length: 0, ..*segment });
     }
 
     fn tell_server(&self, segment: &Segment) {
@@ -100,14 +120,30 @@ impl PodSockets {
     }
 
     /// Ends a client's connection that can neither go on nor be taken over, and has the next ones to that destination go
-    /// through the agent from the start.
-    pub(super) fn reset(&mut self, segment: &Segment, label: Option<Label>) {
+    /// through the agent from the start. False where it is gone already.
+    pub(super) fn reset(&mut self, segment: &Segment, label: Option<Label>) -> bool {
         if let Some(label) = label {
             self.pod.splice_from_now_on(label);
         }
-        if let Err(error) = self.diag.destroy_between(segment.from, segment.to) {
+        let reset = self.diag.destroy_between(segment.from, segment.to);
+        reset.unwrap_or_else(|error| {
             debug!(pod = %self.pod.pod, %error, "a connection cannot be reset");
-        }
+            false
+        })
+    }
+}
+
+/// What answers a segment, as if the client had sent it.
+fn answer(segment: &Segment, flags: u8) -> Segment {
+    Segment {
+        from: segment.to,
+        to: segment.from,
+        sequence: segment.acknowledged,
+        acknowledged: segment.end(),
+        flags,
+        window: segment.window,
+        timestamps: segment.timestamps.map(|(value, echo)| (echo, value)),
+        length: 0,
     }
 }
 

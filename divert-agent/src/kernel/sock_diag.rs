@@ -34,6 +34,8 @@ const STORAGE_VALUE: u16 = 3;
 const NESTED: u16 = 1 << 15;
 /// TCP_ESTABLISHED.
 const ESTABLISHED: u8 = 1;
+/// TCP_FIN_WAIT1.
+const FIN_WAIT1: u8 = 4;
 /// Connections that carry something, or are about to: ESTABLISHED and SYN_SENT.
 const LIVE: u32 = 1 << ESTABLISHED | 1 << 2;
 /// TCP_ESTABLISHED to TCP_CLOSING without those in which nothing of the application is left
@@ -136,6 +138,8 @@ pub struct Details {
     pub announced_segment: u32,
     /// Bytes of data received so far.
     pub received: u64,
+    /// Whether the other end may send more: it has not closed.
+    pub listens: bool,
 }
 
 /// A sock_diag socket in a pod's namespace.
@@ -408,6 +412,7 @@ fn details(payload: &[u8]) -> Option<Details> {
         selective: options & SACK != 0,
         announced_segment: u32::from_ne_bytes(*info.get(ADVMSS..)?.first_chunk()?),
         received: u64::from_ne_bytes(*info.get(BYTES_RECEIVED..)?.first_chunk()?),
+        listens: matches!(payload[1], ESTABLISHED | FIN_WAIT1),
     })
 }
 

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
 use aya::programs::{SchedClassifier, TcAttachType};
-use divert_common::insert::{Claim, Ends, NAME_COUNT, Names, Prefix, Severed};
+use divert_common::insert::{Claim, Ends, NAME_COUNT, Names, Prefix, SEVERED_TOLD, Severed};
 use divert_common::netns::NetNs;
 use divert_http::KeyNames;
 
@@ -83,7 +83,7 @@ pub enum WatchError {
 pub struct Watched {
     // Dropped in this order: first nothing is led any more.
     _attached: Vec<Attachment>,
-    _way: Way,
+    way: Way,
     devices: Vec<devices::Device>,
 }
 
@@ -113,14 +113,15 @@ impl Watched {
                 attached.push(one.map_err(|source| HookError::program(name, source))?);
             }
         }
-        Ok(Self { _attached: attached, _way: way, devices })
+        Ok(Self { _attached: attached, way, devices })
     }
 
-    /// Whether the namespace has the devices that it had.
+    /// Whether the namespace has the devices that it had. Rule and route are added again where they are not there.
     ///
     /// # Errors
-    /// When they cannot be listed.
+    /// When devices cannot be listed, or rtnetlink refuses.
     pub fn is_whole(&self, netns: &NetNs) -> io::Result<bool> {
+        self.way.restore(netns)?;
         Ok(devices::of(netns)? == self.devices)
     }
 }
@@ -189,6 +190,12 @@ impl Takeovers {
     /// When the map is full.
     pub fn inserted(&mut self, cookie: u64) -> Result<(), MapError> {
         self.claims.insert(cookie, Claim::Inserted as u32, 0)
+    }
+
+    /// Whether the server of a connection has heard that its client has gone; none where the connection was forgotten.
+    pub fn is_told(&self, ends: &Ends, cookie: u64) -> Option<bool> {
+        let severed = self.severed.get(ends, 0).ok().filter(|severed| severed.cookie == cookie)?;
+        Some(severed.flags & SEVERED_TOLD != 0)
     }
 
     /// Forgets a connection: its server can be heard again, which by now has nothing to say.

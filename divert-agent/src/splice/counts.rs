@@ -35,9 +35,11 @@ pub enum Count {
     ResponseIrregular,
     /// Upstreams closed because they sent something while no request was outstanding.
     Unsolicited,
+    /// Watched connections that were to be taken over, could not be, and were reset.
+    NotTakenOver,
 }
 
-const LEN: usize = Count::Unsolicited as usize + 1;
+const LEN: usize = Count::NotTakenOver as usize + 1;
 
 /// The counters of one worker, on cache lines that no other worker writes.
 #[derive(Debug, Default)]

@@ -264,6 +264,11 @@ impl Workers {
         self.workers.iter().map(|worker| Arc::clone(&worker.counts)).collect()
     }
 
+    /// A connection that was to be handed to one of them was reset.
+    pub fn count_not_taken_over(&self) {
+        self.workers[0].counts.add(counts::Count::NotTakenOver);
+    }
+
     /// Requests by service, key and result, of all workers.
     pub fn tallies(&self) -> Arc<Tallies> {
         Arc::clone(&self.tallies)

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::RingBuf;
-use divert_common::insert::{EVENTS_BYTES, EventHeader, EventKind, LARGE, MEDIUM, SMALL};
+use divert_common::insert::{EVENTS_BYTES, EventHeader, EventKind, LARGE, MEDIUM, SMALL, Severed};
 
 use super::packet::ETHERNET;
 
@@ -25,12 +25,11 @@ struct Event<const N: usize> {
 
 /// Sends an event with the packet. False where there is no room.
 #[inline(always)]
-pub fn send(skb: *mut __sk_buff, kind: EventKind, slot: u32, label: u32, received: u64, first: bool) -> bool {
+pub fn send(skb: *mut __sk_buff, kind: EventKind, slot: u32, label: u32, received: u64) -> bool {
     // SAFETY: the context is valid while the program runs, and the helper takes it.
     let (total, cookie) = unsafe { ((*skb).len, bpf_get_socket_cookie(skb.cast())) };
     let length = total.saturating_sub(ETHERNET);
-    let header =
-        EventHeader { kind: kind as u32, slot, label, length, cookie, received, first: u64::from(first) };
+    let header = EventHeader { kind: kind as u32, slot, label, length, cookie, received };
     if length <= SMALL as u32 {
         put::<SMALL>(skb, header)
     } else if length <= MEDIUM as u32 {
@@ -40,14 +39,13 @@ pub fn send(skb: *mut __sk_buff, kind: EventKind, slot: u32, label: u32, receive
     }
 }
 
-/// Sends an event with the headers of the packet alone, which end at `end`.
+/// Sends an event about a server that is cut off, with the headers of its packet alone, which end at `end`.
 #[inline(always)]
-pub fn tell(skb: *mut __sk_buff, kind: EventKind, slot: u32, cookie: u64, end: u32) {
+pub fn tell(skb: *mut __sk_buff, kind: EventKind, severed: &Severed, end: u32) {
+    let &Severed { slot, cookie, sent, .. } = severed;
     let length = end.saturating_sub(ETHERNET);
-    put::<SMALL>(
-        skb,
-        EventHeader { kind: kind as u32, slot, label: 0, length, cookie, received: 0, first: 0 },
-    );
+    let received = u64::from(sent);
+    put::<SMALL>(skb, EventHeader { kind: kind as u32, slot, label: 0, length, cookie, received });
 }
 
 #[inline(always)]

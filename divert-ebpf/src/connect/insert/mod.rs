@@ -29,7 +29,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 use divert_common::insert::{
-    Claim, Ends, EventKind, LED, NOT_CAPTURED, Phase, SEVERED_COUNT, Severed, Watch,
+    Claim, Ends, EventKind, LED, NOT_CAPTURED, Phase, SEVERED_COUNT, SEVERED_HEARD, SEVERED_LATE,
+    SEVERED_TOLD, Severed, Watch,
 };
 use divert_common::map::{Counter, ORIGIN_KEYED};
 use divert_ebpf::v4_of_mapped;
@@ -64,6 +65,12 @@ const LOOPBACK: u32 = 1;
 const ESTABLISHED: u32 = 1;
 /// TCP_SYN_SENT.
 const SYN_SENT: u32 = 2;
+/// TCP_FIN_WAIT1: the end of what the client says is under way, perhaps in this very packet.
+const FIN_WAIT1: u32 = 4;
+/// TCP_CLOSE_WAIT.
+const CLOSE_WAIT: u32 = 8;
+/// No destination's.
+const NO_LABEL: u32 = u32::MAX;
 /// Heads that one packet is scanned for.
 const HEADS: u32 = 4;
 
@@ -242,7 +249,8 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
         return lose(watch, Counter::LostSpoke);
     }
     // All that went before has arrived, and the client still listens: the packet can begin what is taken over.
-    let quiet = ahead == 0 && acknowledged == segment.sequence && state == ESTABLISHED;
+    let listens = state == ESTABLISHED || state == FIN_WAIT1;
+    let quiet = ahead == 0 && acknowledged == segment.sequence && listens;
     if quiet
         && watch.label != NOT_CAPTURED
         && maps::origin_is(watch.label, ORIGIN_KEYED)
@@ -285,7 +293,8 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             return take(skb, segment, watch, &pod, received);
         }
         if found.is(Verdict::Keyed) {
-            return stick(skb, &pod, watch.label);
+            // A server that has closed says nothing of how its next connections are.
+            return stick(skb, &pod, if state == CLOSE_WAIT { NO_LABEL } else { watch.label });
         }
         // Who carries no key is not reset for being hard to follow.
         maps::splice_from_now_on(&pod, watch.label);
@@ -299,7 +308,7 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
 #[inline(always)]
 fn stick(skb: *mut __sk_buff, pod: &Pod, label: u32) -> i32 {
     count(Counter::Stuck);
-    events::send(skb, EventKind::Stuck, pod.slot, label, 0, false);
+    events::send(skb, EventKind::Stuck, pod.slot, label, 0);
     swallow()
 }
 
@@ -320,14 +329,21 @@ fn take(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch, pod: &Pod, re
         // SAFETY: an array's element stays.
         unsafe { write_volatile(ever, 1) };
     }
-    let first = watch.phase == Phase::Silent as u32;
+    // Who has sent nothing yet has heard nothing either, but for greetings.
+    let heard = watch.phase != Phase::Silent as u32 || received != 0;
     // Before all else, as what the server sends from now on must not arrive.
-    let severed = Severed { cookie, received: segment.acknowledged, slot: pod.slot };
+    let severed = Severed {
+        cookie,
+        received: segment.acknowledged,
+        slot: pod.slot,
+        sent: segment.sequence,
+        flags: if heard { SEVERED_HEARD } else { 0 },
+    };
     if SEVERED.insert(segment.sent(), severed, 0).is_err() {
-        count(Counter::NotTaken);
-        return swallow();
+        // There may be no room for long, and new connections need none where they go through the agent.
+        return stick(skb, pod, watch.label);
     }
-    if !events::send(skb, EventKind::Take, pod.slot, watch.label, received, first) {
+    if !events::send(skb, EventKind::Take, pod.slot, watch.label, received) {
         // TCP sends it again, and then there may be room.
         let _ = SEVERED.remove(segment.sent());
         count(Counter::NotTaken);
@@ -361,7 +377,7 @@ fn taking(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch) -> i32 {
     }
     if segment.length != 0 || segment.flags & (FIN | RST) != 0 {
         // Where there is no room, TCP sends it again.
-        events::send(skb, EventKind::More, watch.slot, 0, 0, false);
+        events::send(skb, EventKind::More, watch.slot, 0, 0);
     }
     swallow()
 }
@@ -417,16 +433,35 @@ pub fn ingress(ctx: &TcContext) -> i32 {
     if !ever() {
         return NEXT;
     }
-    let Some(severed) = SEVERED.get_ptr(segment.received()) else { return NEXT };
+    let Some(place) = SEVERED.get_ptr_mut(segment.received()) else { return NEXT };
     // SAFETY: the memory stays while the program runs. What it says may be another connection's by now, which costs that one
     // a reset at worst.
-    let Severed { received, slot, cookie } = unsafe { read_volatile(severed) };
+    let severed = unsafe { read_volatile(place) };
     let end = segment.sequence.wrapping_add(segment.length);
-    if segment.length != 0 && (end.wrapping_sub(received) as i32) > 0 {
-        count(Counter::Late);
-        events::tell(skb, EventKind::Late, slot, cookie, segment.offset);
-    } else if segment.flags & FIN != 0 {
-        events::tell(skb, EventKind::Closed, slot, cookie, segment.offset);
+    let more = segment.length != 0 && (end.wrapping_sub(severed.received) as i32) > 0;
+    let old = (segment.sequence.wrapping_sub(severed.received) as i32) < 0;
+    let mut flags = severed.flags;
+    if segment.flags & RST != 0 {
+        flags |= SEVERED_TOLD;
+    } else {
+        if (segment.acknowledged.wrapping_sub(severed.sent) as i32) > 0 {
+            flags |= SEVERED_TOLD;
+        }
+        if more && flags & SEVERED_HEARD != 0 {
+            if flags & SEVERED_LATE == 0 {
+                count(Counter::Late);
+            }
+            flags |= SEVERED_LATE;
+            events::tell(skb, EventKind::Late, &severed, segment.offset);
+        } else if more {
+            events::tell(skb, EventKind::Unheard, &severed, segment.offset);
+        } else if segment.length != 0 || segment.flags & FIN != 0 || old {
+            events::tell(skb, EventKind::Unanswered, &severed, segment.offset);
+        }
+    }
+    if flags != severed.flags {
+        // SAFETY: as above.
+        unsafe { write_volatile(&raw mut (*place).flags, flags) };
     }
     TC_ACT_SHOT
 }
