@@ -5,23 +5,25 @@
 //! as their source, which IPv4 takes for an error unless the device says accept_local.
 //!
 //! The table has the number of the agent's port, so that two agents' stand side by side. What is left behind by
-//! SIGKILL is harmless, as nobody sets the mark, and the next agent on the port has it for its own.
+//! SIGKILL is harmless, as nobody sets the mark, and the next agent takes it away.
 
 use std::fs;
 use std::io;
 
 use divert_common::insert::LED;
 use divert_common::netns::NetNs;
+use netlink_packet_core::Parseable;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage};
+use tracing::debug;
 
-use super::listeners::Families;
+use super::listeners::{self, Families};
 use super::netlink::{Netlink, encode, with_attribute};
 use super::routes::{LOOPBACK, PROTOCOL};
 
-/// Between the rules of every namespace, `local` (0) and `main` (32766): before the latter, which knows the server's address.
-const PRIORITY: u32 = 100;
+/// Right behind `local` (0), and before all that a pod may add: any other table may know the server's address.
+const PRIORITY: u32 = 1;
 /// IFLA_AF_SPEC, and in it for AF_INET IFLA_INET_CONF (linux/if_link.h).
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
@@ -51,29 +53,81 @@ impl Way {
         }
         let netlink = netns.enter(|| Netlink::open(libc::NETLINK_ROUTE))??;
         let mut way = Self { netlink, port, families };
-        if families.v4 {
-            way.netlink.change(libc::RTM_SETLINK, 0, &loopback_accepts_own_addresses())?;
-        }
+        add(&mut way.netlink, port, families)?;
         for family in way.present() {
-            let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-            let route = encode(&route(family, port));
-            let rule = encode(&rule(family, port));
-            for (kind, message) in [(libc::RTM_NEWROUTE, route), (libc::RTM_NEWRULE, rule)] {
-                match way.netlink.change(kind, flags, &message) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                    _ => {}
-                }
+            if let Err(error) = remove_leftovers(&mut way.netlink, netns, family, port) {
+                debug!("rules of an agent that has ended stay, harmless: {error}");
             }
         }
         Ok(way)
     }
 
-    fn present(&self) -> impl Iterator<Item = AddressFamily> + use<> {
-        let Families { v4, v6 } = self.families;
-        [(v4, AddressFamily::Inet), (v6, AddressFamily::Inet6)]
-            .into_iter()
-            .filter_map(|(present, family)| present.then_some(family))
+    /// Adds again what of it somebody has removed.
+    ///
+    /// # Errors
+    /// As [`Way::open`].
+    pub fn restore(&self, netns: &NetNs) -> io::Result<()> {
+        let mut netlink = netns.enter(|| Netlink::open(libc::NETLINK_ROUTE))??;
+        add(&mut netlink, self.port, self.families)
     }
+
+    fn present(&self) -> impl Iterator<Item = AddressFamily> + use<> {
+        present(self.families)
+    }
+}
+
+fn present(Families { v4, v6 }: Families) -> impl Iterator<Item = AddressFamily> {
+    [(v4, AddressFamily::Inet), (v6, AddressFamily::Inet6)]
+        .into_iter()
+        .filter_map(|(present, family)| present.then_some(family))
+}
+
+/// Adds what is not there.
+fn add(netlink: &mut Netlink, port: u16, families: Families) -> io::Result<()> {
+    if families.v4 {
+        netlink.change(libc::RTM_SETLINK, 0, &loopback_accepts_own_addresses())?;
+    }
+    for family in present(families) {
+        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        let route = encode(&route(family, port));
+        let rule = encode(&rule(family, port));
+        for (kind, message) in [(libc::RTM_NEWROUTE, route), (libc::RTM_NEWRULE, rule)] {
+            match netlink.change(kind, flags, &message) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes rules and routes of agents that have ended: nobody listens on their ports.
+fn remove_leftovers(
+    netlink: &mut Netlink,
+    netns: &NetNs,
+    family: AddressFamily,
+    port: u16,
+) -> io::Result<()> {
+    let mut ports = Vec::new();
+    let mut all = RuleMessage::default();
+    all.header.family = family;
+    netlink.dump(libc::RTM_GETRULE, &encode(&all), |_, payload| {
+        let found = RuleMessage::parse(payload).map_err(io::Error::other)?.attributes;
+        let table =
+            found.iter().find_map(|it| if let RuleAttribute::Table(it) = it { Some(*it) } else { None });
+        let table = table.and_then(|it| u16::try_from(it).ok()).filter(|it| *it != port);
+        if found.contains(&RuleAttribute::FwMark(LED)) && found.contains(&RuleAttribute::Protocol(PROTOCOL)) {
+            ports.extend(table);
+        }
+        Ok(())
+    })?;
+    for port in ports {
+        if !listeners::is_taken(netns, port)? {
+            netlink.change(libc::RTM_DELRULE, 0, &encode(&rule(family, port)))?;
+            netlink.change(libc::RTM_DELROUTE, 0, &encode(&route(family, port)))?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Way {
