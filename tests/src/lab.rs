@@ -30,9 +30,11 @@ use crate::wait::{self, PATIENCE};
 
 pub(crate) mod crowd;
 mod restart;
+mod wire;
 
 pub use crowd::Crowd;
 pub use restart::Down;
+pub use wire::{Faults, Wire};
 
 /// An address family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

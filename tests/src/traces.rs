@@ -107,11 +107,16 @@ pub fn hooks(cgroup: &Path) -> io::Result<u32> {
 
 /// Number of eBPF programs attached to a cgroup or a network namespace.
 fn attached_programs(to: impl AsFd, attach_type: u32) -> io::Result<u32> {
+    programs_of(u32::try_from(to.as_fd().as_raw_fd()).map_err(io::Error::other)?, attach_type)
+}
+
+/// Likewise, of what the kernel knows by a number: a descriptor, or a device's index in the namespace of the thread.
+fn programs_of(target: u32, attach_type: u32) -> io::Result<u32> {
     /// The start of `union bpf_attr` for BPF_PROG_QUERY.
     #[repr(C)]
     #[derive(Default)]
     struct Query {
-        target_fd: u32,
+        target: u32,
         attach_type: u32,
         query_flags: u32,
         attach_flags: u32,
@@ -120,10 +125,25 @@ fn attached_programs(to: impl AsFd, attach_type: u32) -> io::Result<u32> {
         reserved: [u32; 9],
     }
     const BPF_PROG_QUERY: libc::c_int = 16;
-    let mut query = Query { attach_type, ..Query::default() };
-    query.target_fd = u32::try_from(to.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    let mut query = Query { target, attach_type, ..Query::default() };
     // SAFETY: bpf(2) reads and writes at most the size given of the structure, which outlives the call.
     let done =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, std::mem::size_of::<Query>()) };
     if done == -1 { Err(io::Error::last_os_error()) } else { Ok(query.prog_count) }
+}
+
+/// Number of eBPF programs on a device of a namespace (tcx), of both directions.
+///
+/// # Errors
+/// When there is no such device, or the kernel does not say.
+pub fn device_programs(netns: &NetNs, device: &str) -> Result<u32> {
+    /// BPF_TCX_INGRESS, BPF_TCX_EGRESS (linux/bpf.h).
+    const KINDS: [u32; 2] = [46, 47];
+    let name = std::ffi::CString::new(device)?;
+    let counted = netns.enter(|| {
+        // SAFETY: a string with its end.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        KINDS.iter().map(|kind| programs_of(index, *kind)).sum::<io::Result<u32>>()
+    })?;
+    Ok(counted?)
 }
