@@ -101,7 +101,7 @@ pub fn is_request(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, wat
     if !answered || acknowledged != segment.sequence {
         return false;
     }
-    let found = scanned(scan_head(ctx.skb.skb, segment.offset, segment.length, 1));
+    let found = scanned(scan_head(ctx.skb.skb, segment.offset, segment.length, 1, 1));
     if !found.is(Verdict::Plain) && !found.is(Verdict::Keyed) {
         return false;
     }

@@ -272,13 +272,15 @@ fn follow(ctx: &TcContext, socket: *mut bpf_sock, segment: &Segment, watch: &mut
             return NEXT;
         }
         turn += 1;
-        let found = scanned(scan_head(skb, segment.offset + at, segment.length - at, keys));
+        let behind = (!silent || turn > 1) as u32;
+        let found = scanned(scan_head(skb, segment.offset + at, segment.length - at, keys, behind));
         if found.is(Verdict::Plain) {
             at = at.wrapping_add(found.length());
             heads += 1;
             continue;
         }
-        if silent && found.is(Verdict::Foreign) {
+        if found.is(Verdict::Foreign) {
+            // Behind a request it is for whoever answers that, and may go on doing so: who uploads while the answer lasts.
             return lose(watch, Counter::LostForeign);
         }
         let Some(pod) = served(ctx, watch) else {

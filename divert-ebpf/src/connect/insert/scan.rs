@@ -88,10 +88,11 @@ static SCANS: PerCpuArray<Scan> = PerCpuArray::with_max_entries(1, 0);
 static NAMES: Array<Names> = Array::with_max_entries(1, 0);
 
 /// Scans the head that begins at `offset` of the packet, of which `length` bytes are there. Where `keys` is zero, nobody
-/// wants to know of keys.
+/// wants to know of keys. `behind` is not zero where requests came before: then what does not look like another one is
+/// `Foreign`, as it may belong to the last one's answer, which can end with its connection.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn scan_head(skb: *mut __sk_buff, offset: u32, length: u32, keys: u32) -> u64 {
+pub extern "C" fn scan_head(skb: *mut __sk_buff, offset: u32, length: u32, keys: u32, behind: u32) -> u64 {
     let length = if length > HEAD_BYTES { HEAD_BYTES } else { length };
     let Some(scan) = SCANS.get_ptr_mut(0) else { return 0 };
     if length == 0 {
@@ -123,6 +124,9 @@ pub extern "C" fn scan_head(skb: *mut __sk_buff, offset: u32, length: u32, keys:
         let mut nothing = 0_u64;
         bpf_loop(steps, step as *mut core::ffi::c_void, (&raw mut nothing).cast(), 0);
         let verdict = read_volatile(&raw const (*scan).verdict);
+        if verdict == Verdict::Open as u32 && behind != 0 && (*scan).lines == 0 && !begins_like_one(&*scan) {
+            return u64::from(Verdict::Foreign as u32) << 32;
+        }
         let length =
             read_volatile(&raw const (*scan).head).wrapping_add(read_volatile(&raw const (*scan).body));
         u64::from(verdict) << 32 | u64::from(length)
@@ -149,7 +153,26 @@ pub fn scanned(word: u64) -> Scanned {
 #[inline(always)]
 fn may_begin(scan: &Scan) -> bool {
     let first = byte(scan, 0);
-    first == b'\r' || first.is_ascii_alphabetic()
+    matches!(first, b'\r' | b'\n' | b' ') || first.is_ascii_alphabetic()
+}
+
+/// Whether a line that has not ended begins like that of a request: a method in upper case, as all are, as far as it is there
+/// or up to a space; or it is blank.
+#[inline(always)]
+fn begins_like_one(scan: &Scan) -> bool {
+    let length = scan.length;
+    let mut at = 0;
+    while at < 16 {
+        if at >= length {
+            return true;
+        }
+        let byte = byte(scan, at);
+        if !byte.is_ascii_uppercase() {
+            return byte == b' ' && at != 0 || byte == b'\r' && at == 0;
+        }
+        at += 1;
+    }
+    false
 }
 
 /// Where a word has the byte: the upper bit of that byte, and perhaps of some above it.
@@ -244,6 +267,12 @@ fn eight(scan: &Scan, at: u32) -> u64 {
 /// What a request line ends with, but for the last digit.
 const VERSION: u64 = text(b" HTTP/1.");
 
+/// Whether a word is that, of any version and in any case.
+#[inline(always)]
+fn is_version(word: u64) -> bool {
+    (word | 0x2020_2020_2020_2020) & 0x0000_ffff_ffff_ffff == text(b" http/1.") & 0x0000_ffff_ffff_ffff
+}
+
 /// A word of eight bytes as `eight` reads it.
 const fn text(bytes: &[u8; 8]) -> u64 {
     u64::from_le_bytes(*bytes)
@@ -265,7 +294,8 @@ pub extern "C" fn scan_line_end(at: u32) -> u64 {
     let scan = unsafe { &mut *scan };
     let start = scan.start;
     if at == 0 || byte(scan, at.wrapping_sub(1)) != b'\r' || scan.returns != scan.lines.wrapping_add(1) {
-        let http = scan.lines != 0 || at > 11 && eight(scan, at.wrapping_sub(9)) == VERSION;
+        // At its beginning it is a blank line.
+        let http = at == 0 || scan.lines != 0 || at > 11 && is_version(eight(scan, at.wrapping_sub(9)));
         return set(scan, if http { Verdict::Irregular } else { Verdict::Foreign });
     }
     let length = at.wrapping_sub(start);
@@ -295,8 +325,8 @@ fn request_line(scan: &mut Scan, at: u32) -> u64 {
     let version = eight(scan, at.wrapping_sub(10));
     // The last digit, and the carriage return, are what is left of the line.
     if version != VERSION || byte(scan, at.wrapping_sub(2)) & !1 != b'0' {
-        // HTTP/2 begins with such a line, too (RFC 9113 3.4).
-        let http = version & 0x0000_ffff_ffff_ffff == VERSION & 0x0000_ffff_ffff_ffff;
+        // HTTP/2 begins with such a line, too (RFC 9113 3.4). There may be a space or a digit more behind it.
+        let http = is_version(version) || is_version(eight(scan, at.wrapping_sub(11)));
         return set(scan, if http { Verdict::Irregular } else { Verdict::Foreign });
     }
     let first = byte(scan, 0);
