@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check there is. Cheap ones first; cargo's own tests last, so that the
 //! output ends with their result.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -15,8 +16,27 @@ const CARGO_FUZZ: &str = "0.13.2";
 /// Targets of divert-agent/http/fuzz.
 const FUZZ_TARGETS: [&str; 5] = ["head", "framing", "baggage", "h2", "hpack"];
 
+/// Tests of the kit that say most of a data path. The whole of it runs on one of them, and these on the other first.
+const ESSENTIAL: [&str; 11] = [
+    "families",
+    "http1_answers",
+    "http1_bytes",
+    "http1_ends",
+    "http1_framing",
+    "http1_irregular",
+    "http1_routing",
+    "http1_upgrade",
+    "life",
+    "not_http",
+    "own_rules",
+];
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Runs no checks, and all tests of the kit with agents that take this path: without it, all tests splice, and those that
+    /// say most insert.
+    #[arg(long, value_parser = ["splice", "insert"])]
+    path: Option<String>,
     /// Seconds that each fuzz target runs.
     #[arg(long, default_value_t = 5)]
     fuzz_seconds: u32,
@@ -30,6 +50,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("the tests make network namespaces and load eBPF programs: run this as root");
     }
     packages::ensure(packages::TESTS, "Install what the names stand for, then run this again.")?;
+    if let Some(path) = &args.path {
+        build::objects(&[std::env::consts::ARCH.into()])?;
+        let mut test = cargo_test(&programs()?);
+        test.args(["--package", "divert-tests", "--no-fail-fast"]).args(&args.cargo_test).env(PATH, path);
+        return command::run(&mut test);
+    }
 
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["fmt", "--check", "--manifest-path", "divert-ebpf/Cargo.toml"])?;
@@ -39,21 +65,36 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     docs()?;
     pure::check()?;
     fuzz(args.fuzz_seconds)?;
-    // Programs that the tests start; `cargo test` builds those of a package for that package's tests alone.
+    let programs = programs()?;
+    let mut inserting = cargo_test(&programs);
+    inserting.args(["--package", "divert-tests"]).args(ESSENTIAL.iter().flat_map(|name| ["--test", name]));
+    command::run(inserting.env(PATH, "insert"))?;
+    command::run(cargo_test(&programs).arg("--workspace").args(&args.cargo_test).env_remove(PATH))
+}
+
+/// What says to agents of the kit which path they take.
+const PATH: &str = "DIVERT_PATH";
+
+/// Programs that the tests start, by the variables that name them: `cargo test` builds those of a package for that package's
+/// tests alone.
+fn programs() -> Result<[(&'static str, PathBuf); 6]> {
     cargo(&["build", "--workspace", "--bins"])?;
     let agent = workspace::target().join("debug/divert-agent");
     manifests::check(&agent)?;
-    let kubernetes = kubernetes::build()?;
-    let cluster = cluster::build()?;
-    let image = image::quick()?;
-    let h2spec = h2spec::build()?;
-    let prometheus = prometheus::build()?;
+    Ok([
+        ("DIVERT_AGENT", agent),
+        ("DIVERT_KUBERNETES", kubernetes::build()?),
+        ("DIVERT_CLUSTER", cluster::build()?),
+        ("DIVERT_IMAGE", image::quick()?),
+        ("DIVERT_H2SPEC", h2spec::build()?),
+        ("DIVERT_PROMETHEUS", prometheus::build()?),
+    ])
+}
+
+fn cargo_test(programs: &[(&'static str, PathBuf)]) -> Command {
     let mut test = at_root();
-    test.args(["test", "--workspace"]).args(&args.cargo_test);
-    test.env("DIVERT_AGENT", agent).env("DIVERT_KUBERNETES", kubernetes);
-    test.env("DIVERT_CLUSTER", cluster).env("DIVERT_IMAGE", image).env("DIVERT_H2SPEC", h2spec);
-    test.env("DIVERT_PROMETHEUS", prometheus);
-    command::run(&mut test)
+    test.arg("test").envs(programs.iter().map(|(name, path)| (name, path)));
+    test
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
