@@ -22,6 +22,10 @@ use crate::manifest::Manifests;
 use crate::process::{Place, Process};
 use crate::{path, traces, wait};
 
+/// Longest wait for an agent to be ready: the kernel takes a second of its own to verify the programs, which every test
+/// that runs has it do.
+const READY: Duration = Duration::from_secs(40);
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -55,6 +59,13 @@ impl Default for Options {
             descriptors: None,
             no_sock_diag: None,
         }
+    }
+}
+
+impl Options {
+    /// Of an agent that splices whatever path others take, for tests of what only splicing has.
+    pub fn spliced() -> Self {
+        Self { arguments: vec!["--path".into(), "splice".into()], ..Self::default() }
     }
 }
 
@@ -128,7 +139,7 @@ impl Agent {
     /// # Errors
     /// When it does not in time, or the agent ends.
     pub fn wait_ready(&mut self) -> Result<()> {
-        self.wait_ready_within(wait::PATIENCE)
+        self.wait_ready_within(READY)
     }
 
     /// Waits until /readyz says so, for at most `limit`.

@@ -46,6 +46,24 @@ impl Fixture {
         Self::with_pods(&[])
     }
 
+    /// The same where the port of every service is declared to be of HTTP/2.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part of it.
+    pub fn http2() -> Result<Self> {
+        Self::http2_with_pods(&[])
+    }
+
+    /// A town with more pods, where the port of every service is declared to be of HTTP/2.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part of it.
+    pub fn http2_with_pods(more: &[&str]) -> Result<Self> {
+        let town = Self::with_pods(more)?;
+        town.put_town(&[Port::from(PORT).app_protocol("kubernetes.io/h2c")])?;
+        Ok(town)
+    }
+
     /// A town with more pods.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Options};
 use crate::fixture::{Fixture, PORT};
 use crate::lab::{FAMILIES, Family, Pod};
 use crate::{path, server, wait};
@@ -25,6 +25,7 @@ use crate::{path, server, wait};
 mod capture;
 mod random;
 mod starved;
+mod watch;
 
 pub use capture::{is_captured, kernel_peer};
 pub use random::random;
@@ -159,12 +160,24 @@ pub fn run(
 /// # Errors
 /// Naming the script and both records.
 pub fn compare(scripts: &[(&str, Script)]) -> Result<()> {
+    compare_by(&Options::default(), scripts)
+}
+
+/// The same with an agent that splices, whatever path others take.
+///
+/// # Errors
+/// Naming the script and both records.
+pub fn compare_spliced(scripts: &[(&str, Script)]) -> Result<()> {
+    compare_by(&Options::spliced(), scripts)
+}
+
+fn compare_by(options: &Options, scripts: &[(&str, Script)]) -> Result<()> {
     let town = Fixture::new()?;
     let (client, server) = (town.client(), town.server());
     let cases = Cases { town: &town, client: &client, server: &server, scripts };
     let direct = cases.play(|family| town.address(family), None).context("direct")?;
     let alone = std::env::var_os("DIVERT_TESTS_DIRECT").is_some();
-    let agent = if alone { None } else { Some(town.agent()?) };
+    let agent = if alone { None } else { Some(Agent::start(&town.lab, &town.manifests, options)?) };
     let captured = cases.play(|family| town.address(family), agent.as_ref()).context("captured")?;
     cases.expect_equal(&direct, &captured, agent.as_ref())
 }
@@ -221,7 +234,7 @@ impl Cases<'_> {
                 starved.as_mut().map_or(Ok(()), Starved::sample)?;
                 let (record, captured) = run(script, self.client, self.server, to(family), PORT)
                     .with_context(|| format!("{name}, {family:?}, as follows: {script:?}"))?;
-                if captured == Some(agent.is_some()) || captured.is_none() && path::inserts() {
+                if captured == Some(agent.is_some()) {
                     return Ok(record);
                 }
                 if captured == Some(false) && starved.as_mut().map_or(Ok(false), Starved::explains)? {

@@ -195,3 +195,13 @@ pub fn accept(listener: &TcpListener) -> Result<(TcpStream, std::net::SocketAddr
     let (stream, peer) = listener.accept()?;
     Ok((lab::patient(stream)?, peer))
 }
+
+/// A connection that is there already.
+pub fn try_accept(listener: &TcpListener) -> Option<TcpStream> {
+    listener.set_nonblocking(true).ok()?;
+    let accepted = listener.accept();
+    listener.set_nonblocking(false).ok()?;
+    let (stream, _) = accepted.ok()?;
+    stream.set_nonblocking(false).ok()?;
+    lab::patient(stream).ok()
+}

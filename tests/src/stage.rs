@@ -4,10 +4,11 @@ use std::net::TcpListener;
 
 use anyhow::{Result, bail};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Options};
 use crate::fixture::{Fixture, PORT};
-use crate::lab::{self, Family};
+use crate::lab::Family;
 use crate::peer::Peer;
+use crate::server;
 
 /// The town of [`Fixture`] with an agent, where the test listens for `staging/web` and `alice/web`.
 #[derive(Debug)]
@@ -31,14 +32,36 @@ impl Stage {
         Self::of(Fixture::new()?)
     }
 
+    /// Sets it up with an agent that splices, whatever path others take.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part, or the agent does not become ready.
+    pub fn spliced() -> Result<Self> {
+        Self::with(Fixture::new()?, &Options::spliced())
+    }
+
+    /// Sets it up where the port is declared to be of HTTP/2, so that its connections go through the agent from their first
+    /// byte on.
+    ///
+    /// # Errors
+    /// When the kernel refuses a part, or the agent does not become ready.
+    pub fn http2() -> Result<Self> {
+        Self::of(Fixture::http2()?)
+    }
+
     /// Sets it up in a town that is made.
     ///
     /// # Errors
     /// When the kernel refuses a part, or the agent does not become ready.
     pub fn of(town: Fixture) -> Result<Self> {
+        Self::with(town, &Options::default())
+    }
+
+    fn with(town: Fixture, options: &Options) -> Result<Self> {
         let shared = town.server().listen(PORT)?;
         let alices = town.lab.pod("alice/web").listen(PORT)?;
-        Ok(Self { agent: town.agent()?, shared, alices, town })
+        let agent = Agent::start(&town.lab, &town.manifests, options)?;
+        Ok(Self { agent, shared, alices, town })
     }
 
     /// A client, and the connection to the original destination that is opened with it.
@@ -47,7 +70,7 @@ impl Stage {
     /// When one of them does not come about.
     pub fn connect(&self) -> Result<(Peer, Peer)> {
         let client = Peer::new(self.town.client().connect(self.town.address(Family::V4))?);
-        Ok((client, Peer::accept(&self.shared)?))
+        Ok((client, Peer::accept_original(&self.shared)?))
     }
 
     /// The next connection to alice.
@@ -60,12 +83,12 @@ impl Stage {
 
     /// A connection to alice that is there already.
     pub fn try_alice(&self) -> Option<Peer> {
-        try_accept(&self.alices)
+        server::try_accept(&self.alices).map(Peer::new)
     }
 
     /// A connection to the original destination that is there already.
     pub fn try_shared(&self) -> Option<Peer> {
-        try_accept(&self.shared)
+        server::try_accept(&self.shared).map(Peer::new)
     }
 
     /// Fails when somebody has connected to alice who was not accepted yet. To be asked when all that could
@@ -79,13 +102,4 @@ impl Stage {
             Some(peer) => bail!("nobody is to reach alice, and {:?} did", peer.stream().peer_addr()),
         }
     }
-}
-
-fn try_accept(listener: &TcpListener) -> Option<Peer> {
-    listener.set_nonblocking(true).ok()?;
-    let accepted = listener.accept();
-    listener.set_nonblocking(false).ok()?;
-    let (stream, _) = accepted.ok()?;
-    stream.set_nonblocking(false).ok()?;
-    lab::patient(stream).ok().map(Peer::new)
 }

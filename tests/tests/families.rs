@@ -10,7 +10,7 @@ use divert_tests::http::Http;
 use divert_tests::lab::{self, Family, Pod};
 use divert_tests::script::is_captured;
 use divert_tests::server::Echo;
-use divert_tests::wait;
+use divert_tests::{path, wait};
 
 /// Serves on IPv4 alone, as a server that binds 0.0.0.0 does.
 fn on_v4(pod: &Pod) -> Result<Echo> {
@@ -36,6 +36,7 @@ fn asked(town: &Fixture, pod: &Pod, family: Family, key: &[(&str, &str)]) -> Res
 #[test]
 fn a_request_with_a_key_reaches_a_server_of_the_other_family() -> Result<()> {
     let (town, _servers, _agent) = start()?;
+    path::meet_refusal(&town.client(), town.address(Family::V6))?;
     for family in [Family::V6, Family::V4] {
         assert_eq!(
             asked(&town, &town.client(), family, &[ALICE])?.as_deref(),
@@ -50,7 +51,8 @@ fn a_request_with_a_key_reaches_a_server_of_the_other_family() -> Result<()> {
 fn what_was_just_refused_is_left_to_refuse_so_that_clients_go_on() -> Result<()> {
     let (town, _servers, agent) = start()?;
     let (client, other) = (town.client(), town.lab.pod("staging/other"));
-    // Who is the first is led to the agent, and learns of it as well as a proxy can tell.
+    path::meet_refusal(&client, town.address(Family::V6))?;
+    // Who is led to the agent first learns of it as well as a proxy can tell.
     assert!(asked(&town, &client, Family::V6, &[]).is_err());
     let refused = client.connect(town.address(Family::V6)).expect_err("nobody listens there");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
@@ -59,6 +61,7 @@ fn what_was_just_refused_is_left_to_refuse_so_that_clients_go_on() -> Result<()>
         assert_eq!(asked(&town, &client, Family::V4, key)?.as_deref(), Some(by));
     }
     // It is this pod that was refused: another may have rules that let it.
+    path::meet_refusal(&other, town.address(Family::V6))?;
     assert_eq!(asked(&town, &other, Family::V6, &[ALICE])?.as_deref(), Some("alice/web"));
     wait::until("the pod's connections there to be captured again", || {
         client
@@ -82,6 +85,7 @@ fn a_refusal_that_no_client_met_keeps_nobody_from_alice() -> Result<()> {
     let town = Fixture::new()?;
     let _alices = Echo::start(&town.lab.pod("alice/web"), PORT)?;
     let _agent = town.agent()?;
+    path::meet_refusal(&town.client(), town.address(Family::V4))?;
     let before = resets_sent(&town.server())?;
     let mut http = town.connect()?;
     wait::until("the shared copy's kernel to refuse", || {

@@ -18,7 +18,7 @@ const GRPC: (&str, &str) = ("content-type", "application/grpc+proto");
 
 /// A stage where alice's endpoints are these, or none is ready.
 fn with_endpoints(hosts: &[u8], more: impl FnOnce(&mut serde_json::Value)) -> Result<Stage> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let [a, b, c, _] = town.client().v4.octets();
     let address = |host: u8| Ipv4Addr::new(a, b, c, host).into();
     let mut endpoints: Vec<_> = hosts.iter().map(|&host| (address(host), true)).collect();
@@ -114,7 +114,7 @@ fn no_ready_endpoint_is_a_503_and_the_connection_goes_on() -> Result<()> {
 
 #[test]
 fn a_server_of_http1_is_a_502_that_says_so() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], true);
     let mut alice = stage.alice()?;
@@ -130,7 +130,7 @@ fn a_server_of_http1_is_a_502_that_says_so() -> Result<()> {
 
 #[test]
 fn refused_connections_are_a_502_that_names_them() -> Result<()> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let hers = format!("{}:{PORT}", town.lab.pod("alice/web").v4);
     let shared = town.server().listen(PORT)?;
     let _agent = town.agent()?;
@@ -199,7 +199,7 @@ fn with_shared_the_original_answers_for_endpoints_that_cannot() -> Result<()> {
 
 #[test]
 fn who_answered_is_told_to_those_who_ask() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     let debug = ("x-divert-debug", "1");
     client.request(1, &[ALICE, debug], true);
@@ -243,7 +243,7 @@ fn who_answered_is_told_to_those_who_ask() -> Result<()> {
 
 #[test]
 fn alice_is_served_where_the_original_is_not_there() -> Result<()> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let alices = town.lab.pod("alice/web").listen(PORT)?;
     let agent = town.agent()?;
     let peer = Peer::new(town.client().connect(town.address(Family::V4))?);

@@ -151,7 +151,7 @@ fn what_is_wrong_is_for_the_original_to_judge() -> Result<()> {
 
 #[test]
 fn conversations_are_the_same_wherever_their_streams_go() -> Result<()> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let shared = town.server().listen(PORT)?;
     let alices = town.lab.pod("alice/web").listen(PORT)?;
     let connect = || Ok::<_, anyhow::Error>(Peer::new(town.client().connect(town.address(Family::V4))?));

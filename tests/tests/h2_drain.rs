@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 #[test]
 fn streams_under_way_end_in_peace() -> Result<()> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::http2()?;
     let (mut plain, mut plains) = open(&stage)?;
     plain.request(1, &[], false);
     plains.head(1);
@@ -65,7 +65,7 @@ fn answer_ping(client: &mut H2) {
 /// The h2 crate answers PING before it sends what it has begun.
 #[test]
 fn a_stream_that_was_begun_before_the_farewell_was_read_is_served() -> Result<()> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[], true);
     answer(&mut shared, 1, "shared");
@@ -87,7 +87,7 @@ fn a_stream_that_was_begun_before_the_farewell_was_read_is_served() -> Result<()
 
 #[test]
 fn idle_connections_are_closed_at_once() -> Result<()> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::http2()?;
     let (mut fresh, mut fresh_server) = open(&stage)?;
     let (mut used, mut shared) = open(&stage)?;
     used.request(1, &[], true);

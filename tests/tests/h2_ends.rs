@@ -33,7 +33,7 @@ fn go_on(client: &mut H2, shared: &mut H2, alice: &mut H2, first: u32) {
 
 #[test]
 fn a_reset_of_the_client_reaches_the_server_of_that_stream_alone() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     client.data(3, "begun", false);
     client.send(&[Frame::reset(3, code::CANCEL)]);
@@ -62,7 +62,7 @@ fn a_reset_of_the_client_reaches_the_server_of_that_stream_alone() -> Result<()>
 
 #[test]
 fn a_reset_of_a_server_reaches_the_client_on_that_stream_alone() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     // Before anything was said, and in mid-response.
     alice.send(&[Frame::reset(3, code::INTERNAL_ERROR)]);
@@ -93,7 +93,7 @@ fn a_reset_of_a_server_reaches_the_client_on_that_stream_alone() -> Result<()> {
 
 #[test]
 fn trailers_and_answers_of_trailers_alone_pass() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     for (server, stream, first) in [(&mut shared, 1, 5), (&mut alice, 3, 7)] {
         // Of a request.
@@ -127,7 +127,7 @@ fn trailers_and_answers_of_trailers_alone_pass() -> Result<()> {
 
 #[test]
 fn each_half_of_a_stream_ends_by_itself() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     for (server, stream) in [(&mut shared, 1), (&mut alice, 3)] {
         // The answer is complete, and the request goes on.
@@ -147,7 +147,7 @@ fn each_half_of_a_stream_ends_by_itself() -> Result<()> {
 
 #[test]
 fn alice_goes_away_and_the_original_goes_on() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     client.request(5, &[ALICE], true);
     alice.head(5);
@@ -173,7 +173,7 @@ fn alice_goes_away_and_the_original_goes_on() -> Result<()> {
 
 #[test]
 fn the_original_goes_away_and_alice_goes_on() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     client.request(5, &[], true);
     shared.head(5);
@@ -204,7 +204,7 @@ fn the_original_goes_away_and_alice_goes_on() -> Result<()> {
 
 #[test]
 fn a_farewell_of_the_original_passes_as_it_is_where_nothing_is_diverted() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[], true);
     shared.head(1);
@@ -221,7 +221,7 @@ fn a_farewell_of_the_original_passes_as_it_is_where_nothing_is_diverted() -> Res
 
 #[test]
 fn the_clients_farewell_reaches_all() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     client.send(&[Frame::goaway(0, code::NO_ERROR)]);
     assert_eq!(shared.expect_goaway(), (0, code::NO_ERROR));
@@ -247,7 +247,7 @@ fn the_clients_farewell_reaches_all() -> Result<()> {
 
 #[test]
 fn the_death_of_alice_is_an_answer_to_what_she_has_not_answered() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     for reset in [false, true] {
         let (mut client, mut shared, mut alice) = both(&stage)?;
         client.request(5, &[ALICE], true);
@@ -285,7 +285,7 @@ fn the_death_of_alice_is_an_answer_to_what_she_has_not_answered() -> Result<()> 
 
 #[test]
 fn the_death_of_the_original_leaves_alices_streams_their_time() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     for reset in [false, true] {
         let (mut client, shared, mut alice) = both(&stage)?;
         if reset {
@@ -311,7 +311,7 @@ fn the_death_of_the_original_leaves_alices_streams_their_time() -> Result<()> {
 
 #[test]
 fn an_original_that_ends_with_nothing_diverted_ends_the_client_the_same_way() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, shared) = open(&stage)?;
     drop(shared);
     client.expect_end();
@@ -333,7 +333,7 @@ fn an_original_that_ends_with_nothing_diverted_ends_the_client_the_same_way() ->
 
 #[test]
 fn a_client_that_goes_takes_all_its_connections_along() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (client, mut shared, mut alice) = both(&stage)?;
     drop(client);
     shared.expect_end();
@@ -352,7 +352,7 @@ fn a_client_that_goes_takes_all_its_connections_along() -> Result<()> {
 /// A client that has ended its stream gives no credit for what is left of its responses.
 #[test]
 fn a_client_that_can_be_sent_nothing_more_is_let_go() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], true);
     client.request(3, &[], true);

@@ -36,7 +36,7 @@ fn flow(server: &mut H2, stream: u32, bytes: &[u8]) {
 /// The agent asks those who serve a client to keep to its smaller windows, and waits for them: not for who has gone.
 #[test]
 fn settings_do_not_wait_for_a_connection_that_is_closed() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     alice.send(&[Frame::goaway(3, code::NO_ERROR)]);
     client.data(3, "the end", true);
@@ -59,7 +59,7 @@ fn settings_do_not_wait_for_a_connection_that_is_closed() -> Result<()> {
 /// answer that with a reset.
 #[test]
 fn the_last_response_reaches_a_client_that_reads_slowly() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, shared, mut alice) = both(&stage)?;
     drop(shared);
     client.expect_goaway();
@@ -87,7 +87,7 @@ fn the_last_response_reaches_a_client_that_reads_slowly() -> Result<()> {
 /// A client may end its side of the connection when it has asked for all that it wants.
 #[test]
 fn a_client_that_says_no_more_gets_its_responses() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     for (server, stream) in [(&mut shared, 1), (&mut alice, 3)] {
         client.data(stream, "the end", true);
@@ -113,7 +113,7 @@ fn a_client_that_says_no_more_gets_its_responses() -> Result<()> {
 /// not read.
 #[test]
 fn what_alice_says_before_she_resets_comes_through() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared, mut alice) = both(&stage)?;
     let body = bulk(100_000, 3);
     alice.wait_window(body.len() + 1000);

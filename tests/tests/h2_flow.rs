@@ -31,7 +31,7 @@ fn take(peer: &mut H2, stream: u32, bytes: usize) -> Vec<u8> {
 
 #[test]
 fn much_goes_both_ways_in_windows_that_are_given_again() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     let (up, down) = (bulk(3 << 20, 1), bulk(3 << 20, 2));
     let mut alices = None;
@@ -97,7 +97,7 @@ fn take_all(peer: &mut H2, stream: u32, bytes: &[u8]) {
 
 #[test]
 fn a_stalled_response_stalls_no_other() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     for stalled_is_hers in [false, true] {
         // Small windows of streams in a large one of the connection.
         let (mut client, mut shared) = open_with(&stage, &[(setting::INITIAL_WINDOW_SIZE, 1000)], &[])?;
@@ -136,7 +136,7 @@ fn a_stalled_response_stalls_no_other() -> Result<()> {
 
 #[test]
 fn a_request_that_nobody_reads_stalls_no_other() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], false);
     // Alice reads nothing of stream 1, as her window says.
@@ -173,7 +173,7 @@ fn a_request_that_nobody_reads_stalls_no_other() -> Result<()> {
 
 #[test]
 fn an_original_that_lets_nothing_in_holds_up_no_diverted_stream() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open_with(&stage, &[], &[(setting::INITIAL_WINDOW_SIZE, 0)])?;
     client.request(1, &[ALICE], false);
     client.request(3, &[], false);
@@ -198,7 +198,7 @@ fn an_original_that_lets_nothing_in_holds_up_no_diverted_stream() -> Result<()> 
 
 #[test]
 fn windows_that_change_in_mid_stream_are_followed() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], false);
     let (mut alice, _) = alice(&stage, &[])?;
@@ -248,7 +248,7 @@ fn windows_that_change_in_mid_stream_are_followed() -> Result<()> {
 
 #[test]
 fn what_waits_for_a_developers_server_is_on_the_agents_account() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, _shared) = open(&stage)?;
     client.request(1, &[ALICE], false);
     let (mut alice, _) = alice(&stage, &[(setting::INITIAL_WINDOW_SIZE, 0)])?;
@@ -266,7 +266,7 @@ fn what_waits_for_a_developers_server_is_on_the_agents_account() -> Result<()> {
 
 #[test]
 fn the_clients_window_of_the_connection_is_never_overdrawn() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     // Streams may have any amount, the connection has the default window.
     let (mut client, mut shared) = open_with(&stage, &[(setting::INITIAL_WINDOW_SIZE, 1 << 20)], &[])?;
     client.request(1, &[], true);
@@ -313,7 +313,7 @@ fn the_clients_window_of_the_connection_is_never_overdrawn() -> Result<()> {
 
 #[test]
 fn what_a_slow_reader_leaves_is_bounded() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let pid = stage.agent.process().pid();
     // A client that allows everything and reads nothing.
     let everything = 0x7fff_ffff;

@@ -70,7 +70,7 @@ fn nginx(town: &Fixture, name: &str) -> Result<Process> {
 #[test]
 fn curl_uploads_and_downloads_much() -> Result<()> {
     require("curl")?;
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let servers = echoes(&town)?;
     let _agent = town.agent()?;
     let folder = town.lab.folder();
@@ -102,7 +102,7 @@ fn curl_uploads_and_downloads_much() -> Result<()> {
 fn nghttp_asks_nghttpd_with_trailers_and_much() -> Result<()> {
     require("nghttp")?;
     require("nghttpd")?;
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let _servers = [nghttpd(&town, PODS[0])?, nghttpd(&town, PODS[1])?];
     let _agent = town.agent()?;
     let large = town.lab.folder().join("large");
@@ -134,7 +134,7 @@ fn nghttp_asks_nghttpd_with_trailers_and_much() -> Result<()> {
 fn nginx_serves_as_it_does_without_an_agent() -> Result<()> {
     require("nginx")?;
     require("curl")?;
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let _servers = [nginx(&town, PODS[0])?, nginx(&town, PODS[1])?];
     let undated = |text: String| -> String {
         let ours = |line: &&str| {
@@ -255,7 +255,7 @@ fn node_client(town: &Fixture) -> Result<()> {
 #[test]
 fn node_asks_node_with_bodies_trailers_and_websockets() -> Result<()> {
     require("node")?;
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let _servers = [node_server(&town, PODS[0])?, node_server(&town, PODS[1])?];
     // As it is without an agent: the client itself is right, up to who answers.
     let agent = town.agent()?;
@@ -267,7 +267,7 @@ fn node_asks_node_with_bodies_trailers_and_websockets() -> Result<()> {
 #[test]
 fn node_asks_servers_of_another_make() -> Result<()> {
     require("node")?;
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let servers = echoes(&town)?;
     let _agent = town.agent()?;
     node_client(&town)?;
@@ -280,7 +280,7 @@ fn node_asks_servers_of_another_make() -> Result<()> {
 #[test]
 fn h2load_puts_load_on_both() -> Result<()> {
     require("h2load")?;
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let servers = echoes(&town)?;
     let agent = town.agent()?;
     for (key, connections, streams) in

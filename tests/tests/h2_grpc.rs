@@ -28,7 +28,7 @@ struct Town {
 
 impl Town {
     fn new() -> Result<Self> {
-        let town = Fixture::new()?;
+        let town = Fixture::http2()?;
         town.divert("bob")?;
         let start = |pod: &str| Server::start(&town.lab.pod(pod), PORT);
         let servers = [start("staging/web")?, start("alice/web")?, start("bob/web")?];
@@ -238,7 +238,7 @@ fn a_developer_who_cannot_be_reached_is_unavailable_and_says_why() -> Result<()>
 
 #[test]
 fn a_channel_that_is_older_than_a_divert_follows_it() -> Result<()> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     town.undivert("alice")?;
     let http2: Port = PORT.into();
     town.put_town(&[http2.app_protocol("kubernetes.io/h2c")])?;

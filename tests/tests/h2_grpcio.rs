@@ -41,7 +41,7 @@ fn call(town: &Fixture, family: Family) -> Result<[usize; 3]> {
 }
 
 fn town() -> Result<Fixture> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     town.divert("bob")?;
     Ok(town)
 }

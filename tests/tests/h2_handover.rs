@@ -36,7 +36,7 @@ fn options(number: u16) -> Options {
 }
 
 fn town() -> Result<(Fixture, Vec<Server>)> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     town.divert("bob")?;
     let servers = KEYS.iter().map(|(_, name)| Server::start(&town.lab.pod(name), PORT));
     let servers = servers.collect::<Result<_>>()?;

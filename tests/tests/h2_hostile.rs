@@ -40,7 +40,7 @@ struct Siege {
 
 impl Siege {
     fn new() -> Result<Self> {
-        let town = Fixture::with_pods(&["staging/api", "alice/api"])?;
+        let town = Fixture::http2_with_pods(&["staging/api", "alice/api"])?;
         let [api, hers] = [town.lab.pod("staging/api"), town.lab.pod("alice/api")];
         let servers =
             vec![Server::start(&town.server(), PORT)?, Server::start(&town.lab.pod("alice/web"), PORT)?];
@@ -296,7 +296,7 @@ fn preface_and_silence_costs_little() -> Result<()> {
 
 #[test]
 fn a_head_that_does_not_end_in_time_is_cut_off_even_if_it_is_the_first() -> Result<()> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let listener = town.server().listen(PORT)?;
     let arguments = ["--head-timeout", "1"].map(String::from).into();
     let agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
@@ -333,7 +333,7 @@ fn a_head_that_does_not_end_in_time_is_cut_off_even_if_it_is_the_first() -> Resu
 /// RFC 9113 5.1: on a stream that nobody has opened, HEADERS are an error of the connection.
 #[test]
 fn an_original_that_answers_what_nobody_has_asked_is_given_up() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], true);
     let (mut alice, _) = alice(&stage, &[])?;

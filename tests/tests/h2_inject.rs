@@ -13,7 +13,7 @@ use divert_tests::stage::Stage;
 const KEY: (&str, &str) = ("baggage", "okteto-divert=alice");
 
 fn with_host(host: &str) -> Result<Stage> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let mut divert = manifest::divert("alice", "staging");
     divert["spec"]["hosts"] = [host].as_slice().into();
     town.manifests.put("alice", &[divert])?;
@@ -84,7 +84,7 @@ fn from_pod(stage: &Stage) -> Result<Call> {
 
 #[test]
 fn streams_of_her_own_pods_get_her_key() -> Result<()> {
-    let stage = Stage::of(Fixture::with_pods(&["alice/dev"])?)?;
+    let stage = Stage::of(Fixture::http2_with_pods(&["alice/dev"])?)?;
     let Call { mut client, mut shared } = from_pod(&stage)?;
     client.request(1, &[("x", "y")], true);
     let (mut alice, _) = alice(&stage, &[])?;
@@ -127,7 +127,7 @@ fn answer_now(server: &mut H2, stream: u32) {
 
 #[test]
 fn the_original_gets_the_key_too_where_she_has_no_service() -> Result<()> {
-    let town = Fixture::with_pods(&["alice/dev", "staging/api"])?;
+    let town = Fixture::http2_with_pods(&["alice/dev", "staging/api"])?;
     let api = town.lab.cluster_ips(&town.lab.pod("staging/api"))?;
     town.manifests.put("api", &[manifest::service("staging", "api", api, &[PORT.into()])])?;
     let stage = Stage::of(town)?;
@@ -163,7 +163,7 @@ fn the_original_gets_the_key_too_where_she_has_no_service() -> Result<()> {
 
 #[test]
 fn a_head_that_would_grow_too_long_is_refused_where_it_is_seen() -> Result<()> {
-    let stage = Stage::of(Fixture::with_pods(&["alice/dev"])?)?;
+    let stage = Stage::of(Fixture::http2_with_pods(&["alice/dev"])?)?;
     let Call { mut client, mut shared } = from_pod(&stage)?;
     // As a head of HTTP/1 is counted: name, value and four bytes for each field. At the limit without the key.
     let count = |fields: &[(&str, &str)]| -> usize {

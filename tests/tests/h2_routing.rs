@@ -11,7 +11,7 @@ use divert_tests::stage::Stage;
 
 #[test]
 fn streams_of_one_connection_go_to_their_own_namespaces_at_once() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     let own = ("x-number", "1");
     // All are open before any is answered; bob diverts nothing.
@@ -61,7 +61,7 @@ fn streams_of_one_connection_go_to_their_own_namespaces_at_once() -> Result<()> 
 /// A server may handle one connection at a time.
 #[test]
 fn an_original_that_is_asked_for_nothing_is_not_connected_to() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let peer = Peer::new(stage.town.client().connect(stage.town.address(Family::V4))?);
     let mut client = H2::new(peer);
     let head = client.block(&request(&[ALICE], true), Style::Indexed);
@@ -99,7 +99,7 @@ fn an_original_that_is_asked_for_nothing_is_not_connected_to() -> Result<()> {
 
 #[test]
 fn a_stream_is_diverted_however_its_key_is_carried_and_encoded() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     let carriers: [&[(&str, &str)]; 8] = [
         &[ALICE],
@@ -163,7 +163,7 @@ fn padded(stream: u32, block: &[u8]) -> Frame {
 
 #[test]
 fn hpack_tables_of_all_sides_stay_right_whoever_takes_a_stream() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     for seed in 0..4 {
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut client, mut shared) = open(&stage)?;
@@ -202,7 +202,7 @@ fn hpack_tables_of_all_sides_stay_right_whoever_takes_a_stream() -> Result<()> {
 
 #[test]
 fn table_sizes_of_each_hop_are_kept_to() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     // The client lets nobody refer to more than 100 bytes of table, the server to none.
     let client_says = [(setting::HEADER_TABLE_SIZE, 100)];
     let (mut client, mut shared) = open_with(&stage, &client_says, &[(setting::HEADER_TABLE_SIZE, 0)])?;
@@ -237,7 +237,7 @@ fn table_sizes_of_each_hop_are_kept_to() -> Result<()> {
 
 #[test]
 fn connections_to_a_developer_belong_to_one_client_connection() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let mut ends = Vec::new();
     for _ in 0..3 {
         let (mut client, shared) = open(&stage)?;

@@ -10,7 +10,7 @@ use divert_tests::stage::Stage;
 
 #[test]
 fn streams_beyond_what_alice_takes_at_once_wait_for_their_turn() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], true);
     let (mut alice, _) = alice(&stage, &[(setting::MAX_CONCURRENT_STREAMS, 2)])?;
@@ -45,7 +45,7 @@ fn streams_beyond_what_alice_takes_at_once_wait_for_their_turn() -> Result<()> {
 /// A client need not try again what is refused, and that of grpcio does not.
 #[test]
 fn any_number_of_streams_waits_for_a_server_that_takes_few() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     for number in 0..250 {
         client.request(1 + 2 * number, &[ALICE], true);
@@ -67,7 +67,7 @@ fn any_number_of_streams_waits_for_a_server_that_takes_few() -> Result<()> {
 
 #[test]
 fn settings_of_the_client_reach_all_servers_and_pings_the_original() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let settings = [(setting::INITIAL_WINDOW_SIZE, 70_000), (setting::MAX_FRAME_SIZE, 20_000), (0xfafa, 1)];
     let (mut client, mut shared) = open_with(&stage, &settings, &[(setting::MAX_FRAME_SIZE, 30_000)])?;
     client.request(1, &[ALICE], false);
@@ -112,7 +112,7 @@ fn settings_of_the_client_reach_all_servers_and_pings_the_original() -> Result<(
 
 #[test]
 fn large_header_lists_pass_in_frames_of_a_size_that_each_allows() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     let long = "v".repeat(9_000);
     let fields: Vec<_> = (0..10).map(|_| ("x-long", long.as_str())).chain([ALICE]).collect();
@@ -136,7 +136,7 @@ fn large_header_lists_pass_in_frames_of_a_size_that_each_allows() -> Result<()> 
 
 #[test]
 fn a_server_that_speaks_first_is_a_server_of_http2_all_the_same() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (one, other) = stage.connect()?;
     // As gRPC's servers do: SETTINGS on accept, before the client has said a word.
     let mut shared = H2::new(other);
@@ -163,7 +163,7 @@ fn a_server_that_speaks_first_is_a_server_of_http2_all_the_same() -> Result<()> 
 
 #[test]
 fn nothing_reaches_the_client_before_the_servers_settings() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (one, other) = stage.connect()?;
     let mut client = H2::client(one, &[]);
     let mut shared = H2::new(other);
@@ -196,7 +196,7 @@ fn nothing_reaches_the_client_before_the_servers_settings() -> Result<()> {
 
 #[test]
 fn an_extended_connect_is_a_tunnel_to_whom_its_key_says() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let connect_protocol = [(setting::ENABLE_CONNECT_PROTOCOL, 1)];
     let (mut client, mut shared) = open_with(&stage, &[], &connect_protocol)?;
     let mut alices = None;
@@ -237,7 +237,7 @@ fn an_extended_connect_is_a_tunnel_to_whom_its_key_says() -> Result<()> {
 
 #[test]
 fn settings_are_acknowledged_once_by_whom_they_concern() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], true);
     let (mut alice, _) = alice(&stage, &[])?;

@@ -100,7 +100,7 @@ fn expect_same(server: &str, direct: &Verdicts, captured: &Verdicts, lenient: &[
 
 #[test]
 fn an_undiverted_connection_gets_the_verdicts_of_its_server() -> Result<()> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let server = nghttpd(&town.server())?;
     let direct = verdicts(&town, &town.client(), "nghttpd-direct")?;
     let agent = town.agent()?;
@@ -118,7 +118,7 @@ fn an_undiverted_connection_gets_the_verdicts_of_its_server() -> Result<()> {
 /// A town where alice's own pod calls `staging/web`: each stream is given her key, so that h2spec, which cannot be told to
 /// send a field, talks to her.
 fn town_of_hers() -> Result<Fixture> {
-    Fixture::with_pods(&["alice/dev"])
+    Fixture::http2_with_pods(&["alice/dev"])
 }
 
 #[test]
@@ -139,7 +139,8 @@ fn the_agent_is_a_server_of_its_own_where_the_original_is_not_there() -> Result<
     drop(server);
     let _server = nghttpd(&town.lab.pod("alice/web"))?;
     // One that refuses, and has an address of the other family, is left to do that itself for some seconds.
-    let mut objects = town.objects(&[PORT.into()]);
+    let mut objects =
+        town.objects(&[divert_tests::manifest::Port::from(PORT).app_protocol("kubernetes.io/h2c")]);
     for service in objects.iter_mut().filter(|it| it["kind"] == "Service") {
         service["spec"]["clusterIPs"] = serde_json::json!([service["spec"]["clusterIP"]]);
         service["spec"]["ipFamilies"] = serde_json::json!(["IPv4"]);

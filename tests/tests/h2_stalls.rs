@@ -15,7 +15,7 @@ use divert_tests::stage::Stage;
 /// At a breakpoint a process does not read: what its kernel takes is all that it gets.
 #[test]
 fn an_upload_to_a_server_at_a_breakpoint_stops_nobody_else() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     // As servers for large uploads do.
     let (mut client, mut shared) = open_with(&stage, &[], &[(setting::INITIAL_WINDOW_SIZE, 64 << 20)])?;
     shared.send(&[Frame::window_update(0, 128 << 20)]);
@@ -38,7 +38,7 @@ fn an_upload_to_a_server_at_a_breakpoint_stops_nobody_else() -> Result<()> {
 /// Nobody is to send more than a window that has become smaller, so all are to acknowledge it.
 #[test]
 fn smaller_windows_do_not_wait_for_a_server_at_a_breakpoint() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], true);
     let (mut alice, _) = alice(&stage, &[])?;
@@ -58,7 +58,7 @@ fn smaller_windows_do_not_wait_for_a_server_at_a_breakpoint() -> Result<()> {
 
 #[test]
 fn small_frames_for_a_server_at_a_breakpoint_stop_nobody_else() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[ALICE], false);
     let (mut alice, _) = alice(&stage, &[])?;
@@ -81,7 +81,7 @@ fn small_frames_for_a_server_at_a_breakpoint_stop_nobody_else() -> Result<()> {
 /// What drops SYNs is a listener whose backlog is full.
 #[test]
 fn who_is_diverted_does_not_wait_for_an_original_that_does_not_answer() -> Result<()> {
-    let town = Fixture::new()?;
+    let town = Fixture::http2()?;
     let alices = town.lab.pod("alice/web").listen(PORT)?;
     let shared = town.server().listen_with_backlog(PORT, 0)?;
     let address = town.address(Family::V4);
@@ -113,7 +113,7 @@ fn who_is_diverted_does_not_wait_for_an_original_that_does_not_answer() -> Resul
 /// A server of gRPC, which closes the connection at the third PING between which it has sent no HEADERS or DATA.
 #[test]
 fn pings_for_messages_of_alice_do_not_end_a_call_of_the_original() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open(&stage)?;
     client.request(1, &[], true);
     shared.head(1);
@@ -149,7 +149,7 @@ fn pings_for_messages_of_alice_do_not_end_a_call_of_the_original() -> Result<()>
 
 #[test]
 fn an_extended_connect_goes_to_nobody_who_does_not_take_it() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, mut shared) = open_with(&stage, &[], &[(setting::ENABLE_CONNECT_PROTOCOL, 1)])?;
     let fields = [
         (":method", "CONNECT"),

@@ -46,7 +46,7 @@ fn expect_lost(client: &mut H2, stream: u32) {
 
 #[test]
 fn what_may_be_sent_twice_is_sent_once_more_when_a_kept_connection_dies() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     for reset in [false, true] {
         let (mut client, mut shared, mut alice) = kept(&stage, &[])?;
         client.request(3, &[ALICE, ("x-number", "3")], true);
@@ -86,7 +86,7 @@ fn what_may_be_sent_twice_is_sent_once_more_when_a_kept_connection_dies() -> Res
 
 #[test]
 fn a_second_try_is_the_last() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, _shared, mut alice) = kept(&stage, &[])?;
     client.request(3, &[ALICE], true);
     alice.head(3);
@@ -106,7 +106,7 @@ fn a_second_try_is_the_last() -> Result<()> {
 
 #[test]
 fn who_never_answered_on_a_connection_is_not_asked_again() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, _shared) = open(&stage)?;
     client.request(1, &[ALICE], true);
     let (mut alice, _) = alice(&stage, &[])?;
@@ -134,7 +134,7 @@ fn who_never_answered_on_a_connection_is_not_asked_again() -> Result<()> {
 
 #[test]
 fn what_waits_for_its_turn_goes_to_another_connection() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     for farewell in [false, true] {
         let (mut client, mut shared, mut alice) = kept(&stage, &[(setting::MAX_CONCURRENT_STREAMS, 1)])?;
         client.request(3, &[ALICE], false);
@@ -175,7 +175,7 @@ fn what_waits_for_its_turn_goes_to_another_connection() -> Result<()> {
 
 #[test]
 fn a_connection_that_ended_while_idle_is_not_given_a_request() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     for at_once in [false, true] {
         let (mut client, _shared, mut alice) = kept(&stage, &[])?;
         if at_once {
@@ -206,7 +206,7 @@ fn lead_to(town: &Fixture, pod: &str) -> Result<()> {
 
 #[test]
 fn the_second_try_goes_where_the_service_is_by_then() -> Result<()> {
-    let town = Fixture::with_pods(&["alice/next"])?;
+    let town = Fixture::http2_with_pods(&["alice/next"])?;
     lead_to(&town, "alice/web")?;
     let next = Echo::start(&town.lab.pod("alice/next"), PORT)?;
     let stage = Stage::of(town)?;
@@ -225,7 +225,7 @@ fn the_second_try_goes_where_the_service_is_by_then() -> Result<()> {
 
 #[test]
 fn there_is_no_second_try_where_the_divert_is_gone() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::http2()?;
     let (mut client, _shared, mut alice) = kept(&stage, &[])?;
     client.request(3, &[ALICE], true);
     alice.head(3);

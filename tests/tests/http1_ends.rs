@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::time::Duration;
 
 use anyhow::Result;
+use divert_tests::path;
 use divert_tests::peer::Peer;
 use divert_tests::stage::Stage;
 
@@ -67,9 +68,12 @@ fn a_server_that_ends_early_still_gets_the_request_it_reads_on() -> Result<()> {
         server.finish();
         client.expect(answer);
         client.expect_end();
-        let rest = "r".repeat(1_000_000);
-        client.send(format!("67890{rest}"));
-        server.expect(format!("67890{rest}"));
+        // More than the kernel holds where nobody is in between.
+        let rest = format!("67890{}", "r".repeat(1_000_000));
+        std::thread::scope(|scope| {
+            scope.spawn(|| client.send(&rest));
+            server.expect(&rest);
+        });
         // Nothing else reaches it, and nobody waits for more.
         server.expect_gone();
     }
@@ -87,7 +91,10 @@ fn a_client_that_has_finished_is_told_to_who_answers_last() -> Result<()> {
         client.finish();
         let server = server_of(key, &mut shared, &mut alice, &stage)?;
         server.expect(get(key));
-        server.expect_silence(Duration::from_millis(30));
+        if !(path::inserts() && key.is_empty()) {
+            // It has the second one at once where nobody is in between.
+            server.expect_silence(Duration::from_millis(30));
+        }
         server.send(OK);
         client.expect(OK);
         server.expect(get(key));
@@ -144,7 +151,12 @@ fn a_client_that_resets_while_nothing_is_asked_resets_all_its_servers() -> Resul
         client.expect(OK);
     }
     client.reset();
-    shared.expect_reset();
+    if path::inserts() {
+        // It was ended when the client was taken over.
+        shared.expect_end();
+    } else {
+        shared.expect_reset();
+    }
     server_of(KEY, &mut shared, &mut alice, &stage)?.expect_reset();
     Ok(())
 }

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use divert_tests::path;
 use divert_tests::peer::Peer;
-use divert_tests::script::{Script, Step, compare, compare_diverted};
+use divert_tests::script::{Script, Step, compare, compare_diverted, compare_spliced};
 use divert_tests::stage::Stage;
 
 use Step::{Await, Close, Finish, ReadBulk, ReadEnd, Reset, SendBulk, SendUntilError, Signal};
@@ -23,7 +24,7 @@ fn conversations(key: &str) -> Vec<(&'static str, String, String, &'static str)>
     let go = "HTTP/1.1 100 Continue\r\n\r\n";
     let request = |line: &str, fields: &str| format!("{line}\r\nHost: web\r\n{key}{fields}\r\n");
     let audio = "OggS\0\u{2}\0\0 GET / HTTP/1.1\r\n\r\n";
-    vec![
+    let mut all = vec![
         ("NTRIP", request("GET /M HTTP/1.1", "Ntrip-Version: Ntrip/2.0\r\n"), stream.into(), "$GPGGA,1\r\n"),
         ("NTRIP, as ICY", request("GET /M HTTP/1.0", ""), "ICY 200 OK\r\n\r\n".into(), "$GPGGA,1\r\n"),
         (
@@ -63,7 +64,10 @@ fn conversations(key: &str) -> Vec<(&'static str, String, String, &'static str)>
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n".into(),
             "\0any",
         ),
-    ]
+    ];
+    // Where agents insert, nobody has read what the shared copy answered: a request with a key is one.
+    all.retain(|(name, ..)| !(path::inserts() && key.is_empty() && *name == "docker exec, of requests"));
+    all
 }
 
 fn both(cases: fn(&str) -> Vec<(&'static str, Script)>) -> Result<()> {
@@ -130,7 +134,8 @@ fn what_could_have_become_a_request_arrives_once_it_cannot() -> Result<()> {
         );
         (answer, script)
     });
-    compare(&cases)
+    // Where agents insert, what could become a request is for the agent.
+    compare_spliced(&cases)
 }
 
 #[test]
@@ -249,7 +254,8 @@ fn served(stage: &Stage, key: &str, request: &str) -> Result<(Peer, Peer)> {
 
 #[test]
 fn a_request_is_led_nowhere_behind_an_answer_that_could_have_ended() -> Result<()> {
-    let stage = Stage::new()?;
+    // Where agents insert, nobody reads the shared copy's answers: a client that sends a key too early is reset.
+    let stage = Stage::spliced()?;
     let answers = [
         "HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
@@ -349,7 +355,8 @@ fn a_request_that_was_sent_before_the_answer_is_not_part_of_it() -> Result<()> {
 
 #[test]
 fn a_100_that_nobody_waits_for_changes_nothing() -> Result<()> {
-    let stage = Stage::new()?;
+    // As above: the next request begins before there is an answer.
+    let stage = Stage::spliced()?;
     let (mut client, mut shared) = stage.connect()?;
     let mut alice: Option<Peer> = None;
     let go = "HTTP/1.1 100 Continue\r\n\r\n";

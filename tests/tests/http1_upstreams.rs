@@ -183,7 +183,8 @@ fn an_original_that_ends_while_idle_ends_the_client() -> Result<()> {
 
 #[test]
 fn an_original_that_ends_during_another_exchange_lets_it_end_first() -> Result<()> {
-    let stage = Stage::new()?;
+    // One that was inserted has no connection to the original yet.
+    let stage = Stage::spliced()?;
     let (mut client, mut shared) = stage.connect()?;
     client.send(request("GET", false));
     serve(&mut shared, &mut client, &request("GET", false));
@@ -220,7 +221,8 @@ fn an_original_that_ends_before_its_first_request_is_dialled_again() -> Result<(
 
 #[test]
 fn a_farewell_before_the_first_request_answers_nobody() -> Result<()> {
-    let stage = Stage::new()?;
+    // Where there is nobody in between it is the client's to read.
+    let stage = Stage::spliced()?;
     for method in ["GET", "POST"] {
         let (mut client, mut shared) = stage.connect()?;
         shared.send(FAREWELL);

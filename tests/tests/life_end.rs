@@ -87,7 +87,8 @@ fn a_killed_agent_leaves_label_routes_alone_which_the_next_one_takes_over() -> R
 fn connections_leave_nothing_in_the_maps_of_the_kernel() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;
-    let agent = town.agent()?;
+    // What is known of one that was inserted rests a while after its end.
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let pid = agent.process().pid();
     let before = bpf_maps::entries(pid)?;
     assert!(before.len() >= 4, "pods, captures of two families, origins: {before:?}");
@@ -224,7 +225,8 @@ fn what_waits_to_be_accepted_at_the_end_is_served() -> Result<()> {
 fn an_exchange_under_way_at_the_end_is_finished() -> Result<()> {
     let town = Fixture::new()?;
     let listener = town.server().listen(divert_tests::fixture::PORT)?;
-    let mut agent = town.agent()?;
+    // Where agents insert, an exchange without a key is not theirs to finish.
+    let mut agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let mut connection = town.connect()?;
     connection.send(b"GET /slow HTTP/1.1\r\nHost: web\r\n\r\n")?;
     let (server, _) = divert_tests::server::accept(&listener)?;
@@ -248,7 +250,7 @@ fn an_exchange_under_way_at_the_end_is_finished() -> Result<()> {
 fn what_does_not_end_in_time_is_reset() -> Result<()> {
     let town = Fixture::new()?;
     let listener = town.server().listen(divert_tests::fixture::PORT)?;
-    let options = Options { drain: 0, ..Options::default() };
+    let options = Options { drain: 0, ..Options::spliced() };
     let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
     let mut connection = town.connect()?;
     connection.send(b"GET /never HTTP/1.1\r\nHost: web\r\n\r\n")?;
@@ -289,7 +291,7 @@ fn end_with_a_slow_reader(town: &Fixture, agent: &Agent, length: usize) -> Resul
 fn a_slow_reader_gets_the_whole_response_after_the_end() -> Result<()> {
     const LENGTH: usize = 24 << 10;
     let town = Fixture::new()?;
-    let mut agent = town.agent()?;
+    let mut agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let mut connection = end_with_a_slow_reader(&town, &agent, LENGTH)?;
     assert_eq!(connection.response()?.body.len(), LENGTH);
     assert_eq!(connection.read_to_end()?, b"");
@@ -302,7 +304,7 @@ fn a_second_signal_ends_the_agent_at_once() -> Result<()> {
     let town = Fixture::new()?;
     let listener = town.server().listen(divert_tests::fixture::PORT)?;
     // Longer than any test waits.
-    let options = Options { drain: 300, ..Options::default() };
+    let options = Options { drain: 300, ..Options::spliced() };
     let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
     let mut connection = town.connect()?;
     connection.send(b"GET /never HTTP/1.1\r\nHost: web\r\n\r\n")?;
@@ -332,7 +334,7 @@ fn a_second_signal_ends_the_agent_at_once() -> Result<()> {
 fn a_client_that_resets_what_waits_for_it_is_not_waited_for() -> Result<()> {
     let town = Fixture::new()?;
     // Far longer than the end is waited for.
-    let options = Options { drain: 120, ..Options::default() };
+    let options = Options { drain: 120, ..Options::spliced() };
     let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
     let connection = end_with_a_slow_reader(&town, &agent, 24 << 10)?;
     socket2::SockRef::from(connection.stream()).set_linger(Some(Duration::ZERO))?;

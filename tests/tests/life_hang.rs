@@ -11,7 +11,7 @@ use divert_tests::http::Http;
 use divert_tests::lab::{FAMILIES, Family};
 use divert_tests::manifest::{self, Manifests};
 use divert_tests::script::is_captured;
-use divert_tests::{usage, wait};
+use divert_tests::{path, usage, wait};
 
 fn captured(town: &Fixture, connection: &Http) -> Result<bool> {
     is_captured(connection.stream(), &town.client())?.context("the connection is in no table of sockets")
@@ -26,7 +26,8 @@ fn asked(town: &Fixture, family: Family, key: &[(&str, &str)]) -> Result<Option<
 fn a_stopped_agent_is_passed_by_within_two_seconds_and_taken_up_again() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;
-    let agent = town.agent()?;
+    // What is watched does not wait for an agent; `insert_hang` tells of it.
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let mut before = town.connect()?;
     assert_eq!(before.get("/", &[ALICE])?.served_by().as_deref(), Some("alice/web"));
 
@@ -84,8 +85,7 @@ fn an_agent_one_of_whose_workers_hangs_says_so_and_ends() -> Result<()> {
     let took = stopped.elapsed();
     assert!(took > Duration::from_secs(4), "{took:?}: to be slow for a moment is no reason");
     let mut direct = town.connect()?;
-    assert!(!captured(&town, &direct)?);
-    assert_eq!(direct.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
+    assert_eq!(direct.get("/", &[ALICE])?.served_by().as_deref(), Some("staging/web"));
 
     wait::until("the agent to end", || worker.is_gone())?;
     let ended = agent.wait_end().expect_err("it must end with an error");
@@ -116,8 +116,8 @@ fn time_in_which_the_whole_agent_was_stopped_is_no_reason_to_end() -> Result<()>
 fn connections_that_are_reset_before_they_are_accepted_reach_nobody() -> Result<()> {
     let town = Fixture::new()?;
     let servers = town.servers()?;
-    // One queue, so that who is answered was the last of it.
-    let options = Options { workers: 1, ..Options::default() };
+    // One queue, so that who is answered was the last of it. Where agents insert, nobody waits for them to accept.
+    let options = Options { workers: 1, ..Options::spliced() };
     let agent = Agent::start(&town.lab, &town.manifests, &options)?;
     agent.pause()?;
     for _ in 0..20 {
@@ -158,7 +158,8 @@ fn close_listeners(agent: &Agent) -> Result<()> {
 fn a_pod_without_listeners_is_passed_by_until_it_has_new_ones() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;
-    let agent = town.agent()?;
+    // What has no key asks for no listener where agents insert.
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     for family in FAMILIES {
         assert_eq!(asked(&town, family, &[ALICE])?.as_deref(), Some("alice/web"));
         // The agent looks at its listeners every five seconds, and may have opened new ones just now.
@@ -217,7 +218,9 @@ fn of_two_agents_the_first_serves_and_the_second_takes_over() -> Result<()> {
             assert_eq!(asked(&town, family, &[])?.as_deref(), Some("staging/web"));
         }
         assert_eq!(second.metric("divert_connections_accepted_total")?, 0.0, "the first serves");
-        assert_eq!(first.metric("divert_connections_accepted_total")?, 5.0);
+        // Those without a key are nobody's where agents insert.
+        let carried = if path::inserts() { 3.0 } else { 5.0 };
+        assert_eq!(first.metric("divert_connections_accepted_total")?, carried);
 
         if killed {
             first.kill();

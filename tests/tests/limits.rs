@@ -125,7 +125,8 @@ fn without_descriptors_new_connections_go_direct_and_the_agent_does_not_spin() -
 fn a_developers_connection_that_finds_no_descriptor_has_new_ones_go_direct() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;
-    let agent = town.agent()?;
+    // What is watched is direct, whatever the agent lacks.
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let pid = pid_of(&agent)?;
     let mut held = town.connect()?;
     assert_eq!(held.get("/", &[])?.served_by().as_deref(), Some("staging/web"));
@@ -208,7 +209,8 @@ fn timers(socket: &Socket) -> Result<(Duration, Duration, u32, Option<Duration>)
 fn a_server_whose_address_vanishes_is_noticed() -> Result<()> {
     let town = Fixture::new()?;
     let servers = town.servers()?;
-    let agent = town.agent()?;
+    // Looked at are the sockets of an agent that is in between from the start; so below.
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let mut connection = town.connect()?;
     for key in [&[][..], &[ALICE]] {
         connection.get("/", key)?;
@@ -256,7 +258,7 @@ fn a_server_that_does_not_read_for_long_keeps_its_connection() -> Result<()> {
     const BODY: usize = 32 << 20;
     let town = Fixture::new()?;
     let listener = town.server().listen(PORT)?;
-    let agent = town.agent()?;
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let mut connection = town.connect()?;
     let head = format!("POST /slow HTTP/1.1\r\nHost: web\r\nContent-Length: {BODY}\r\n\r\n");
     connection.send(head.as_bytes())?;
@@ -360,7 +362,8 @@ fn thousands_of_idle_connections_cost_little_and_are_served_when_they_wake() -> 
 
     let town = Fixture::new()?;
     let listener = town.server().listen_with_backlog(PORT, 4096)?;
-    let arguments = vec!["--max-pod-connections=20000".into(), "--max-connections=20000".into()];
+    let arguments = ["--path=splice", "--max-pod-connections=20000", "--max-connections=20000"];
+    let arguments = arguments.map(String::from).into();
     let agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
     let pid = agent.process().pid();
     let talk = |connection: &mut Http, server: &mut TcpStream| -> Result<()> {

@@ -41,7 +41,7 @@ fn wait_listening(pod: &Pod, server: &mut Process) -> Result<()> {
 /// The programs' connections cannot be looked into; one of our own beside them is captured.
 fn assert_captured(town: &Fixture) -> Result<()> {
     let http = town.connect()?;
-    ensure!(is_captured(http.stream(), &town.client())? != Some(false), "the port is not captured");
+    ensure!(is_captured(http.stream(), &town.client())? == Some(true), "the port is not captured");
     Ok(())
 }
 

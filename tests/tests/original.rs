@@ -1,5 +1,6 @@
 //! correctness.md, Connection and Life: the connection to the original destination. When it is opened, how long it is
-//! kept, and who is waited for meanwhile.
+//! kept, and who is waited for meanwhile. Where agents insert, one that waits to be dialled is the client's own: who dials is
+//! an agent that splices.
 
 use std::net::{Shutdown, TcpListener};
 use std::time::Duration;
@@ -95,7 +96,7 @@ fn h2_gets() -> Vec<u8> {
 fn a_client_that_gives_up_during_the_dial_is_not_waited_for() -> Result<()> {
     let town = Fixture::new()?;
     let (_listener, _filler) = black_hole(&town)?;
-    let agent = town.agent()?;
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     // The last ones say more than is read before there is a server, so that their ends are not seen.
     let streams = h2_uploads();
     let upload =
@@ -132,7 +133,7 @@ fn a_client_that_gives_up_during_the_dial_is_not_waited_for() -> Result<()> {
 fn a_client_that_has_ended_its_direction_is_waited_for() -> Result<()> {
     let town = Fixture::new()?;
     let (listener, filler) = black_hole(&town)?;
-    let agent = town.agent()?;
+    let agent = Agent::start(&town.lab, &town.manifests, &Options::spliced())?;
     let mut client = Peer::new(town.client().connect(town.address(Family::V4))?);
     client.send(PLAIN);
     client.finish();
@@ -152,7 +153,7 @@ fn a_client_that_has_ended_its_direction_is_waited_for() -> Result<()> {
 fn a_silent_connection_does_not_hold_up_the_end() -> Result<()> {
     let town = Fixture::new()?;
     let listener = town.server().listen(PORT)?;
-    let options = Options { drain: 300, ..Options::default() };
+    let options = Options { drain: 300, ..Options::spliced() };
     let mut agent = Agent::start(&town.lab, &town.manifests, &options)?;
     let mut client = Peer::new(town.client().connect(town.address(Family::V4))?);
     let mut server = Peer::accept(&listener)?;

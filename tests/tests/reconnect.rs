@@ -134,7 +134,9 @@ fn connections_that_a_hung_agent_let_through_are_asked() -> Result<()> {
     let town = town()?;
     let _servers = town.servers()?;
     let first = used(&town, town.address(Family::V4))?;
-    let agent = agent(&town)?;
+    // Where agents insert, connections are watched meanwhile, and follow by themselves.
+    let arguments = ["--path", "splice", "--reconnect-idle", "1"].map(String::from).into();
+    let agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
     closed(&first, IDLE + SLACK)?;
     // With nothing left, the search that began with the agent is over a second later: only the gap begins
     // another.

@@ -35,7 +35,7 @@ fn answer_and_end(server: &mut Peer) -> Result<()> {
 
 #[test]
 fn a_connection_with_one_request_takes_no_segment_that_can_be_spared() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::spliced()?;
     let mut seen = Vec::new();
     for _ in 0..ATTEMPTS {
         let mut client = connect(&stage)?;
@@ -77,7 +77,7 @@ fn second_write(stage: &Stage, first: &[u8], second: &[u8]) -> Result<Duration> 
 
 #[test]
 fn a_client_that_waits_for_an_acknowledgement_gets_it_at_once() -> Result<()> {
-    let stage = Stage::new()?;
+    let stage = Stage::spliced()?;
     for (name, first, second) in [
         (
             "a body behind its head",

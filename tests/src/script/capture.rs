@@ -1,5 +1,5 @@
 //! Whether a connection is captured: getpeername is translated by the hooks, but the kernel's table of
-//! sockets shows the address that was really connected to.
+//! sockets shows the address that was really connected to, or that the socket is watched.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,19 +10,17 @@ use anyhow::Result;
 use divert_common::label::LabelRanges;
 use rustix::fs::fstat;
 
+use super::watch;
 use crate::lab::Pod;
-use crate::path;
 
-/// Whether the peer of a pod's connection is a label address; none when the connection is over, and where agents insert:
-/// then a connection has nobody but its server for a peer.
+/// Whether an agent has to do with a pod's connection: its peer is a label address, or it is watched. None when the
+/// connection is over.
 ///
 /// # Errors
-/// When the pod's /proc/net/tcp cannot be read.
+/// When the kernel does not say.
 pub fn is_captured(stream: impl AsFd, pod: &Pod) -> Result<Option<bool>> {
-    if path::inserts() {
-        return Ok(None);
-    }
-    Ok(kernel_peer(stream, pod)?.map(|peer| is_label(peer.ip())))
+    let Some(peer) = kernel_peer(&stream, pod)? else { return Ok(None) };
+    Ok(Some(is_label(peer.ip()) || watch::is_followed(&stream, pod)?))
 }
 
 /// The address that a pod's connection really goes to; none when the connection is over.
