@@ -184,7 +184,11 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
         path => match hooks.load_watching(&names, means) {
             Ok((events, takeovers)) => {
                 let watched = hooks.watched()?;
-                let started = Inserter::start(events, takeovers, watched, Arc::clone(&workers), args.mark);
+                // Without its thread nobody is to wait for it.
+                let slots = hooks.pod_slots();
+                let ended = move || slots.stop_taking();
+                let started =
+                    Inserter::start(events, takeovers, watched, Arc::clone(&workers), args.mark, ended);
                 Insertion::By(started.map_err(system("starting the inserter"))?)
             }
             Err(error) if path == DataPath::Auto => {

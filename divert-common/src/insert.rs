@@ -95,8 +95,10 @@ pub enum Claim {
     Claimed = 1,
     /// The agent, whose socket is there.
     Inserted = 2,
-    /// The server again, as the agent was not seen to be there.
+    /// The server again, as the agent was not seen to be there. The agent forgets it when it hears of the connection.
     Returned = 3,
+    /// The server again, as the agent does not serve the pod any more. The program forgets it.
+    Refused = 4,
 }
 
 /// The most connections that can be severed at a time.

@@ -79,7 +79,8 @@ enum Order {
 }
 
 impl Inserter {
-    /// Starts the thread. It ends when nobody holds an inserter any more, and no connection that it has taken over is left.
+    /// Starts the thread. It ends when nobody holds an inserter any more, and no connection that it has taken over is left; or
+    /// by a fault. In any case `ended` is called.
     ///
     /// # Errors
     /// When the thread cannot be made.
@@ -89,11 +90,14 @@ impl Inserter {
         watched: OwnedFd,
         workers: Arc<Workers>,
         mark: u32,
+        ended: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let (orders, receiver) = mpsc::unbounded_channel();
         let own = orders.downgrade();
         let runtime = Builder::new_current_thread().enable_all().build()?;
+        let ended = AtEnd(Some(ended));
         std::thread::Builder::new().name("inserter".into()).spawn(move || {
+            let _ended = ended;
             let inserting = Inserting {
                 orders: own,
                 takeovers,
@@ -135,6 +139,17 @@ impl Inserter {
     fn tell(&self, order: Order) {
         // It has ended, which was said.
         let _ = self.orders.send(order);
+    }
+}
+
+/// Calls a function when it is dropped, also by a panic.
+struct AtEnd<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        if let Some(act) = self.0.take() {
+            act();
+        }
     }
 }
 
@@ -242,8 +257,10 @@ impl Inserting {
         let slot = header.slot;
         let Some(sockets) = self.pods.get_mut(&slot) else {
             debug!(slot, "a connection of a pod that is not served any more is left alone");
-            if header.kind == EventKind::Take as u32 {
-                self.takeovers.forget(&takeover::ends(&segment), header.cookie);
+            if header.kind == EventKind::Take as u32
+                && let Err(error) = self.takeovers.refuse(header.cookie)
+            {
+                debug!(slot, %error, "it was given back already");
             }
             return;
         };
@@ -279,8 +296,11 @@ impl Inserting {
                 return;
             }
             Err(error) => {
-                // TCP sends what was kept back again, and then there may be room; or it goes to the server.
                 debug!(pod = %sockets.pod().pod, %error, "a connection cannot be claimed");
+                if sockets.reset(segment, Label::new(header.label)) {
+                    self.workers.count_not_taken_over();
+                }
+                sockets.reset_server(segment);
                 return;
             }
         }

@@ -178,10 +178,19 @@ impl Takeovers {
     pub fn claim(&mut self, cookie: u64) -> Result<bool, MapError> {
         match self.claims.insert(cookie, Claim::Claimed as u32, NOEXIST) {
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                absent_is_fine(self.claims.remove(&cookie))?;
                 Ok(false)
             }
             other => other.map(|()| true),
         }
+    }
+
+    /// Leaves a connection to its server.
+    ///
+    /// # Errors
+    /// When the map is full.
+    pub fn refuse(&mut self, cookie: u64) -> Result<(), MapError> {
+        self.claims.insert(cookie, Claim::Refused as u32, NOEXIST)
     }
 
     /// From now on what the client sends is led to the agent's socket.

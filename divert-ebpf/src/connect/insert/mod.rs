@@ -368,11 +368,16 @@ fn taking(skb: *mut __sk_buff, segment: &Segment, watch: &mut Watch) -> i32 {
         watch.phase = Phase::Taken as u32;
         return lead(skb);
     }
-    // An agent that has died or hangs is not waited for: what was kept back is sent again by TCP, to the server, which was
-    // told nothing yet. Whoever is first in the map has it.
-    if claim == 0
-        && !gate::is_there()
-        && CLAIMS.insert(cookie, Claim::Returned as u32, BPF_NOEXIST.into()).is_ok()
+    // What was kept back is sent again by TCP, to the server, which was told nothing yet: where the agent says so, and where
+    // it has died or hangs, which is not waited for. Whoever is first in the map has the connection.
+    let refused = claim == Claim::Refused as u32;
+    if refused {
+        let _ = CLAIMS.remove(cookie);
+    }
+    if refused
+        || claim == 0
+            && !gate::is_there()
+            && CLAIMS.insert(cookie, Claim::Returned as u32, BPF_NOEXIST.into()).is_ok()
     {
         let _ = SEVERED.remove(segment.sent());
         return lose(watch, Counter::LostUnserved);
