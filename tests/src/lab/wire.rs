@@ -23,7 +23,7 @@ pub struct Faults {
     pub lost: u32,
     /// Arrive twice.
     pub doubled: u32,
-    /// Arrive after the next one, or after [`LATE`] where none comes.
+    /// Arrive after the next one, or after three milliseconds where none comes.
     pub late: u32,
 }
 
