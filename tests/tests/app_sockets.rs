@@ -126,6 +126,7 @@ fn a_source_address_besides_the_pods_own_is_the_servers_peer() -> Result<()> {
     let second = town.lab.cluster_ips(&client)?;
     let _agent = town.agent()?;
     let servers = [(&listener, ""), (&alices, "baggage: okteto-divert=alice\r\n")];
+    let mut held = Vec::new();
     for ((listener, key), family) in servers.into_iter().flat_map(|it| FAMILIES.map(|family| (it, family))) {
         let socket = client.socket(family)?;
         let source = second.address(family, 0);
@@ -135,8 +136,10 @@ fn a_source_address_besides_the_pods_own_is_the_servers_peer() -> Result<()> {
         ensure!(socket.local_addr()?.as_socket().is_some_and(|it| it.ip() == source.ip()));
         let mut stream = patient(socket.into())?;
         write!(stream, "GET / HTTP/1.1\r\nHost: web\r\n{key}\r\n")?;
-        let (_, peer) = accept(listener)?;
+        let (server, peer) = accept(listener)?;
         ensure!(peer.ip().to_canonical() == source.ip(), "{peer} instead of {source}");
+        // An original that ends before it has the request is connected to once more.
+        held.push((stream, server));
     }
     Ok(())
 }
