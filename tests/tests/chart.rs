@@ -33,7 +33,7 @@ const CHANGED: &[(&str, &str)] = &[
     ("agent.headWaitMilliseconds=250", "--head-wait=250"),
     ("agent.headTimeoutSeconds=7", "--head-timeout=7"),
     ("agent.path=insert", "--path=insert"),
-    ("agent.path=splice", "--path=splice"),
+    ("agent.path=auto", "\"NET_RAW\""),
     ("agent.reconnectIdleSeconds=30", "--reconnect-idle=30"),
     ("agent.labelRangeV4=10.64.0.0", "--label-range-v4=10.64.0.0"),
     ("agent.labelRangeV6=fd00:1::", "--label-range-v6=fd00:1::\""),

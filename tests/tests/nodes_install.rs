@@ -31,12 +31,11 @@ roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}
 subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: alice}]
 ";
 /// Bits of capabilities(7), as the DaemonSet names them.
-const CAPABILITIES: [(&str, u32); 8] = [
+const CAPABILITIES: [(&str, u32); 7] = [
     ("SETGID", 6),
     ("SETUID", 7),
     ("NET_BIND_SERVICE", 10),
     ("NET_ADMIN", 12),
-    ("NET_RAW", 13),
     ("SYS_PTRACE", 19),
     ("SYS_ADMIN", 21),
     ("BPF", 39),
