@@ -5,21 +5,13 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use divert_tests::agent::{Agent, Options};
 use divert_tests::fixture::{ALICE, Fixture};
-use divert_tests::http::Http;
+use divert_tests::insert::{ALICES, SHARED, answered};
 use divert_tests::lab::FAMILIES;
 use divert_tests::wait;
-
-const SHARED: &str = "staging/web";
-const ALICES: &str = "alice/web";
 
 fn agent(town: &Fixture) -> Result<Agent> {
     let arguments = ["--path", "insert", "--clsact"].map(str::to_owned).into();
     Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })
-}
-
-fn answered(http: &mut Http, fields: &[(&str, &str)]) -> Result<String> {
-    let response = http.get("/", fields)?;
-    response.served_by().with_context(|| format!("answered by the agent: {}", response.text()))
 }
 
 /// How many filters of Divert's there are on the devices of the client's namespace, both ways.

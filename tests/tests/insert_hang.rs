@@ -1,26 +1,16 @@
 //! An agent that hangs in the moment in which it is to take a connection over: nobody waits for it.
 
-use anyhow::{Context, Result};
-use divert_tests::agent::{Agent, Options};
+use anyhow::Result;
 use divert_tests::fixture::{ALICE, Fixture};
-use divert_tests::http::Http;
+use divert_tests::insert::{self, ALICES, SHARED, answered};
 use divert_tests::lab::FAMILIES;
 use divert_tests::wait;
-
-const SHARED: &str = "staging/web";
-const ALICES: &str = "alice/web";
-
-fn answered(http: &mut Http, fields: &[(&str, &str)]) -> Result<String> {
-    let response = http.get("/", fields)?;
-    response.served_by().with_context(|| format!("answered by the agent: {}", response.text()))
-}
 
 #[test]
 fn a_request_that_a_hung_agent_was_to_have_goes_to_the_server_and_stays_there() -> Result<()> {
     let town = Fixture::new()?;
     let _servers = town.servers()?;
-    let arguments = ["--path", "insert"].map(str::to_owned).into();
-    let agent = Agent::start(&town.lab, &town.manifests, &Options { arguments, ..Options::default() })?;
+    let agent = insert::agent(&town)?;
     let mut open = Vec::new();
     for family in FAMILIES.into_iter().cycle().take(8) {
         let mut http = town.connect_by(family)?;

@@ -4,13 +4,11 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::agent::{Agent, Options};
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::http::Http;
+use divert_tests::insert::{ALICES, SHARED, answered};
 use divert_tests::lab::FAMILIES;
 use divert_tests::manifest::Port;
 use divert_tests::usage::unacknowledged;
 use divert_tests::wait;
-
-const SHARED: &str = "staging/web";
-const ALICES: &str = "alice/web";
 
 fn agent(town: &Fixture) -> Result<Agent> {
     let arguments = ["--path", "auto"].map(str::to_owned).into();
@@ -21,11 +19,6 @@ fn town() -> Result<Fixture> {
     let town = Fixture::new()?;
     town.put_town(&[Port::from(PORT).named("http")])?;
     Ok(town)
-}
-
-fn answered(http: &mut Http, fields: &[(&str, &str)]) -> Result<String> {
-    let response = http.get("/", fields)?;
-    response.served_by().with_context(|| format!("answered by the agent: {}", response.text()))
 }
 
 /// Connections in use, which are never idle for as long as would have them closed.

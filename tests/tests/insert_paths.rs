@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use divert_tests::agent::{Agent, Options};
 use divert_tests::fixture::{ALICE, Fixture, PORT};
 use divert_tests::h2::frame::PREFACE;
-use divert_tests::http::Http;
+use divert_tests::insert::{ALICES, SHARED, answered};
 use divert_tests::lab::{FAMILIES, Family};
 use divert_tests::manifest::Port;
 use divert_tests::script::kernel_peer;
@@ -17,8 +17,6 @@ use divert_tests::server;
 use divert_tests::wait;
 use serde_json::Value;
 
-const SHARED: &str = "staging/web";
-const ALICES: &str = "alice/web";
 /// SETTINGS without any: length 0, type 4, no flags, stream 0.
 const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
@@ -33,11 +31,6 @@ fn agent_with(town: &Fixture, arguments: &[&str]) -> Result<Agent> {
 
 fn declares(town: &Fixture, name: &str) -> Result<()> {
     town.put_town(&[Port::from(PORT).named(name)]).map(drop)
-}
-
-fn answered(http: &mut Http, fields: &[(&str, &str)]) -> Result<String> {
-    let response = http.get("/", fields)?;
-    response.served_by().with_context(|| format!("answered by the agent: {}", response.text()))
 }
 
 /// Whether the kernel has the client connected to its server, and not to a label.
