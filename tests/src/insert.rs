@@ -2,7 +2,6 @@
 //! connection.
 
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
 use std::{fs, io};
 
 use anyhow::{Context, Result};
@@ -12,6 +11,7 @@ use crate::fixture::Fixture;
 use crate::http::Http;
 use crate::lab::Pod;
 use crate::traces;
+use crate::usage::tcp_info;
 
 /// Who answers requests without a key.
 pub const SHARED: &str = "staging/web";
@@ -139,21 +139,7 @@ impl Info {
     /// # Errors
     /// Those of getsockopt(2).
     pub fn of(stream: &TcpStream) -> io::Result<Self> {
-        let mut info = [0_u8; 160];
-        let mut size = info.len() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `size` bytes through the pointer, which points to as many.
-        let done = unsafe {
-            libc::getsockopt(
-                stream.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                info.as_mut_ptr().cast(),
-                &raw mut size,
-            )
-        };
-        if done != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let info = tcp_info::<160>(stream)?;
         let u32_at = |at: usize| info[at..].first_chunk().map_or(0, |it| u32::from_ne_bytes(*it));
         let u64_at = |at: usize| info[at..].first_chunk().map_or(0, |it| u64::from_ne_bytes(*it));
         let options = info[5];

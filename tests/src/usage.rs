@@ -172,23 +172,28 @@ pub fn unacknowledged(stream: &TcpStream) -> libc::c_int {
 /// # Errors
 /// Those of getsockopt(2).
 pub fn segments_received(stream: &TcpStream) -> io::Result<u32> {
-    /// Offset of tcpi_segs_in in linux/tcp.h's struct tcp_info, which libc's ends before.
+    /// Offset of tcpi_segs_in.
     const SEGS_IN: usize = 140;
-    let mut info = [0_u8; SEGS_IN + 4];
-    let mut len = info.len() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes through the pointer, which points to as many.
+    let [.., a, b, c, d] = tcp_info::<{ SEGS_IN + 4 }>(stream)?;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+/// The first bytes of linux/tcp.h's struct tcp_info of a connection: libc's ends before what was added of late.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn tcp_info<const LENGTH: usize>(stream: &TcpStream) -> io::Result<[u8; LENGTH]> {
+    let mut info = [0_u8; LENGTH];
+    let mut size = LENGTH as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes through the pointer, which points to as many.
     let done = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
             info.as_mut_ptr().cast(),
-            &raw mut len,
+            &raw mut size,
         )
     };
-    if done != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let [.., a, b, c, d] = info;
-    Ok(u32::from_ne_bytes([a, b, c, d]))
+    if done == 0 { Ok(info) } else { Err(io::Error::last_os_error()) }
 }
