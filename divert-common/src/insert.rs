@@ -119,9 +119,9 @@ pub enum EventKind {
     /// The server has sent something else that wants an answer: its end of the connection, what the client has, or a probe.
     Unanswered = 4,
     /// The server has sent bytes after it was cut off, and nobody misses them.
-    Unheard = 6,
+    Unheard = 5,
     /// A head that may carry a key, on a connection that cannot be taken over there. It was not sent.
-    Stuck = 5,
+    Stuck = 6,
 }
 
 /// Begin of each event; the packet follows, from its IP header on.

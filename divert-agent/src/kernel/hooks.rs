@@ -313,8 +313,8 @@ impl Hooks {
     }
 
     /// Says what a label means: what getpeername shows, and what the connect hooks compare before they lead a
-    /// connection to it. Not to be changed while anything may lead there, but for the `flags` ([`divert_common::map::ORIGIN_WATCHED`] and its
-    /// like).
+    /// connection to it. Not to be changed while anything may lead there, but for the `flags`
+    /// ([`divert_common::map::ORIGIN_WATCHED`] and its like).
     ///
     /// # Errors
     /// When the kernel refuses: the label is not below [`Hooks::labels`].

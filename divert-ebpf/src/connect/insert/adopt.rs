@@ -17,7 +17,7 @@ use divert_common::map::{Counter, ORIGIN_WATCHED};
 
 use super::packet::Segment;
 use super::scan::{Verdict, scan_head, scanned};
-use super::{ESTABLISHED, WATCHED, look_up};
+use super::{ESTABLISHED, WATCHED, label};
 use crate::capture::is_own;
 use crate::maps::{self, count};
 
@@ -54,16 +54,17 @@ pub fn begin(ctx: &TcContext, socket: *mut bpf_sock) {
         // SAFETY: the memory stays while the program runs.
         netns: unsafe { read_volatile(netns) },
         next: 0,
-        // Another than the present one, so that it is looked up.
-        generation: maps::generation().wrapping_sub(1),
+        // Before the maps, as in `look_up`.
+        generation: maps::generation(),
         label: NOT_CAPTURED,
         received: 0,
     };
-    look_up(&segment, &mut watch);
-    if watch.label == NOT_CAPTURED || !maps::origin_is(watch.label, ORIGIN_WATCHED) {
+    let Some(label) = label(&segment.sent(), &watch) else { return };
+    let Some((received, _)) = state(socket) else { return };
+    if !maps::origin_is(label, ORIGIN_WATCHED) {
         return;
     }
-    let Some((received, _)) = state(socket) else { return };
+    watch.label = label;
     watch.received = received;
     // SAFETY: a full socket, a map of its storage, and a value of the stack.
     unsafe {
